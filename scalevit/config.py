@@ -1,0 +1,297 @@
+"""The config tree: every setting of a run, its type, its default and its meaning.
+
+The defaults are the paper's recipe (arXiv:2512.01059) for ViT-B/16 on ImageNet-1k. Files, `extends` and
+command-line overrides are read by `scalevit.config_file`; this module only says what a valid config is.
+Nothing here imports torch, so that a mistake is reported before any process group starts.
+"""
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A part of the config: unknown keys are errors, values never change, NaN and infinity are refused."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+    )
+
+
+# --- model ------------------------------------------------------------------------------------------------
+
+
+class ModelConfig(Section):
+    """Which timm Vision Transformer is trained."""
+
+    name: str = "vit_base_patch16_224"
+    """A model of timm's registry whose blocks carry timm's Mlp (ViT, DeiT III, DINOv2-like)."""
+    image_size: PositiveInt = 224
+    """Side of the square input in pixels."""
+    num_classes: PositiveInt = 1000
+    """Number of classes; every label must be below it."""
+    drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """Stochastic depth rate of the last block; it grows linearly from 0 at the first."""
+    initial_weights: str | None = None
+    """A `model.safetensors` (ours, reduced or not) or a plain timm state dict to start from. Whether it is already
+    reduced is read from the file, so it is never reduced twice."""
+    kwargs: dict[str, Any] = {}
+    """More arguments of the timm factory, for example {"embed_dim": 96, "depth": 6}."""
+
+
+class NoReduction(Section):
+    """The unchanged model."""
+
+    strategy: Literal["none"] = "none"
+
+
+class GroupedReduction(Section):
+    """GroupedMLP: the blocks of a group share one MLP, that of the group's first block."""
+
+    strategy: Literal["grouped"] = "grouped"
+    group_size: Annotated[int, Field(ge=2)] | None = None
+    """How many neighbouring blocks share an MLP (2 when neither this nor `groups` is given). The depth must be a
+    multiple of it."""
+    groups: list[Annotated[list[NonNegativeInt], Field(min_length=1)]] | None = None
+    """Explicit groups of block indices, for example [[0, 1], [2, 3, 4]]; blocks not named keep their own MLP."""
+    scale: PositiveFloat = 1 / math.sqrt(2)
+    """Factor on the shared `fc1.weight`, `fc1.bias` and `fc2.weight` at initialisation (the paper's 1/sqrt(2))."""
+
+    @model_validator(mode="after")
+    def _one_grouping(self) -> "GroupedReduction":
+        if self.group_size is not None and self.groups is not None:
+            raise ValueError("give group_size or groups, not both")
+        return self
+
+
+class ShallowReduction(Section):
+    """ShallowMLP: each MLP keeps the first part of its hidden units; everything else keeps its initialisation."""
+
+    strategy: Literal["shallow"] = "shallow"
+    keep: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Share of the hidden units that is kept: the first int(keep * hidden)."""
+
+
+class ThinReduction(Section):
+    """ThinMLP: the model is built with a narrower MLP."""
+
+    strategy: Literal["thin"] = "thin"
+    mlp_ratio: PositiveFloat = 2.0
+    """Hidden width over embedding width, given to the timm factory."""
+
+
+Reduction = Annotated[
+    NoReduction | GroupedReduction | ShallowReduction | ThinReduction, Field(discriminator="strategy")
+]
+
+
+class KernelsConfig(Section):
+    """How the MLPs are computed."""
+
+    mlp: Literal["auto", "triton", "eager"] = "auto"
+    """auto: fused Triton kernels where they run, else PyTorch; triton: fail where they do not; eager: PyTorch."""
+    save: Literal["fast", "lean", "recompute"] = "fast"
+    """What the fused forward keeps for the backward: 4, 2 or 0 bytes per hidden unit and token in bf16."""
+
+
+# --- data -------------------------------------------------------------------------------------------------
+
+
+class AugmentationConfig(Section):
+    """What happens to a training image; the defaults are timm's plus the paper's."""
+
+    repeats: PositiveInt = 3
+    """Augmented copies of each decoded image (repeated augmentation); an epoch stays as many images long."""
+    crop_scale: tuple[PositiveFloat, PositiveFloat] = (0.08, 1.0)
+    """Area of the random crop relative to the image."""
+    crop_ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
+    """Aspect ratio of the random crop."""
+    hflip: Fraction = 0.5
+    """Probability of a horizontal flip."""
+    color_jitter: NonNegativeFloat = 0.4
+    """Strength of colour jitter; not used where auto_augment is (timm's rule)."""
+    auto_augment: str | None = "rand-m9-mstd0.5-inc1"
+    """timm's RandAugment / AutoAugment policy, or null."""
+    interpolation: Literal["random", "bilinear", "bicubic"] = "random"
+    """Resampling of the training crop; random draws bilinear or bicubic."""
+    random_erasing: Fraction = 0.25
+    """Probability of erasing a rectangle (timm's pixel mode)."""
+    mixup: NonNegativeFloat = 0.8
+    """Alpha of mixup's Beta distribution; 0 turns it off."""
+    cutmix: NonNegativeFloat = 1.0
+    """Alpha of CutMix; with both on, each batch takes one of the two."""
+    mix_probability: Fraction = 1.0
+    """Probability that a batch is mixed at all."""
+
+
+class DataConfig(Section):
+    """Where the WebDataset shards are and how images become tensors."""
+
+    train: str = "data/imagenet/train"
+    """Training shards: a folder of .tar files, or a pattern with * or {000..146}."""
+    validation: str = "data/imagenet/validation"
+    """Validation shards, likewise."""
+    embedded: Literal["digits"] | None = None
+    """digits: write scikit-learn's handwritten digits as shards to those folders when they are missing."""
+    workers: NonNegativeInt = 8
+    """Loader processes per rank; 0 loads in the training process. The order does not depend on it."""
+    mean: tuple[float, float, float] | None = None
+    """Per-channel mean of the normalisation; null takes the timm model's own."""
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    """Per-channel standard deviation; null takes the timm model's own."""
+    crop_pct: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Evaluation: central crop over resized side; null takes the timm model's own."""
+    augmentation: AugmentationConfig = AugmentationConfig()
+
+
+# --- training ---------------------------------------------------------------------------------------------
+
+
+class OptimizerConfig(Section):
+    """AdamW with timm's no-decay groups under a cosine schedule with linear warm-up."""
+
+    lr: PositiveFloat = 1e-3
+    """Peak learning rate, for the global batch as configured."""
+    weight_decay: NonNegativeFloat = 0.05
+    """Decoupled weight decay; biases, norms, tokens and position embeddings have none (timm's groups)."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    warmup_epochs: NonNegativeFloat = 5
+    warmup_lr: NonNegativeFloat = 1e-5
+    """Learning rate at the first step of the warm-up (timm's default)."""
+    min_lr: NonNegativeFloat = 0.0
+    """Learning rate at the end of the cosine."""
+    lr_changes: Literal["epoch", "step"] = "epoch"
+    """How often the schedule moves: timm's default is once per epoch."""
+    clip_grad_norm: PositiveFloat | None = None
+    """Global norm that gradients are clipped to; null does not clip."""
+
+
+class CheckpointConfig(Section):
+    """When the whole state of the run is saved."""
+
+    every_epochs: PositiveInt | None = 1
+    every_steps: PositiveInt | None = None
+    """Also every so many optimizer steps."""
+    keep: PositiveInt = 2
+    """How many of the newest checkpoints stay on disk; the best epoch's stays as well."""
+
+
+class TrainConfig(Section):
+    """The loop. Gradient accumulation follows: global_batch = micro_batch x ranks x accumulation."""
+
+    epochs: PositiveInt = 300
+    max_steps: PositiveInt | None = None
+    """Stop after so many optimizer steps, with the schedule still laid out for all epochs."""
+    global_batch: PositiveInt = 1024
+    """Images per optimizer step over all ranks."""
+    micro_batch: PositiveInt = 256
+    """Images per forward pass on one rank. Mixup mixes within it, so the run's numbers depend on it but not on the
+    number of ranks."""
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """bf16 and fp16 are automatic mixed precision over fp32 weights; fp16 scales its loss."""
+    channels_last: bool = True
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    activation_checkpointing: bool = False
+    """Recompute each block in the backward pass (non-reentrant)."""
+    resume: Literal["auto"] | bool = "auto"
+    """auto: go on from the newest checkpoint of this run if there is one; true: there must be one; false: start
+    anew, and refuse a run folder that has checkpoints."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log_every_steps: PositiveInt = 50
+    """Steps between lines of metrics.jsonl."""
+
+
+class EmaConfig(Section):
+    """Exponential moving average of the weights, in fp32."""
+
+    enabled: bool = True
+    decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9998
+    shared_updates_per_step: Literal["once", "per_use"] = "once"
+    """once: every unique parameter decays by `decay`. per_use reproduces timm's ModelEmaV3, which updates a shared
+    MLP once for each block that uses it (decay squared in pairs), as in the paper's runs."""
+
+
+class EvaluationConfig(Section):
+    """Top-1 and top-5 of the weights and of the EMA, every validation image exactly once."""
+
+    every_epochs: PositiveInt = 1
+    batch: PositiveInt = 256
+    """Images per forward pass on one rank."""
+
+
+# --- engines and tracking ---------------------------------------------------------------------------------
+
+
+class DeepSpeedConfig(Section):
+    """DeepSpeed ZeRO."""
+
+    name: Literal["deepspeed"] = "deepspeed"
+    stage: Literal[0, 1, 2, 3] = 1
+    """0 replicates; 1 shards the optimizer state, 2 the gradients too, 3 the parameters too."""
+    deepspeed: dict[str, Any] = {}
+    """Native DeepSpeed settings, merged into ours; what another key of this config sets may not appear here."""
+
+
+class FsdpConfig(Section):
+    """PyTorch FSDP2 (`fully_shard`)."""
+
+    name: Literal["fsdp"] = "fsdp"
+    reshard_after_forward: bool = True
+    """Free the gathered parameters of a block between its forward and its backward."""
+
+
+Engine = Annotated[DeepSpeedConfig | FsdpConfig, Field(discriminator="name")]
+
+
+class TrackingConfig(Section):
+    """Weights & Biases, beside the files that are always written."""
+
+    wandb: Literal["online", "offline", "disabled"] = "disabled"
+    project: str = "scalevit"
+    entity: str | None = None
+    tags: list[str] = []
+
+
+class Config(Section):
+    """One training run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
+    """Name of the run and of its folder."""
+    output_dir: str = "runs"
+    """Folder that holds the run folders."""
+    seed: NonNegativeInt = 42
+    model: ModelConfig = ModelConfig()
+    reduction: Reduction = NoReduction()
+    kernels: KernelsConfig = KernelsConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    ema: EmaConfig = EmaConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    engine: Engine = DeepSpeedConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _combinations(self) -> "Config":
+        train, optimizer = self.train, self.optimizer
+        if train.global_batch % train.micro_batch:
+            raise ValueError(
+                f"train.global_batch = {train.global_batch} is not a multiple of train.micro_batch = {train.micro_batch}"
+            )
+        if optimizer.warmup_epochs >= train.epochs:
+            raise ValueError(
+                f"optimizer.warmup_epochs = {optimizer.warmup_epochs} must be below train.epochs = {train.epochs}"
+            )
+        if self.model.num_classes == 1 and train.label_smoothing:
+            raise ValueError("model.num_classes = 1 cannot be combined with train.label_smoothing")
+        return self
