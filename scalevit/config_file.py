@@ -36,9 +36,7 @@ def load_config(path: str | os.PathLike[str] | None, overrides: Iterable[str] = 
     kinds = _discriminators()
     # The default kinds are the first layer: `engine.stage=2` alone speaks of the default engine.
     defaults = Config()
-    merged: dict[str, Any] = {
-        name: {kind: getattr(getattr(defaults, name), kind)} for name, kind in kinds.items()
-    }
+    merged: dict[str, Any] = {name: {kind: getattr(getattr(defaults, name), kind)} for name, kind in kinds.items()}
     for layer in layers:
         merged = _merge(merged, layer, kinds)
     return validate(merged)
@@ -122,9 +120,7 @@ def _overrides_layer(overrides: Iterable[str]) -> dict[str, Any]:
         for depth, part in enumerate(path[:-1]):
             section = section.setdefault(part, {})
             if not isinstance(section, dict):
-                raise UserError(
-                    f"override {override!r}: {'.'.join(path[: depth + 1])} was given a plain value before"
-                )
+                raise UserError(f"override {override!r}: {'.'.join(path[: depth + 1])} was given a plain value before")
         section[path[-1]] = value
     return layer
 
@@ -141,11 +137,16 @@ def _merge(base: Any, layer: Any, discriminators: dict[str, str]) -> Any:
     merged = dict(base)
     for key, value in layer.items():
         kind = discriminators.get(key)
-        if kind and isinstance(value, dict) and isinstance(base.get(key), dict):
-            if kind in value and value[kind] != base[key].get(kind):
-                merged[key] = value
-                continue
-        merged[key] = _merge(base[key], value, {}) if key in base else value
+        before = base.get(key)
+        if (
+            kind
+            and isinstance(value, dict)
+            and isinstance(before, dict)
+            and value.get(kind, before[kind]) != before[kind]
+        ):
+            merged[key] = value
+        else:
+            merged[key] = _merge(before, value, {}) if key in base else value
     return merged
 
 
@@ -167,9 +168,7 @@ def _explain(error: ValidationError, settings: dict[str, Any]) -> str:
             return f"config: unknown key {key} = {value}; {nearest}{more}"
         case "union_tag_invalid" | "union_tag_not_found":
             name = first["ctx"]["discriminator"].strip("'")
-            allowed = [
-                tag.strip().strip("'") for tag in first["ctx"].get("expected_tags", "").split(",") if tag
-            ]
+            allowed = [tag.strip().strip("'") for tag in first["ctx"].get("expected_tags", "").split(",") if tag]
             if "tag" not in first["ctx"]:
                 return f"config: {key}.{name} is missing{more}"
             nearest = _nearest(first["ctx"]["tag"], allowed)
@@ -178,9 +177,7 @@ def _explain(error: ValidationError, settings: dict[str, Any]) -> str:
             where = f"{key}: " if key else ""
             return f"config: {where}{first['ctx']['error']}{more}"
     nearest = ""
-    if isinstance(first["input"], str) and (
-        close := difflib.get_close_matches(first["input"], _choices(field))
-    ):
+    if isinstance(first["input"], str) and (close := difflib.get_close_matches(first["input"], _choices(field))):
         nearest = f"; nearest: {close[0]!r}"
     return f"config: {key} = {value}: must be {_allowed(field, schema) or first['msg']}{nearest}{more}"
 
@@ -236,9 +233,7 @@ def _nearest(given: str, valid: Iterable[str], prefix: str = "") -> str:
 
 def _choices(field: dict[str, Any]) -> list[str]:
     kinds = field.get("anyOf", [field])
-    return [
-        str(value) for kind in kinds for value in kind.get("enum", [kind["const"]] if "const" in kind else [])
-    ]
+    return [str(value) for kind in kinds for value in kind.get("enum", [kind["const"]] if "const" in kind else [])]
 
 
 _BOUNDS = {
