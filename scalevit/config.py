@@ -78,7 +78,9 @@ class ShallowReduction(Section):
 
     strategy: Literal["shallow"] = "shallow"
     keep: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
-    """Share of the hidden units that is kept: the first int(keep * hidden)."""
+    """Share of the hidden units that is kept: int(keep * hidden) of them."""
+    choose: Literal["first", "importance"] = "first"
+    """first keeps the first units (the paper); importance those with the largest weights, for pretrained models."""
 
 
 class ThinReduction(Section):
@@ -286,7 +288,8 @@ class Config(Section):
         train, optimizer = self.train, self.optimizer
         if train.global_batch % train.micro_batch:
             raise ValueError(
-                f"train.global_batch = {train.global_batch} is not a multiple of train.micro_batch = {train.micro_batch}"
+                f"train.global_batch = {train.global_batch} is not a multiple of "
+                f"train.micro_batch = {train.micro_batch}"
             )
         if optimizer.warmup_epochs >= train.epochs:
             raise ValueError(

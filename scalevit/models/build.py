@@ -1,0 +1,55 @@
+"""From a config to a model: timm's factory, the initial weights, the reduction, in this order."""
+
+import difflib
+
+import timm
+import torch
+from torch import nn
+
+from scalevit.config import ModelConfig
+from scalevit.errors import UserError
+from scalevit.models.reduction import ReductionConfig, factory_arguments, mlp_blocks, reduce_model
+from scalevit.models.weights import load_initial_weights
+
+
+def build_model(
+    model: ModelConfig, reduction: ReductionConfig, *, seed: int, device: torch.device | str = "cpu"
+) -> nn.Module:
+    """A reduced Vision Transformer, initialised from a seed and, where given, from weights.
+
+    Args:
+        seed: of every random draw of the initialisation; the caller's random state is left as it was.
+        device: where it is built; "meta" builds shapes only.
+
+    Raises:
+        UserError: an unknown or unsuitable model, or arguments that timm refuses.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        torch.manual_seed(seed)
+        network = _create(model, reduction)
+        mlp_blocks(network)  # refuse another kind of model before anything is done to it
+        already_reduced = False
+        if model.initial_weights is not None:
+            already_reduced = load_initial_weights(network, model.initial_weights, reduction)
+        if not already_reduced:
+            reduce_model(network, reduction)
+    return network
+
+
+def _create(model: ModelConfig, reduction: ReductionConfig) -> nn.Module:
+    if not timm.is_model(model.name):
+        near = difflib.get_close_matches(model.name, timm.list_models(), n=1, cutoff=0.3)
+        nearest = f"; nearest: {near[0]}" if near else ""
+        raise UserError(f"config: model.name = {model.name!r} is not a timm model{nearest}")
+    arguments = {"num_classes": model.num_classes, "drop_path_rate": model.drop_path, "img_size": model.image_size}
+    taken = sorted(set(arguments) & set(model.kwargs))
+    if taken:
+        raise UserError(f"config: model.kwargs.{taken[0]} has a key of its own in the model section")
+    arguments |= model.kwargs
+    arguments |= factory_arguments(reduction, model.kwargs)
+    try:
+        return timm.create_model(model.name, **arguments)
+    except (TypeError, ValueError, AssertionError) as error:
+        # timm passes unknown and ill-fitting arguments down to a constructor, which refuses them.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"config: model {model.name!r} does not take these arguments: {reason}") from error
