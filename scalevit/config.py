@@ -234,6 +234,24 @@ class EvaluationConfig(Section):
 # --- engines and tracking ---------------------------------------------------------------------------------
 
 
+# Native DeepSpeed settings that follow from other keys of this config.
+_SET_ELSEWHERE = {
+    "train_batch_size": "train.global_batch",
+    "train_micro_batch_size_per_gpu": "train.micro_batch",
+    "gradient_accumulation_steps": "train.global_batch and train.micro_batch",
+    "gradient_clipping": "optimizer.clip_grad_norm",
+    "optimizer": "the optimizer section",
+    "scheduler": "the optimizer section",
+    "fp16": "train.precision",
+    "bf16": "train.precision",
+    "amp": "train.precision",
+    "torch_autocast": "train.precision",
+    "activation_checkpointing": "train.activation_checkpointing",
+    "zero_optimization.stage": "engine.stage",
+    "wandb": "the tracking section",
+}
+
+
 class DeepSpeedConfig(Section):
     """DeepSpeed ZeRO."""
 
@@ -242,6 +260,17 @@ class DeepSpeedConfig(Section):
     """0 replicates; 1 shards the optimizer state, 2 the gradients too, 3 the parameters too."""
     deepspeed: dict[str, Any] = {}
     """Native DeepSpeed settings, merged into ours; what another key of this config sets may not appear here."""
+
+    @model_validator(mode="after")
+    def _no_conflicts(self) -> "DeepSpeedConfig":
+        zero = self.deepspeed.get("zero_optimization", {})
+        if not isinstance(zero, dict):
+            raise ValueError("deepspeed.zero_optimization must be a section")
+        native = [*self.deepspeed, *(f"zero_optimization.{key}" for key in zero)]
+        for key in native:
+            if key in _SET_ELSEWHERE:
+                raise ValueError(f"deepspeed.{key} is set by {_SET_ELSEWHERE[key]}: remove it here")
+        return self
 
 
 class FsdpConfig(Section):

@@ -1,0 +1,205 @@
+"""What the training loop may ask of an engine, and what every engine does alike.
+
+An engine takes a module and shards it over the ranks. It knows precision, gradient accumulation and clipping,
+parameters and optimizer state; it must not know Vision Transformers, data or metrics.
+
+Weights leave and enter an engine in two forms. *Local*: `{canonical name: this rank's fp32 storage}`, the real thing,
+which an EMA follows without communication. *Full*: `{canonical name: whole fp32 tensor on the CPU}`, the
+engine-independent form of checkpoints, held by rank 0.
+"""
+
+import abc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from scalevit.engines.world import World
+from scalevit.tying import tied_names
+
+Precision = Literal["bf16", "fp16", "fp32"]
+OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every engine is built from."""
+
+    world: World
+    blocks: Sequence[nn.Module]
+    """The repeated parts of the module: the units of sharding and of recomputation."""
+    optimizer: OptimizerFactory
+    """Called once, with the module whose parameters the optimizer shall update, names as in the plain module."""
+    micro_batch: int
+    accumulation: int
+    precision: Precision
+    clip_grad_norm: float | None = None
+    activation_checkpointing: bool = False
+    channels_last: bool = False
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step."""
+
+    grad_norm: float
+    """Global L2 norm of the averaged gradient before clipping; inf or nan where it overflowed."""
+    skipped: bool
+    """The gradient was not finite: no weight has changed."""
+
+
+@dataclass
+class LossScale:
+    """Dynamic loss scaling for fp16 (Micikevicius et al. 2018, section 3.2), with torch.amp.GradScaler's numbers."""
+
+    value: float = 1.0
+    grown_steps: int = 0
+    enabled: bool = False
+
+    def update(self, overflow: bool, growth_interval: int = 2000) -> None:
+        if not self.enabled:
+            return
+        if overflow:
+            self.value, self.grown_steps = max(self.value / 2, 1.0), 0
+        else:
+            self.grown_steps += 1
+            if self.grown_steps == growth_interval:
+                self.value, self.grown_steps = self.value * 2, 0
+
+
+@dataclass
+class OptimizerState:
+    """AdamW's state in engine-independent form: full tensors by canonical name, filled on rank 0 only."""
+
+    steps: int = 0
+    exp_avg: dict[str, Tensor] = field(default_factory=dict)
+    exp_avg_sq: dict[str, Tensor] = field(default_factory=dict)
+
+
+def clip_factor(grad_norm: float, limit: float | None) -> float:
+    """What a gradient of that norm is multiplied by, as torch.nn.utils.clip_grad_norm_ and DeepSpeed do."""
+    return 1.0 if limit is None else min(1.0, limit / (grad_norm + 1e-6))
+
+
+def step_counter(optimizer: torch.optim.Optimizer, steps: int, device: torch.device) -> Tensor:
+    """AdamW's step count as the tensor that it keeps per parameter: beside the weights where it is fused."""
+    fused = optimizer.defaults.get("fused")
+    return torch.tensor(float(steps), device=device if fused else "cpu")
+
+
+class Engine(abc.ABC):
+    """A sharded module with its optimizer. Every method is collective unless it says otherwise."""
+
+    name: str
+
+    def __init__(self, module: nn.Module, setup: Setup):
+        self.world = setup.world
+        self.setup = setup
+        self.loss_scale = LossScale()
+        if setup.precision == "fp16":
+            self.loss_scale = LossScale(value=2.0**16, enabled=True)
+        self.tied = tied_names(module)
+        names = [name for name, _ in module.named_parameters()]
+        module.to(device=setup.world.device)
+        if setup.channels_last:
+            module.to(memory_format=torch.channels_last)
+        # From the inside out: recomputation belongs to a block, autocast to the whole forward, and sharding must see
+        # (gather and free) what both of them run.
+        if setup.activation_checkpointing:
+            for block in setup.blocks:
+                # Re-entrant checkpointing fails with shared modules: a gradient is then ready more than once.
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        if setup.precision != "fp32":
+            dtype = torch.bfloat16 if setup.precision == "bf16" else torch.float16
+            module.forward = torch.autocast(setup.world.device.type, dtype)(module.forward)
+        self.module = self._shard(module)
+        self._check_tying(names)
+
+    @abc.abstractmethod
+    def _shard(self, module: nn.Module) -> nn.Module:
+        """Wraps the module and builds the optimizer; returns the module whose parameters keep their names."""
+
+    def _check_tying(self, names: list[str]) -> None:
+        """Wrapping must not untie, rename or drop a parameter: a broken tie trains a larger model in silence."""
+        after = tied_names(self.module)
+        assert after == self.tied, f"{self.name} broke the tying of {sorted(set(self.tied) ^ set(after))[:4]}"
+        assert [name for name, _ in self.module.named_parameters()] == names, f"{self.name} renamed parameters"
+
+    # --- a step ---------------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def __call__(self, images: Tensor) -> Tensor:
+        """images (b, C, H, W) -> logits (b, classes); b is the same on every rank."""
+
+    @abc.abstractmethod
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Adds the gradient of one micro-batch; `last` says that it completes the accumulation.
+
+        Args:
+            loss: mean over the micro-batch, neither divided by the accumulation nor scaled.
+        """
+
+    @abc.abstractmethod
+    def step(self, lr: float) -> StepResult:
+        """One optimizer step with the gradient averaged over ranks and micro-batches, then zeroes it."""
+
+    def train(self) -> None:
+        self.module.train()
+
+    def eval(self) -> None:
+        self.module.eval()
+
+    # --- state ----------------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def local_parameters(self) -> dict[str, Tensor]:
+        """This rank's storage of every unique parameter, fp32. Not collective. Changing it changes the weights; call
+        `refresh` afterwards."""
+
+    @abc.abstractmethod
+    def gather(self, local: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors laid out like `local_parameters` -> full ones on rank 0's CPU ({} elsewhere)."""
+
+    @abc.abstractmethod
+    def scatter(self, full: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Full tensors, present on every rank -> this rank's part. Not collective."""
+
+    @abc.abstractmethod
+    def optimizer_state(self) -> OptimizerState:
+        """The optimizer's state, full on rank 0."""
+
+    @abc.abstractmethod
+    def load_optimizer_state(self, state: OptimizerState) -> None:
+        """Takes over a state that is full on every rank."""
+
+    def refresh(self) -> None:  # noqa: B027 (most engines hold no copy)
+        """Tells the engine that local parameters were changed from outside."""
+
+    @torch.no_grad()
+    def load_weights(self, full: Mapping[str, Tensor]) -> None:
+        """Replaces the weights by full tensors, present on every rank."""
+        parts = self.scatter(full)
+        for name, parameter in self.local_parameters().items():
+            parameter.copy_(parts[name])
+        self.refresh()
+
+    @contextmanager
+    def using(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """Runs a block with other local weights (an EMA's) and puts the own ones back."""
+        own = self.local_parameters()
+        with torch.no_grad():
+            kept = {name: tensor.clone() for name, tensor in own.items()}
+            try:
+                for name, tensor in own.items():
+                    tensor.copy_(weights[name])
+                self.refresh()
+                yield
+            finally:
+                for name, tensor in own.items():
+                    tensor.copy_(kept[name])
+                self.refresh()

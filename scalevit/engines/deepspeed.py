@@ -1,0 +1,192 @@
+"""DeepSpeed ZeRO, stages 0 to 3, with torch's AdamW and fp32 weights; bf16 and fp16 come from autocast inside the module.
+
+DeepSpeed's own precision modes are not used: its stages wrap different optimizers under them and disagree, while in
+fp32 all stages agree with one process. It compiles nothing: the optimizer is a client's, and on a CPU its shared-memory
+reduction is replaced by gloo.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.utils import (
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+    set_z3_leaf_modules,
+)
+from torch import Tensor, nn
+
+from scalevit.config import DeepSpeedConfig
+from scalevit.engines.base import Engine, OptimizerState, Setup, StepResult, clip_factor, step_counter
+
+
+class DeepSpeedEngine(Engine):
+    """A `deepspeed.initialize`d module."""
+
+    name = "deepspeed"
+
+    def __init__(self, module: nn.Module, setup: Setup, settings: DeepSpeedConfig):
+        self.stage = settings.stage
+        self.settings = settings
+        super().__init__(module, setup)
+
+    def _shard(self, module: nn.Module) -> nn.Module:
+        _quieten()
+        if self.world.device.type == "cpu":
+            # DeepSpeed would compile its own reduction over /dev/shm for a minute, and leave 67 MB there per run.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        if self.stage == 3:
+            leaves = {type(m) for m in module.modules() if getattr(m, "reads_parameters_of_children", False)}
+            if leaves:
+                set_z3_leaf_modules(module, list(leaves))
+        self.optimizer = self.setup.optimizer(module)
+        deepspeed.init_distributed()  # takes over the process group that exists
+        self.engine, *_ = deepspeed.initialize(
+            model=module, optimizer=self.optimizer, config=self._native_config(), dist_init_required=False
+        )
+        return self.engine.module
+
+    def _native_config(self) -> dict[str, Any]:
+        native = dict(self.settings.deepspeed)
+        native["zero_optimization"] = {**native.get("zero_optimization", {}), "stage": self.stage}
+        limit = self.setup.clip_grad_norm
+        return {
+            "steps_per_print": None,
+            **native,
+            "train_micro_batch_size_per_gpu": self.setup.micro_batch,
+            "gradient_accumulation_steps": self.setup.accumulation,
+            # Stage 0 clips in `step` below, where the norm is known anyway.
+            "gradient_clipping": limit if limit is not None and self.stage > 0 else 0.0,
+        }
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.engine(images)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        self.engine.set_gradient_accumulation_boundary(last)
+        if self.stage > 0 and self.loss_scale.enabled:
+            self.engine.optimizer.override_loss_scale(self.loss_scale.value)
+            self.engine.backward(loss)
+        else:
+            self.engine.backward(loss * self.loss_scale.value)
+
+    def step(self, lr: float) -> StepResult:
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+        result = self._step_replicated() if self.stage == 0 else self._step_sharded()
+        self.loss_scale.update(overflow=result.skipped)
+        return result
+
+    def _step_sharded(self) -> StepResult:
+        # ZeRO takes the norm over all ranks, unscales, clips, and skips the step where the norm is not finite.
+        self.engine.step()
+        norm = self.engine.get_global_grad_norm()
+        return StepResult(float(norm), skipped=not self.engine.was_step_applied())
+
+    def _step_replicated(self) -> StepResult:
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients).item() / self.loss_scale.value
+        if not norm < float("inf"):
+            self.engine.zero_grad()
+            return StepResult(norm, skipped=True)
+        factor = clip_factor(norm, self.setup.clip_grad_norm) / self.loss_scale.value
+        if factor != 1.0:
+            torch._foreach_mul_(gradients, factor)
+        self.engine.step()
+        return StepResult(norm, skipped=False)
+
+    # --- state ----------------------------------------------------------------------------------------------
+
+    def local_parameters(self) -> dict[str, Tensor]:
+        if self.stage == 3:
+            return {name: p.ds_tensor.data for name, p in self.module.named_parameters()}
+        return {name: p.data for name, p in self.module.named_parameters()}
+
+    def refresh(self) -> None:
+        if self.stage == 3:
+            # Small parameters stay gathered for good: throw the copies away and gather them anew.
+            zero = self.engine.optimizer
+            zero._partition_all_parameters()
+            if zero.persistent_parameters:
+                zero.persistent_parameters[0].partition(zero.persistent_parameters)
+                zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+
+    def gather(self, local: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        full = {}
+        for name, parameter in self.module.named_parameters():
+            whole = local[name]
+            if self.stage == 3:
+                flat = torch.empty(self.world.size * whole.numel(), dtype=whole.dtype, device=whole.device)
+                dist.all_gather_into_tensor(flat, whole.contiguous())
+                whole = flat[: parameter.ds_numel].view(parameter.ds_shape)  # the last rank's part is padded
+            if self.world.is_first:
+                full[name] = whole.to("cpu", copy=True)
+        return full
+
+    def scatter(self, full: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        parts = {}
+        for name, local in self.local_parameters().items():
+            whole = full[name].to(device=local.device, dtype=torch.float32, copy=True)
+            if self.stage == 3:
+                flat = whole.new_zeros(self.world.size * local.numel())
+                flat[: whole.numel()] = whole.flatten()
+                whole = flat[self.world.rank * local.numel() :][: local.numel()].clone()
+            parts[name] = whole
+        return parts
+
+    def load_weights(self, full: Mapping[str, Tensor]) -> None:
+        super().load_weights(full)
+        if self.stage > 0:
+            for name, parameter in self.module.named_parameters():
+                # ZeRO updates its own sharded fp32 copy and overwrites the module's weights from it.
+                safe_set_full_fp32_param(parameter, full[name].to(self.world.device))
+
+    def optimizer_state(self) -> OptimizerState:
+        states = list(self.optimizer.state.values())
+        if not states or not all("exp_avg" in state for state in states):
+            return OptimizerState()  # before the first step
+        result = OptimizerState(steps=int(states[0]["step"]))
+        for name, parameter in self.module.named_parameters():
+            for key, moments in (("exp_avg", result.exp_avg), ("exp_avg_sq", result.exp_avg_sq)):
+                if self.stage == 0:
+                    whole = self.optimizer.state[parameter][key]
+                else:
+                    whole = safe_get_full_optimizer_state(parameter, key)
+                if self.world.is_first:
+                    moments[name] = whole.to("cpu", copy=True)
+        return result
+
+    def load_optimizer_state(self, state: OptimizerState) -> None:
+        if not state.steps:
+            return
+        for storage in self._optimized_tensors():
+            self.optimizer.state[storage] = {
+                "step": step_counter(self.optimizer, state.steps, self.world.device),
+                "exp_avg": torch.zeros_like(storage),
+                "exp_avg_sq": torch.zeros_like(storage),
+            }
+        if self.stage in (1, 2):
+            self.engine.optimizer._lazy_init_hp_params_optimizer_state()
+        for name, parameter in self.module.named_parameters():
+            for key, moments in (("exp_avg", state.exp_avg), ("exp_avg_sq", state.exp_avg_sq)):
+                whole = moments[name].to(self.world.device)
+                if self.stage == 0:
+                    self.optimizer.state[parameter][key].copy_(whole)
+                else:
+                    safe_set_full_optimizer_state(parameter, whole, key)
+
+    def _optimized_tensors(self) -> list[Tensor]:
+        """What AdamW keeps state for: the parameters, or ZeRO's flat fp32 partitions."""
+        if self.stage == 0:
+            return list(self.module.parameters())
+        zero = self.engine.optimizer
+        return zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
+
+
+def _quieten() -> None:
+    """DeepSpeed announces every setting; its warnings and errors stay."""
+    deepspeed.utils.logger.setLevel(logging.WARNING)

@@ -1,0 +1,125 @@
+"""PyTorch FSDP2: `fully_shard` over the blocks, shared modules as units of their own."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from scalevit.config import FsdpConfig
+from scalevit.engines.base import Engine, OptimizerState, Setup, StepResult, clip_factor, step_counter
+from scalevit.tying import shared_modules
+
+
+class FsdpEngine(Engine):
+    """`fully_shard` with fp32 weights; bf16 and fp16 come from autocast inside the module."""
+
+    name = "fsdp"
+
+    def __init__(self, module: nn.Module, setup: Setup, settings: FsdpConfig):
+        self.settings = settings
+        super().__init__(module, setup)
+
+    def _shard(self, module: nn.Module) -> nn.Module:
+        # The mesh is explicit: fully_shard's default mesh looks for a GPU.
+        mesh = init_device_mesh(self.world.device.type, (self.world.size,))
+        # A parameter may belong to one unit only. A module that several blocks share becomes a unit first, and stays
+        # gathered between its uses; the blocks then leave its parameters alone.
+        for shared in shared_modules(self.setup.blocks):
+            fully_shard(shared, mesh=mesh, reshard_after_forward=False)
+        for block in self.setup.blocks:
+            fully_shard(block, mesh=mesh, reshard_after_forward=self.settings.reshard_after_forward)
+        fully_shard(module, mesh=mesh, reshard_after_forward=False)
+        if self.world.device.type == "cpu":
+            # gloo has no averaging reduction: sum, and divide in FSDP's own code.
+            for unit in module.modules():
+                if hasattr(unit, "set_force_sum_reduction_for_comms"):
+                    unit.set_force_sum_reduction_for_comms(True)
+        self.optimizer = self.setup.optimizer(module)
+        return module
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.module(images)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        self.module.set_requires_gradient_sync(last)
+        (loss * (self.loss_scale.value / self.setup.accumulation)).backward()
+
+    def step(self, lr: float) -> StepResult:
+        parameters = [p for p in self.module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        grad_norm = norm.item() / self.loss_scale.value
+        finite = grad_norm < float("inf")  # false for nan too
+        if finite:
+            factor = clip_factor(grad_norm, self.setup.clip_grad_norm) / self.loss_scale.value
+            if factor != 1.0:
+                torch._foreach_mul_([p.grad.to_local() for p in parameters], factor)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.loss_scale.update(overflow=not finite)
+        return StepResult(grad_norm, skipped=not finite)
+
+    # --- state ----------------------------------------------------------------------------------------------
+
+    def local_parameters(self) -> dict[str, Tensor]:
+        return {name: _sharded(p).to_local().detach() for name, p in self.module.named_parameters()}
+
+    def gather(self, local: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        full = {}
+        for name, parameter in self.module.named_parameters():
+            whole = _shard_like(local[name], parameter).full_tensor()
+            if self.world.is_first:
+                full[name] = whole.cpu()
+        return full
+
+    def scatter(self, full: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        parts = {}
+        for name, parameter in self.module.named_parameters():
+            like = _sharded(parameter)
+            whole = full[name].to(device=self.world.device, dtype=torch.float32)
+            # Every rank holds the same full tensor, so each cuts its part without communication.
+            parts[name] = distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None).to_local()
+        return parts
+
+    def optimizer_state(self) -> OptimizerState:
+        states = {name: self.optimizer.state.get(p, {}) for name, p in self.module.named_parameters()}
+        if not all(states.values()):
+            return OptimizerState()  # before the first step
+        moments = {
+            key: self.gather({name: state[key].to_local() for name, state in states.items()})
+            for key in ("exp_avg", "exp_avg_sq")
+        }
+        steps = int(next(iter(states.values()))["step"])
+        return OptimizerState(steps, moments["exp_avg"], moments["exp_avg_sq"])
+
+    def load_optimizer_state(self, state: OptimizerState) -> None:
+        self.optimizer.state.clear()
+        if not state.steps:
+            return
+        exp_avg, exp_avg_sq = self.scatter(state.exp_avg), self.scatter(state.exp_avg_sq)
+        for name, parameter in self.module.named_parameters():
+            self.optimizer.state[parameter] = {
+                "step": step_counter(self.optimizer, state.steps, self.world.device),
+                "exp_avg": _shard_like(exp_avg[name], parameter),
+                "exp_avg_sq": _shard_like(exp_avg_sq[name], parameter),
+            }
+
+
+def _sharded(parameter: nn.Parameter) -> DTensor:
+    assert isinstance(parameter, DTensor), "fully_shard left a parameter unsharded"
+    return parameter
+
+
+def _shard_like(local: Tensor, parameter: nn.Parameter) -> DTensor:
+    """This rank's part of a tensor that is sharded as the parameter is."""
+    like = _sharded(parameter)
+    # The global shape is given: from_local would guess it wrongly where the rows do not divide.
+    return DTensor.from_local(
+        local, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )

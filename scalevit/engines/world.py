@@ -1,0 +1,92 @@
+"""This process among its peers: rank, device and the process group, however it was started.
+
+`deepspeed`, `torchrun` and Slurm set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; plain `python`
+sets none and is a world of one.
+"""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class World:
+    """Where this process stands. Built before any process group, so that mistakes are found first."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    device: torch.device
+
+    @classmethod
+    def from_environment(cls) -> "World":
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        return cls(
+            rank=int(os.environ.get("RANK", "0")),
+            size=size,
+            local_rank=local_rank,
+            local_size=int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", size))),
+            device=torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu"),
+        )
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    @contextmanager
+    def process_group(self, timeout_seconds: float = 1800.0) -> Iterator[None]:
+        """NCCL on GPUs, gloo on CPUs, for as long as the block runs."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        else:
+            # Launchers leave one thread per rank or all cores to each; the ranks of a machine share its cores.
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // self.local_size))
+        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        for key, value in alone.items():
+            os.environ.setdefault(key, value)
+        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+        dist.init_process_group(
+            "nccl" if self.device.type == "cuda" else "gloo",
+            timeout=timedelta(seconds=timeout_seconds),
+            device_id=self.device if self.device.type == "cuda" else None,
+        )
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
+        """The sum over ranks, in place, on the device's process group."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+    def first_decides(self, flag: bool) -> bool:
+        """Rank 0's answer, on every rank."""
+        answer = torch.tensor(float(flag), device=self.device)
+        if self.size > 1:
+            dist.broadcast(answer, src=0)
+        return bool(answer.item())
+
+    def any(self, flag: bool) -> bool:
+        """Whether any rank says so."""
+        return bool(self.all_reduce_sum(torch.tensor(float(flag), device=self.device)).item() > 0)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
