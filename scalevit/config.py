@@ -324,6 +324,9 @@ class Config(Section):
             raise ValueError(
                 f"optimizer.warmup_epochs = {optimizer.warmup_epochs} must be below train.epochs = {train.epochs}"
             )
+        augmentation = self.data.augmentation
+        if train.micro_batch % 2 and augmentation.mix_probability and (augmentation.mixup or augmentation.cutmix):
+            raise ValueError(f"train.micro_batch = {train.micro_batch} must be even for mixup and CutMix")
         if self.model.num_classes == 1 and train.label_smoothing:
             raise ValueError("model.num_classes = 1 cannot be combined with train.label_smoothing")
         return self

@@ -40,7 +40,6 @@ class Setup:
     precision: Precision
     clip_grad_norm: float | None = None
     activation_checkpointing: bool = False
-    channels_last: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,8 +105,6 @@ class Engine(abc.ABC):
         self.tied = tied_names(module)
         names = [name for name, _ in module.named_parameters()]
         module.to(device=setup.world.device)
-        if setup.channels_last:
-            module.to(memory_format=torch.channels_last)
         # From the inside out: recomputation belongs to a block, autocast to the whole forward, and sharding must see
         # (gather and free) what both of them run.
         if setup.activation_checkpointing:

@@ -6,16 +6,22 @@ reduction is replaced by gloo.
 """
 
 import logging
+import os
 from collections.abc import Mapping
 from typing import Any
 
-import deepspeed
 import torch
+
+if not torch.cuda.is_available():
+    # Without it DeepSpeed looks for every accelerator it knows and warns that it found none.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import deepspeed
 import torch.distributed as dist
 from deepspeed.utils import (
-    safe_get_full_optimizer_state,
-    safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
+    safe_get_local_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
     set_z3_leaf_modules,
 )
 from torch import Tensor, nn
@@ -140,25 +146,17 @@ class DeepSpeedEngine(Engine):
 
     def load_weights(self, full: Mapping[str, Tensor]) -> None:
         super().load_weights(full)
+        # ZeRO optimizes its own sharded fp32 copy, and overwrites the module's weights from it at every step.
         if self.stage > 0:
-            for name, parameter in self.module.named_parameters():
-                # ZeRO updates its own sharded fp32 copy and overwrites the module's weights from it.
-                safe_set_full_fp32_param(parameter, full[name].to(self.world.device))
+            self._scatter_to_optimizer(full, key=None)
 
     def optimizer_state(self) -> OptimizerState:
         states = list(self.optimizer.state.values())
         if not states or not all("exp_avg" in state for state in states):
             return OptimizerState()  # before the first step
-        result = OptimizerState(steps=int(states[0]["step"]))
-        for name, parameter in self.module.named_parameters():
-            for key, moments in (("exp_avg", result.exp_avg), ("exp_avg_sq", result.exp_avg_sq)):
-                if self.stage == 0:
-                    whole = self.optimizer.state[parameter][key]
-                else:
-                    whole = safe_get_full_optimizer_state(parameter, key)
-                if self.world.is_first:
-                    moments[name] = whole.to("cpu", copy=True)
-        return result
+        return OptimizerState(
+            int(states[0]["step"]), self._gather_from_optimizer("exp_avg"), self._gather_from_optimizer("exp_avg_sq")
+        )
 
     def load_optimizer_state(self, state: OptimizerState) -> None:
         if not state.steps:
@@ -169,15 +167,42 @@ class DeepSpeedEngine(Engine):
                 "exp_avg": torch.zeros_like(storage),
                 "exp_avg_sq": torch.zeros_like(storage),
             }
-        if self.stage in (1, 2):
-            self.engine.optimizer._lazy_init_hp_params_optimizer_state()
+        self._scatter_to_optimizer(state.exp_avg, "exp_avg")
+        self._scatter_to_optimizer(state.exp_avg_sq, "exp_avg_sq")
+
+    def _gather_from_optimizer(self, key: str) -> dict[str, Tensor]:
+        """One of AdamW's moments, full on rank 0."""
+        named = list(self.module.named_parameters())
+        if self.stage == 0:
+            return self.gather({name: self.optimizer.state[p][key] for name, p in named})
+        if self.stage == 3:
+            return self.gather({name: safe_get_local_optimizer_state(p, key) for name, p in named})
+        full = {}
+        for name, parameter in named:
+            whole = torch.zeros_like(parameter)
+            for ours, storage, theirs in self._partition_of(parameter):
+                whole.view(-1)[ours] = self.optimizer.state[storage][key][theirs]
+            self.world.all_reduce_sum(whole)
+            if self.world.is_first:
+                full[name] = whole.to("cpu", copy=True)
+        return full
+
+    def _scatter_to_optimizer(self, full: Mapping[str, Tensor], key: str | None) -> None:
+        """Writes one of AdamW's moments, or (key None) ZeRO's fp32 weights."""
+        parts = self.scatter(full)
         for name, parameter in self.module.named_parameters():
-            for key, moments in (("exp_avg", state.exp_avg), ("exp_avg_sq", state.exp_avg_sq)):
-                whole = moments[name].to(self.world.device)
-                if self.stage == 0:
-                    self.optimizer.state[parameter][key].copy_(whole)
+            part = parts[name]
+            if self.stage == 0:
+                self.optimizer.state[parameter][key].copy_(part)
+            elif self.stage == 3:
+                if key is None:
+                    safe_set_local_fp32_param(parameter, part)
                 else:
-                    safe_set_full_optimizer_state(parameter, whole, key)
+                    safe_set_local_optimizer_state(parameter, part, key)
+            else:
+                for ours, storage, theirs in self._partition_of(parameter):
+                    target = storage.data if key is None else self.optimizer.state[storage][key]
+                    target[theirs] = part.reshape(-1)[ours]
 
     def _optimized_tensors(self) -> list[Tensor]:
         """What AdamW keeps state for: the parameters, or ZeRO's flat fp32 partitions."""
@@ -185,6 +210,26 @@ class DeepSpeedEngine(Engine):
             return list(self.module.parameters())
         zero = self.engine.optimizer
         return zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
+
+    def _partition_of(self, parameter: nn.Parameter) -> list[tuple[slice, Tensor, slice]]:
+        """Stages 1 and 2: which elements of a parameter this rank optimizes, and where: at most one
+        (elements of the flat parameter, ZeRO's flat fp32 tensor, elements of that).
+
+        DeepSpeed's own `safe_get_full_optimizer_state` is no use here: it links the states after the first parameter
+        group's first step, when the second group has none, and raises ever after (deepspeed 0.19.8).
+        """
+        mapping = parameter._hp_mapping
+        if mapping is None:
+            return []
+        ours, theirs = mapping.lp_fragment_address, mapping.hp_fragment_address
+        storage = self.engine.optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
+        return [
+            (
+                slice(ours.start, ours.start + ours.numel),
+                storage,
+                slice(theirs.start, theirs.start + theirs.numel),
+            )
+        ]
 
 
 def _quieten() -> None:

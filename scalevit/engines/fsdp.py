@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from scalevit.config import FsdpConfig
@@ -32,11 +32,11 @@ class FsdpEngine(Engine):
         for block in self.setup.blocks:
             fully_shard(block, mesh=mesh, reshard_after_forward=self.settings.reshard_after_forward)
         fully_shard(module, mesh=mesh, reshard_after_forward=False)
+        self._units = [unit for unit in module.modules() if isinstance(unit, FSDPModule)]
         if self.world.device.type == "cpu":
-            # gloo has no averaging reduction: sum, and divide in FSDP's own code.
-            for unit in module.modules():
-                if hasattr(unit, "set_force_sum_reduction_for_comms"):
-                    unit.set_force_sum_reduction_for_comms(True)
+            for unit in self._units:
+                # gloo has no averaging reduction: sum, and divide in FSDP's own code.
+                unit.set_force_sum_reduction_for_comms(True)
         self.optimizer = self.setup.optimizer(module)
         return module
 
@@ -68,6 +68,8 @@ class FsdpEngine(Engine):
     # --- state ----------------------------------------------------------------------------------------------
 
     def local_parameters(self) -> dict[str, Tensor]:
+        for unit in self._units:
+            unit.reshard()  # units that stay gathered after a forward without backward show no shards
         return {name: _sharded(p).to_local().detach() for name, p in self.module.named_parameters()}
 
     def gather(self, local: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -97,6 +99,10 @@ class FsdpEngine(Engine):
         }
         steps = int(next(iter(states.values()))["step"])
         return OptimizerState(steps, moments["exp_avg"], moments["exp_avg_sq"])
+
+    def refresh(self) -> None:
+        for unit in self._units:
+            unit.reshard()
 
     def load_optimizer_state(self, state: OptimizerState) -> None:
         self.optimizer.state.clear()
