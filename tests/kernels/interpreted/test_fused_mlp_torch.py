@@ -1,0 +1,106 @@
+"""fused_mlp inside torch's machinery: operator checks, compile, autocast, checkpointing, sharing."""
+
+import pytest
+import torch
+from kernel_cases import SAVES, Case, make_arguments, run
+from scalevit.kernels import eager_mlp, fused_mlp
+from torch.utils.checkpoint import checkpoint
+
+CASE = Case(rows=(9,), d=16, h=32, d_out=16)
+
+
+@pytest.mark.parametrize("save", [*SAVES, "none"])
+def test_opcheck(save):
+    arguments = make_arguments(CASE)
+    if save == "none":
+        arguments = [t.detach() for t in arguments]
+    torch.library.opcheck(torch.ops.scalevit.fused_mlp.default, (*arguments, 16, "gelu", save, False, False))
+
+
+def test_compiles_whole():
+    arguments = make_arguments(CASE)
+    compiled = torch.compile(lambda *a, **k: fused_mlp(*a, **k) * 2, fullgraph=True)
+    plain = run(lambda *a, **k: fused_mlp(*a, **k) * 2, arguments, CASE)
+    assert all(torch.equal(a, b) for a, b in zip(run(compiled, arguments, CASE), plain, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(dtype):
+    """Forward in the autocast dtype; gradients in the parameters' own, as eager."""
+    arguments = make_arguments(CASE)
+    with torch.autocast("cpu", dtype):
+        fused = run(fused_mlp, arguments, CASE)
+        eager = run(eager_mlp, arguments, CASE)
+    assert fused[0].dtype == dtype
+    for f, e in zip(fused, eager, strict=True):
+        assert f.dtype == e.dtype
+        # Both carry a few roundings to `dtype`; four steps of the largest value bound their difference.
+        torch.testing.assert_close(f, e, rtol=0, atol=4 * torch.finfo(dtype).eps * e.abs().max().item())
+
+
+@pytest.mark.parametrize("save", SAVES)
+def test_activation_checkpointing(save):
+    arguments = make_arguments(CASE)
+    plain = run(fused_mlp, arguments, CASE, save=save)
+    again = run(
+        lambda *a, **k: checkpoint(fused_mlp, *a, use_reentrant=False, **k), arguments, CASE, save=save
+    )
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+
+
+def test_inference_mode():
+    arguments = make_arguments(CASE)
+    expected = fused_mlp(*arguments)
+    with torch.inference_mode():
+        assert torch.equal(fused_mlp(*arguments), expected)
+
+
+@pytest.mark.parametrize("uses", [1, 2, 3])
+def test_shared_weights_accumulate(uses):
+    """The same weights used by several blocks: the gradient is the sum of what each use gives alone."""
+    x, *weights = make_arguments(Case(rows=(9,), d=16, h=32, d_out=16, dtype=torch.float64))
+    xs = [x.detach() + i for i in range(uses)]
+    sum(fused_mlp(x, *weights).sum() for x in xs).backward()
+    together = [w.grad for w in weights]
+    alone = [torch.autograd.grad(fused_mlp(x, *weights).sum(), weights) for x in xs]
+    for whole, *parts in zip(together, *alone, strict=True):
+        torch.testing.assert_close(whole, sum(parts), rtol=0, atol=1e-12)
+
+
+def test_mixed_widths_share_one_set_of_weights():
+    x, *weights = make_arguments(CASE)
+    narrow, wide = (fused_mlp(x, *weights, width=w) for w in (16, 32))
+    (narrow.sum() + wide.sum()).backward()
+    reference = [w.detach().requires_grad_() for w in weights]
+    (eager_mlp(x, *reference, width=16).sum() + eager_mlp(x, *reference).sum()).backward()
+    for w, r in zip(weights, reference, strict=True):
+        torch.testing.assert_close(w.grad, r.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_fp32_accumulation_where_an_engine_asks():
+    """parameter.grad_dtype = fp32: the sum over uses keeps bits that bf16 sums lose."""
+    case = Case(rows=(40,), dtype=torch.bfloat16)
+    x, *weights = make_arguments(case)
+    truth = [w.detach().double().requires_grad_() for w in weights]
+    for index in (0, 2):
+        weights[index] = weights[index].detach().requires_grad_()
+        weights[index].grad_dtype = torch.float32
+    for _ in range(3):
+        fused_mlp(x, *weights).sum().backward()
+        eager_mlp(x.detach().double(), *truth).sum().backward()
+    for index in (0, 2):
+        grad = weights[index].grad
+        assert grad.dtype == torch.float32
+        # The products' inputs are bf16 (a step is 2**-8); the sums add nothing, so errors average down.
+        error, size = (
+            (t.double()).pow(2).mean().sqrt() for t in (grad - truth[index].grad, truth[index].grad)
+        )
+        assert error < 2**-8 * size
+        assert not torch.equal(grad, grad.bfloat16().float())
+
+
+def test_double_backward_is_refused():
+    arguments = make_arguments(CASE)
+    (gradient,) = torch.autograd.grad(fused_mlp(*arguments).sum(), arguments[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward"):
+        gradient.sum().backward()

@@ -1,0 +1,80 @@
+"""fused_mlp on a CPU without the interpreter: the eager path, and what it refuses."""
+
+import warnings
+
+import pytest
+import torch
+from kernel_cases import Case, make_arguments
+from scalevit.kernels import eager_mlp, fused_mlp
+
+CASE = Case(rows=(2, 3), d=16, h=32, d_out=16)
+
+
+@pytest.fixture
+def arguments():
+    return dict(
+        zip(("x", "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias"), make_arguments(CASE), strict=True)
+    )
+
+
+def test_a_cpu_runs_eagerly_and_silently(arguments):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(fused_mlp(**arguments, width=16), eager_mlp(**arguments, width=16))
+
+
+def test_triton_on_a_cpu_is_refused(arguments):
+    with pytest.raises(RuntimeError, match=r"backend='triton' cannot run here: .*CPU"):
+        fused_mlp(**arguments, backend="triton")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("x", torch.zeros(2, 3, 15)), ("x", torch.zeros(())), ("x", torch.zeros(2, 0)),
+        ("fc1_weight", torch.zeros(32)), ("fc1_weight", torch.zeros(32, 17)),
+        ("fc1_weight", torch.zeros(0, 16)),
+        ("fc1_bias", torch.zeros(31)), ("fc1_bias", torch.zeros(32, 1)),
+        ("fc2_weight", torch.zeros(16, 31)), ("fc2_weight", torch.zeros(1, 16, 32)),
+        ("fc2_bias", torch.zeros(17)),
+        ("width", 0), ("width", -16), ("width", 48), ("width", 24),
+        ("activation", "relu"), ("save", "slow"), ("backend", "cuda"),
+        ("fc1_weight", torch.zeros(32, 16, device="meta")),
+    ],
+)  # fmt: skip
+def test_values_that_do_not_fit_are_named(arguments, name, value):
+    # A wrong x shows as a weight that does not fit it; the message names both.
+    with pytest.raises(ValueError, match=name):
+        fused_mlp(**arguments | {name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("x", torch.zeros(2, 16, dtype=torch.int64)), ("x", [[1.0]]), ("fc1_weight", None), ("fc2_weight", 3),
+        ("fc1_weight", torch.zeros(32, 16, dtype=torch.bfloat16)), ("fc2_bias", torch.zeros(16).double()),
+        ("width", 16.0), ("width", True), ("width", "16"),
+    ],
+)  # fmt: skip
+def test_types_that_do_not_fit_are_named(arguments, name, value):
+    with pytest.raises(TypeError, match=name):
+        fused_mlp(**arguments | {name: value})
+
+
+def test_no_dtype_passes_unseen(arguments):
+    """Mixed dtypes are an error without autocast, and autocast's business with it."""
+    arguments["fc1_weight"] = arguments["fc1_weight"].detach().bfloat16()
+    with pytest.raises(TypeError, match="fc1_weight"):
+        fused_mlp(**arguments)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fused_mlp(**arguments).dtype == torch.bfloat16
+
+
+def test_meta_tensors_have_shapes():
+    arguments = [t.detach().to("meta") for t in make_arguments(CASE)]
+    assert fused_mlp(*arguments).shape == (2, 3, 16)
+
+
+def test_compiles_whole_without_triton(arguments):
+    compiled = torch.compile(lambda **a: fused_mlp(**a, width=16), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(**arguments), fused_mlp(**arguments, width=16))
