@@ -1,0 +1,56 @@
+"""Shards in, batches out: knows files, bytes, tensors, and rank and world size as two integers.
+
+Must not know models, engines, torch.distributed or configs. The public names are imported when first used, so that
+writing shards imports no torch and a loader's workers import no more than they need.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scalevit.data.batches import Batching, MicroBatch
+    from scalevit.data.dataset import ShardDataset
+    from scalevit.data.embedded import ensure_digits
+    from scalevit.data.index import Index, find_shards, load_index
+    from scalevit.data.loader import Batch, EvaluationBatch, EvaluationLoader, TrainLoader
+    from scalevit.data.order import Order
+    from scalevit.data.shards import write_image_folder, write_samples
+    from scalevit.data.transforms import Mix, evaluation_transform, training_transform
+
+_PUBLIC = {
+    "batches": ("Batching", "MicroBatch"),
+    "dataset": ("ShardDataset",),
+    "embedded": ("ensure_digits",),
+    "index": ("Index", "find_shards", "load_index"),
+    "loader": ("Batch", "EvaluationBatch", "EvaluationLoader", "TrainLoader"),
+    "order": ("Order",),
+    "shards": ("write_image_folder", "write_samples"),
+    "transforms": ("Mix", "evaluation_transform", "training_transform"),
+}
+_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__all__ = [
+    "Batch",
+    "Batching",
+    "EvaluationBatch",
+    "EvaluationLoader",
+    "Index",
+    "MicroBatch",
+    "Mix",
+    "Order",
+    "ShardDataset",
+    "TrainLoader",
+    "ensure_digits",
+    "evaluation_transform",
+    "find_shards",
+    "load_index",
+    "training_transform",
+    "write_image_folder",
+    "write_samples",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
