@@ -46,9 +46,7 @@ def _load(source, row, col, M, N, stride, BM: tl.constexpr, BN: tl.constexpr, DE
 
 
 @triton.jit
-def _store(
-    target, value, row, col, M, N, stride, BM: tl.constexpr, BN: tl.constexpr, DESCRIPTORS: tl.constexpr
-):
+def _store(target, value, row, col, M, N, stride, BM: tl.constexpr, BN: tl.constexpr, DESCRIPTORS: tl.constexpr):
     rounded = round_to(value, target.dtype if DESCRIPTORS else target.dtype.element_ty)
     if DESCRIPTORS:
         target.store([row, col], rounded)

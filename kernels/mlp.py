@@ -159,9 +159,7 @@ def _check(
         if not t.dtype.is_floating_point:
             raise TypeError(f"{name} must be floating point; got {t.dtype}")
         if t.dtype != x.dtype and not _autocasts(x.device):
-            raise TypeError(
-                f"{name} is {t.dtype} and x is {x.dtype}: all must be alike (or use torch.autocast)"
-            )
+            raise TypeError(f"{name} is {t.dtype} and x is {x.dtype}: all must be alike (or use torch.autocast)")
         if t.device != x.device:
             raise ValueError(f"{name} is on {t.device} and x on {x.device}")
     if x.dim() < 1:
@@ -276,9 +274,7 @@ def _backward(
         post = saved_a
         if need_x or need_w1 or need_b1 or save == "lean":
             keeps = "pre" if save == "lean" else "slope"
-            dpre, again, partials = _dgelu(
-                dy, w2, saved_a if save == "lean" else saved_b, activation, keeps, need_b1
-            )
+            dpre, again, partials = _dgelu(dy, w2, saved_a if save == "lean" else saved_b, activation, keeps, need_b1)
             post = post if again is None else again
             if need_x:
                 dx = dpre @ w1
@@ -323,9 +319,7 @@ def _autograd(ctx, dy, _da, _db):
 
 
 def _no_double_backward(ctx, *grads):
-    raise RuntimeError(
-        "fused_mlp has no double backward: use backend='eager' where gradients of gradients are needed"
-    )
+    raise RuntimeError("fused_mlp has no double backward: use backend='eager' where gradients of gradients are needed")
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)

@@ -13,8 +13,8 @@ from scalevit.config import OptimizerConfig
 def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW over the unique parameters, in timm's two groups.
 
-    Biases, norms and other vectors, and what the model's `no_weight_decay()` names (tokens, position embeddings), do not
-    decay. Fused on a GPU.
+    Biases, norms and other vectors, and what the model's `no_weight_decay()` names (tokens, position embeddings), do
+    not decay. Fused on a GPU.
     """
     exempt = module.no_weight_decay() if hasattr(module, "no_weight_decay") else set()
     groups = param_groups_weight_decay(module, config.weight_decay, no_weight_decay_list=exempt)

@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO, stages 0 to 3, with torch's AdamW and fp32 weights; bf16 and fp16 come from autocast inside the module.
+"""DeepSpeed ZeRO, stages 0 to 3, with torch's AdamW and fp32 weights; bf16 and fp16 are autocast inside the module.
 
 DeepSpeed's own precision modes are not used: its stages wrap different optimizers under them and disagree, while in
 fp32 all stages agree with one process. It compiles nothing: the optimizer is a client's, and on a CPU its shared-memory

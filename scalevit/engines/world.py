@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from scalevit.errors import UserError
+
 
 @dataclass(frozen=True)
 class World:
@@ -59,10 +61,9 @@ class World:
             timeout=timedelta(seconds=timeout_seconds),
             device_id=self.device if self.device.type == "cuda" else None,
         )
-        try:
-            yield
-        finally:
-            dist.destroy_process_group()
+        yield
+        # Not after an error: peers may be waiting in an operation that tearing down would wait for.
+        dist.destroy_process_group()
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
         """The sum over ranks, in place, on the device's process group."""
@@ -80,6 +81,23 @@ class World:
         if self.size > 1:
             dist.broadcast(answer, src=0)
         return bool(answer.item())
+
+    @contextmanager
+    def agreeing_on_errors(self) -> Iterator[None]:
+        """Lets all ranks leave together when one meets a user's mistake: each raises the first rank's `UserError`.
+
+        Collective. Without it the others would wait in a collective operation for the one that is gone.
+        """
+        problem: str | None = None
+        try:
+            yield
+        except UserError as error:
+            problem = str(error)
+        if self.any(problem is not None):
+            problems: list[str | None] = [problem] * self.size
+            if self.size > 1:
+                dist.all_gather_object(problems, problem)
+            raise UserError(next(text for text in problems if text is not None))
 
     def any(self, flag: bool) -> bool:
         """Whether any rank says so."""

@@ -75,7 +75,9 @@ def mlp_blocks(model: nn.Module) -> list[Any]:
         mlp = getattr(block, "mlp", None)
         if not isinstance(mlp, Mlp) or not isinstance(mlp.fc1, nn.Linear):
             found = "no mlp" if mlp is None else f"a {type(mlp).__name__}"
-            raise UserError(f"model {kind}: blocks.{index} has {found}, but scalevit reduces timm's Mlp (fc1, act, fc2)")
+            raise UserError(
+                f"model {kind}: blocks.{index} has {found}, but scalevit reduces timm's Mlp (fc1, act, fc2)"
+            )
     return list(blocks)
 
 

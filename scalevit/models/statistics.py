@@ -6,7 +6,9 @@ import torch
 from timm.layers import Attention
 from torch import Tensor, nn
 
-from scalevit.models.reduction import mlp_blocks
+from scalevit.config import ModelConfig
+from scalevit.models.build import build_model
+from scalevit.models.reduction import ReductionConfig, mlp_blocks
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,16 @@ class Statistics:
     def training_flops(self) -> int:
         """FLOPs of one image's forward and backward: 3 passes x 2 FLOPs per MAC (recomputation not counted)."""
         return 6 * self.matmul_macs
+
+
+def statistics_of(model: ModelConfig, reduction: ReductionConfig) -> Statistics:
+    """Counts a configured model without building its weights.
+
+    Raises:
+        UserError: as `build_model`.
+    """
+    shapes = model.model_copy(update={"initial_weights": None})
+    return count(build_model(shapes, reduction, seed=0, device="meta"), model.image_size)
 
 
 def count(model: nn.Module, image_size: int) -> Statistics:

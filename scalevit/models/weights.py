@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
+from scalevit.config import ModelConfig
 from scalevit.errors import UserError
 from scalevit.models.reduction import ReductionConfig, reduce_model
 from scalevit.tying import tied_names
@@ -31,7 +32,12 @@ def canonical_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save_weights(
-    path: Path, tensors: Mapping[str, Tensor], *, model_name: str, reduction: ReductionConfig, tied: Mapping[str, str]
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    model: ModelConfig,
+    reduction: ReductionConfig,
+    tied: Mapping[str, str],
 ) -> None:
     """Writes one safetensors file, whole or not at all.
 
@@ -39,7 +45,11 @@ def save_weights(
         tensors: by canonical name, on the CPU.
         tied: further name -> canonical name.
     """
-    description = {"model": model_name, "reduction": reduction.model_dump(mode="json"), "tied": dict(tied)}
+    description = {
+        "model": model.model_dump(mode="json", exclude={"initial_weights"}),
+        "reduction": reduction.model_dump(mode="json"),
+        "tied": dict(tied),
+    }
     temporary = path.with_name(f".{path.name}.tmp")
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, temporary, metadata={"format": "pt", _METADATA_KEY: json.dumps(description)})
@@ -63,7 +73,14 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 metadata = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
                 return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (no mapping)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, torch.serialization.pickle.UnpicklingError) as e:
+    except (
+        SafetensorError,
+        RuntimeError,
+        OSError,
+        EOFError,
+        ValueError,
+        torch.serialization.pickle.UnpicklingError,
+    ) as e:
         raise UserError(f"weights {path}: cannot be read ({' '.join(str(e).split())[:200]})") from None
     for key in ("state_dict", "model", "state_dict_ema"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -102,7 +119,11 @@ def load_initial_weights(model: nn.Module, source: str, reduction: ReductionConf
     missing = sorted(own.keys() - tensors.keys() - fresh)
     unknown = sorted(tensors.keys() - own.keys() - tied_names(model).keys())
     ill_shaped = [n for n in own.keys() & tensors.keys() - fresh if own[n].shape != tensors[n].shape]
-    for problem, names in (("lacks", missing), ("has the unknown", unknown), ("does not fit in the shape of", ill_shaped)):
+    for problem, names in (
+        ("lacks", missing),
+        ("has the unknown", unknown),
+        ("does not fit in the shape of", ill_shaped),
+    ):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise UserError(f"weights {source}: {problem} {sorted(names)[0]}{more} of this model")
@@ -119,4 +140,6 @@ def _check_same_reduction(source: str, made_by: dict[str, Any], reduction: Reduc
     wanted = {key: value for key, value in reduction.model_dump(mode="json").items() if key not in at_initialisation}
     found = {key: value for key, value in made_by.items() if key not in at_initialisation}
     if wanted != found:
-        raise UserError(f"weights {source}: made with reduction {json.dumps(found)}, the config says {json.dumps(wanted)}")
+        raise UserError(
+            f"weights {source}: made with reduction {json.dumps(found)}, the config says {json.dumps(wanted)}"
+        )

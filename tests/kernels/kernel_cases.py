@@ -80,9 +80,7 @@ def lay_out(x: Tensor, layout: str) -> Tensor:
     raise ValueError(layout)
 
 
-def run(
-    function, arguments: list[Tensor | None], case: Case, dy: Tensor | None = None, **options
-) -> list[Tensor]:
+def run(function, arguments: list[Tensor | None], case: Case, dy: Tensor | None = None, **options) -> list[Tensor]:
     """[y, and the gradients of the arguments that are not None]."""
     y = function(*arguments, **case.options, **options)
     if dy is None:

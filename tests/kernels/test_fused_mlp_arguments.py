@@ -12,9 +12,7 @@ CASE = Case(rows=(2, 3), d=16, h=32, d_out=16)
 
 @pytest.fixture
 def arguments():
-    return dict(
-        zip(("x", "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias"), make_arguments(CASE), strict=True)
-    )
+    return dict(zip(("x", "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias"), make_arguments(CASE), strict=True))
 
 
 def test_a_cpu_runs_eagerly_and_silently(arguments):

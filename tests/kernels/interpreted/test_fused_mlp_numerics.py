@@ -10,10 +10,7 @@ from scalevit.kernels import fused_mlp
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 CASES = [
-    *(
-        Case(dtype=d, save=s, activation=a)
-        for d, s, a in itertools.product(DTYPES, SAVES, ("gelu", "gelu_tanh"))
-    ),
+    *(Case(dtype=d, save=s, activation=a) for d, s, a in itertools.product(DTYPES, SAVES, ("gelu", "gelu_tanh"))),
     *(Case(rows=(m,), dtype=torch.bfloat16, save=s) for m in (1, 127, 197) for s in SAVES),
     *(Case(rows=(3, 31), d=45, h=75, d_out=33, dtype=d, save=s) for d in DTYPES for s in SAVES),
     *(Case(d=1, h=1, d_out=1, dtype=d) for d in DTYPES),
@@ -24,12 +21,7 @@ CASES = [
         for d in DTYPES[:2]
     ),
     *(Case(biases=b, save=s) for b in ((False, True), (True, False), (False, False)) for s in SAVES),
-    *(
-        Case(scale=s, dtype=d, activation=a)
-        for s in (10.0, 1e4)
-        for d in DTYPES[:2]
-        for a in ("gelu", "gelu_tanh")
-    ),
+    *(Case(scale=s, dtype=d, activation=a) for s in (10.0, 1e4) for d in DTYPES[:2] for a in ("gelu", "gelu_tanh")),
 ]
 
 
@@ -113,9 +105,7 @@ def test_never_reads_weights_beyond_the_width(save):
         tail.fill_(float("nan"))
     dirty = [t.requires_grad_() for t in dirty]
     expected = run(fused_mlp, clean, case, save=save)
-    assert all(
-        torch.equal(a, b) for a, b in zip(expected, run(fused_mlp, dirty, case, save=save), strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(expected, run(fused_mlp, dirty, case, save=save), strict=True))
 
 
 @pytest.mark.parametrize("save", SAVES)

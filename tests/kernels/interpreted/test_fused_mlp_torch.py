@@ -42,9 +42,7 @@ def test_autocast(dtype):
 def test_activation_checkpointing(save):
     arguments = make_arguments(CASE)
     plain = run(fused_mlp, arguments, CASE, save=save)
-    again = run(
-        lambda *a, **k: checkpoint(fused_mlp, *a, use_reentrant=False, **k), arguments, CASE, save=save
-    )
+    again = run(lambda *a, **k: checkpoint(fused_mlp, *a, use_reentrant=False, **k), arguments, CASE, save=save)
     assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
 
 
@@ -92,9 +90,7 @@ def test_fp32_accumulation_where_an_engine_asks():
         grad = weights[index].grad
         assert grad.dtype == torch.float32
         # The products' inputs are bf16 (a step is 2**-8); the sums add nothing, so errors average down.
-        error, size = (
-            (t.double()).pow(2).mean().sqrt() for t in (grad - truth[index].grad, truth[index].grad)
-        )
+        error, size = ((t.double()).pow(2).mean().sqrt() for t in (grad - truth[index].grad, truth[index].grad))
         assert error < 2**-8 * size
         assert not torch.equal(grad, grad.bfloat16().float())
 

@@ -1,0 +1,48 @@
+"""The `scalevit` command: what is not training. Each subcommand imports what it needs, so that help is quick."""
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from scalevit import __version__
+from scalevit.errors import one_line_errors
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point; a user's mistake is one line and exit status 2."""
+    from scalevit.data import commands as shards
+
+    parser = argparse.ArgumentParser(prog="scalevit", description="Train parameter-reduced Vision Transformers.")
+    parser.add_argument("--version", action="version", version=f"scalevit {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    describe = commands.add_parser("describe", help="parameters and multiply-accumulates of a config's model")
+    describe.add_argument("--config", required=True, help="a JSON file, see configs/")
+    describe.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that win over the file's")
+    describe.set_defaults(run=_describe)
+
+    shards_parser = commands.add_parser("shards", help="make WebDataset shards")
+    shards.add_arguments(shards_parser)
+    shards_parser.set_defaults(run=shards.run)
+
+    schema = commands.add_parser("schema", help="print the JSON schema of config files")
+    schema.set_defaults(run=_schema)
+
+    arguments = parser.parse_args(argv)
+    with one_line_errors():
+        arguments.run(arguments)
+
+
+def _describe(arguments: argparse.Namespace) -> None:
+    from scalevit.config_file import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+    from scalevit.models.description import print_description
+
+    print_description(config.model, config.reduction)
+
+
+def _schema(arguments: argparse.Namespace) -> None:
+    from scalevit.config_file import json_schema
+
+    print(json.dumps(json_schema(), indent=2))

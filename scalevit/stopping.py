@@ -1,0 +1,49 @@
+"""Ctrl-C and SIGTERM as a wish to stop between two steps, when a checkpoint can be saved."""
+
+import signal
+import sys
+from types import FrameType, TracebackType
+
+
+class Stopped(SystemExit):
+    """The run ended on a signal, with everything saved; the exit status is the shell's for that signal."""
+
+
+class StopSignal:
+    """Collects the wish while a block runs; a second Ctrl-C stops at once.
+
+    Launchers turn one Ctrl-C into an interrupt and a termination, so only a second *interrupt* counts as impatience.
+    """
+
+    def __init__(self) -> None:
+        self._received: int | None = None
+        self._previous: dict[int, object] = {}
+
+    @property
+    def requested(self) -> bool:
+        return self._received is not None
+
+    def __enter__(self) -> "StopSignal":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: object, traceback: TracebackType | None) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._received == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            raise KeyboardInterrupt
+        if self._received is None:
+            print("stopping after this step", file=sys.stderr, flush=True)
+        self._received = number if self._received is None else self._received
+
+    def leave(self) -> None:
+        """Ends the process the way the signal asked for.
+
+        Raises:
+            Stopped: always.
+        """
+        raise Stopped(128 + (self._received or signal.SIGTERM))

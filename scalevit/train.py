@@ -1,0 +1,312 @@
+"""The training loop: steps, evaluation, EMA, checkpoints, metrics. Knows every room through its small interface.
+
+A run's randomness has no state. The loader's pixels follow from (seed, position), and mixing, drop-path and dropout
+from (seed, step, micro-batch), so a run gives the same numbers at any world size and after any interruption.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from scalevit import checkpoint
+from scalevit.assemble import Data
+from scalevit.config import Config
+from scalevit.data import Batch
+from scalevit.ema import Ema
+from scalevit.engines import Engine, StepResult, World
+from scalevit.errors import UserError
+from scalevit.evaluate import evaluate
+from scalevit.models import save_weights
+from scalevit.models.statistics import statistics_of
+from scalevit.optim import Schedule
+from scalevit.progress import Counter
+from scalevit.results import best_epoch, describe_accuracies, summarise
+from scalevit.stopping import StopSignal
+from scalevit.throughput import Throughput, peak_flops
+from scalevit.tracking import RunFolder, describe_environment
+from scalevit.tying import uses_per_parameter
+
+# This many steps in a row without a finite gradient, and the run is lost rather than unlucky.
+_SKIPPED_STEPS_LIMIT = 50
+
+
+class Trainer:
+    """One run, from its newest checkpoint (or the start) to its end (or a signal to stop)."""
+
+    def __init__(self, config: Config, world: World, engine: Engine, data: Data, run: RunFolder):
+        self.config, self.world, self.engine, self.data, self.run = config, world, engine, data, run
+        train = config.train
+        self.total_steps = min(data.train.steps_in(train.epochs), train.max_steps or math.inf)
+        self.schedule = Schedule(config.optimizer, train.epochs, data.train.steps_in(train.epochs) / train.epochs)
+        self.ema: Ema | None = None
+        if config.ema.enabled:
+            repeated = config.ema.shared_updates_per_step == "per_use"
+            updates = uses_per_parameter(engine.module) if repeated else None
+            self.ema = Ema(engine.local_parameters(), config.ema.decay, updates)
+        self.costs = statistics_of(config.model, config.reduction)
+        peak = peak_flops(world.device, train.precision)
+        self.throughput = Throughput(self.costs.training_flops, peak * world.size if peak else None)
+        self.state = checkpoint.RunState()
+        self._skipped_in_a_row = 0
+
+    def fit(self, *, resume_from: Path | None = None) -> dict[str, Any]:
+        """Trains to the end.
+
+        Args:
+            resume_from: a checkpoint to go on from.
+
+        Returns:
+            The summary, as in summary.json.
+
+        Raises:
+            Stopped: a signal asked to stop; a checkpoint was saved.
+            UserError: the data, the disk or the numbers do not let it go on.
+        """
+        self._open(resume_from)
+        state, loader, every = self.state, self.data.train, self.config.train.checkpoint
+        micro_batches = loader.batches(state.step)
+        interval = _Interval(self.world.device)
+        with (
+            StopSignal() as stop,
+            Counter(
+                self.config.name, int(self.total_steps), "steps", done=state.step, visible=self.world.is_first
+            ) as counter,
+        ):
+            self.engine.train()
+            while state.step < self.total_steps:
+                started = time.perf_counter()
+                epoch = self._epoch_of(state.step)
+                lr = self.schedule.lr(state.step)
+                loss, outcome = self._step(micro_batches, lr)
+                state.step += 1
+                if self.ema is not None and not outcome.skipped:
+                    self.ema.update(self.engine.local_parameters())
+                interval.add(loss, outcome, time.perf_counter() - started)
+                self._count(interval.last_seconds)
+                counter.advance(interval.note(lr, self.throughput.images_per_second))
+
+                epoch_ends = state.step == loader.epoch_end_step(epoch)
+                last = state.step == self.total_steps
+                if state.step % self.config.train.log_every_steps == 0 or epoch_ends or last:
+                    self._log_training(interval, epoch, lr)
+                if (epoch_ends and (epoch + 1) % self.config.evaluation.every_epochs == 0) or last:
+                    counter.line(self._evaluate(epoch))
+                stopping = self.world.any(stop.requested)
+                due = (epoch_ends and every.every_epochs and (epoch + 1) % every.every_epochs == 0) or (
+                    every.every_steps and state.step % every.every_steps == 0
+                )
+                if due or last or stopping:
+                    self._save_checkpoint()
+                if stopping and not last:
+                    counter.line(f"stopped after step {state.step}; start again with the same command to go on")
+                    stop.leave()
+        if not state.epochs:  # resumed past its end, for example with a smaller train.max_steps
+            self._evaluate(self._epoch_of(state.step - 1))
+        return self._finish()
+
+    # --- one step -------------------------------------------------------------------------------------------
+
+    def _step(self, micro_batches: Iterator[Batch], lr: float) -> tuple[torch.Tensor, StepResult]:
+        """One optimizer step; returns this rank's mean loss, on the device."""
+        accumulation = self.data.train.accumulation
+        total = torch.zeros((), device=self.world.device)
+        # All of the step's data first: a rank whose data fails must say so before its peers wait for its gradients.
+        with self.world.agreeing_on_errors():
+            batches = list(islice(micro_batches, accumulation))
+        for index, batch in enumerate(batches):
+            assert batch.step == self.state.step, f"the loader is at step {batch.step}, the run at {self.state.step}"
+            seed_micro_batch(self.config.seed, batch.step, batch.micro_batch)
+            layout = torch.channels_last if self.config.train.channels_last else torch.contiguous_format
+            images = batch.images.to(self.world.device, non_blocking=True, memory_format=layout)
+            labels = batch.labels.to(self.world.device, non_blocking=True)
+            images, targets = self.data.mix(images, labels)
+            loss = F.cross_entropy(self.engine(images).float(), targets)
+            self.engine.backward(loss, last=index == accumulation - 1)
+            total += loss.detach() / accumulation
+        outcome = self.engine.step(lr)
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if outcome.skipped else 0
+        if self._skipped_in_a_row == _SKIPPED_STEPS_LIMIT:
+            raise UserError(
+                f"training diverged: no finite gradient in {_SKIPPED_STEPS_LIMIT} steps up to step {self.state.step}; "
+                "lower optimizer.lr, set optimizer.clip_grad_norm, or use train.precision=bf16"
+            )
+        return total, outcome
+
+    def _count(self, seconds: float) -> None:
+        images = self.config.train.global_batch
+        self.throughput.add(images, seconds)
+        self.state.seconds, self.state.timed_images = self.throughput.seconds, self.throughput.images
+
+    def _epoch_of(self, step: int) -> int:
+        """The epoch (from 0) whose end is the first after this step began."""
+        loader = self.data.train
+        epoch = step * self.config.train.global_batch // len(loader.dataset)
+        return epoch + 1 if loader.epoch_end_step(epoch) <= step else epoch
+
+    # --- between steps --------------------------------------------------------------------------------------
+
+    def _log_training(self, interval: "_Interval", epoch: int, lr: float) -> None:
+        loss, seconds = interval.take(self.world)
+        self.run.log(
+            {
+                "kind": "train",
+                "step": self.state.step,
+                "epoch": epoch + 1,
+                "loss": loss,
+                "lr": lr,
+                "grad_norm": interval.grad_norm,
+                "skipped": interval.skipped,
+                "loss_scale": self.engine.loss_scale.value,
+                "images_per_second": interval.steps * self.config.train.global_batch / seconds,
+                "mfu": self.throughput.mfu,
+            }
+        )
+        interval.reset()
+
+    def _evaluate(self, epoch: int) -> str:
+        """Evaluates weights and EMA, records both, keeps the best; returns a line for a person."""
+        layout = self.config.train.channels_last
+        record: dict[str, Any] = {"kind": "evaluation", "step": self.state.step, "epoch": epoch + 1}
+        results = {"": evaluate(self.engine, self.data.evaluation, channels_last=layout)}
+        if self.ema is not None:
+            with self.engine.using(self.ema.tensors):
+                results["ema_"] = evaluate(self.engine, self.data.evaluation, channels_last=layout)
+        for prefix, accuracy in results.items():
+            record |= {f"{prefix}{key}": value for key, value in vars(accuracy).items()}
+        self.state.epochs.append(record)
+        self.run.log(record)
+        for prefix in results:
+            if record is best_epoch(self.state.epochs, prefix):
+                self._save_weights(f"best_{prefix}".rstrip("_"), averaged=prefix == "ema_")
+        return f"epoch {epoch + 1}: {describe_accuracies(results)}"
+
+    def _save_weights(self, name: str, *, averaged: bool) -> None:
+        """Collective: `NAME.safetensors` in the run folder, for use elsewhere."""
+        assert self.ema is not None or not averaged
+        local = self.ema.tensors if averaged and self.ema is not None else self.engine.local_parameters()
+        full = self.engine.gather(local)
+        if self.world.is_first:
+            save_weights(
+                self.run.path / f"{name}.safetensors",
+                full,
+                model=self.config.model,
+                reduction=self.config.reduction,
+                tied=self.engine.tied,
+            )
+
+    def _save_checkpoint(self) -> None:
+        config = self.config.model_dump(mode="json")
+        keep = self.config.train.checkpoint.keep
+        checkpoint.save(self.run.checkpoints, self.engine, self.ema, self.state, config, keep=keep)
+
+    def _open(self, resume_from: Path | None) -> None:
+        """Takes over a checkpoint's state and opens the run folder."""
+        if resume_from is not None:
+            self.state = checkpoint.load(resume_from, self.engine, self.ema)
+            self.throughput.add(self.state.timed_images, self.state.seconds)
+            if self.world.is_first:
+                print(f"resuming {self.run.path} at step {self.state.step}", flush=True)
+        device = self.world.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+        environment = describe_environment(self.world.size, name)
+        self.state.wandb_id = self.run.open(environment, step=self.state.step, wandb_id=self.state.wandb_id)
+
+    def _finish(self) -> dict[str, Any]:
+        self._save_weights("final", averaged=False)
+        if self.ema is not None:
+            self._save_weights("final_ema", averaged=True)
+        summary = {
+            "name": self.config.name,
+            **summarise(self.state.epochs, ""),
+            "ema": summarise(self.state.epochs, "ema_") if self.ema is not None else None,
+            "images_per_second": self.throughput.images_per_second,
+            "mfu": self.throughput.mfu,
+            "steps": self.state.step,
+            "epochs": self.config.train.epochs,
+            "parameters": self.costs.parameters,
+            "mlp_parameters": self.costs.mlp_parameters,
+            "gmacs": self.costs.macs / 1e9,
+            "reduction": self.config.reduction.strategy,
+            "engine": self.config.engine.model_dump(mode="json"),
+            "precision": self.config.train.precision,
+            "world_size": self.world.size,
+            "seed": self.config.seed,
+        }
+        self.run.finish(summary)
+        return summary
+
+
+class _Interval:
+    """Sums since the last line of metrics."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self.last_seconds = 0.0
+        self._shown_loss = math.nan
+        self.reset()
+
+    def reset(self) -> None:
+        self._loss = torch.zeros((), device=self._device)
+        self.steps, self.seconds, self.skipped, self.grad_norm = 0, 0.0, 0, math.nan
+
+    def add(self, loss: torch.Tensor, outcome: StepResult, seconds: float) -> None:
+        self._loss += loss
+        self.steps += 1
+        self.seconds += seconds
+        self.skipped += outcome.skipped
+        self.grad_norm = outcome.grad_norm
+        self.last_seconds = seconds
+        self._shown_loss = loss.item() if self._device.type == "cpu" else self._shown_loss
+
+    def take(self, world: World) -> tuple[float, float]:
+        """Mean loss over ranks and steps, and this rank's seconds."""
+        self._shown_loss = (world.all_reduce_sum(self._loss.clone()) / (world.size * self.steps)).item()
+        return self._shown_loss, self.seconds
+
+    def note(self, lr: float, images_per_second: float) -> str:
+        return f"loss {self._shown_loss:.4f}, lr {lr:.2e}, {images_per_second:,.0f} images/s"
+
+
+def seed_micro_batch(seed: int, step: int, micro_batch: int) -> None:
+    """Seeds what is drawn during one micro-batch's forward: mixing (numpy), drop-path and dropout (torch)."""
+    words = np.random.SeedSequence([seed, step, micro_batch]).generate_state(2, np.uint64)
+    torch.manual_seed(int(words[0] >> np.uint64(1)))
+    np.random.seed(int(words[1] & np.uint64(0xFFFFFFFF)))
+
+
+def find_resumable(config: Config, run: RunFolder) -> Path | None:
+    """The checkpoint to go on from, or None to start anew.
+
+    Raises:
+        UserError: `train.resume` does not fit what is there, or the checkpoint is of another model.
+    """
+    found = checkpoint.list_checkpoints(run.checkpoints)
+    wish = config.train.resume
+    if not found:
+        if wish is True:
+            raise UserError(f"train.resume = true, but {run.checkpoints} holds no checkpoint")
+        return None
+    if wish is False:
+        raise UserError(
+            f"train.resume = false, but {run.path} holds the checkpoints of a run: choose another name, or remove it"
+        )
+    before = checkpoint.read_state(found[-1])["config"]
+    now = config.model_dump(mode="json")
+    for section, ignored in (("model", {"initial_weights"}), ("reduction", set()), ("seed", set())):
+        if _without(before[section], ignored) != _without(now[section], ignored):
+            raise UserError(
+                f"run folder {run.path}: was made with another {section} ({before[section]}): choose another name, "
+                "or remove it"
+            )
+    return found[-1]
+
+
+def _without(value: Any, keys: set[str]) -> Any:
+    return {k: v for k, v in value.items() if k not in keys} if isinstance(value, dict) else value
