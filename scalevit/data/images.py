@@ -11,6 +11,9 @@ from PIL import Image, UnidentifiedImageError
 # What a shard may hold, by member extension; an index stores the place in this tuple.
 KINDS = ("jpg", "jpeg", "png", "webp")
 
+# Where Pillow's default protection against decompression bombs begins to warn.
+_MOST_PIXELS = 89_478_485
+
 
 class UndecodableImage(Exception):
     """The bytes are not an image that can be shown; the message is the reason."""
@@ -19,15 +22,17 @@ class UndecodableImage(Exception):
 def decode(payload: bytes) -> Image.Image:
     """An RGB image from the bytes of a file, whatever its name says it is.
 
-    simplejpeg gives Pillow's pixels in half the time but no CMYK and nothing that libjpeg warns about; Pillow takes
-    what it leaves, so the pixels are Pillow's in every case.
+    simplejpeg gives Pillow's pixels in half the time, but for CMYK, and refuses what libjpeg only warns about. Pillow
+    takes what it leaves, and refuses absurd sizes, so the pixels are Pillow's in every case.
 
     Raises:
         UndecodableImage: with the decoder's reason.
     """
     if payload[:2] == b"\xff\xd8":
         try:
-            return Image.fromarray(simplejpeg.decode_jpeg(payload, "RGB", strict=True))
+            height, width, colorspace, _ = simplejpeg.decode_jpeg_header(payload, strict=True)
+            if colorspace in ("YCbCr", "Gray", "RGB") and height * width <= _MOST_PIXELS:
+                return Image.fromarray(simplejpeg.decode_jpeg(payload, "RGB", strict=True))
         except ValueError:
             pass
     with _open(payload) as image:

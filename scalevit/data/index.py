@@ -211,8 +211,10 @@ def _keys(shards: Sequence[Shard]) -> str:
 
 def _saved_path(shards: Sequence[Shard]) -> Path:
     """One file for each set of names, so that a pattern over a part of a folder keeps an index of its own."""
-    names = hashlib.sha256("\n".join(shard.path for shard in shards).encode()).hexdigest()[:8]
-    return Path(shards[0].path).with_name(f".index-{names}.npz")
+    folder = os.path.dirname(shards[0].path)
+    names = "\n".join(os.path.relpath(shard.path, folder or ".") for shard in shards)
+    digest = hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return Path(shards[0].path).with_name(f".index-{digest}.npz")
 
 
 def _load(path: Path, shards: Sequence[Shard]) -> Index | None:

@@ -204,7 +204,7 @@ class _Evaluation(Dataset[EvaluationBatch | UserError]):
         real = samples >= 0
         try:
             # Where all of it is padding, another sample tells the shape.
-            shown = [self.dataset[sample][0] for sample in (samples[real] if real.any() else [0])]
+            shown = [self.dataset[sample][0] for sample in (samples[real].tolist() or [0])]
         except UserError as error:
             return error
         images = torch.zeros(len(samples), *shown[0].shape)

@@ -13,6 +13,7 @@ import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import context, forkserver, get_context, parent_process, resource_tracker
+from typing import Any
 
 # Ctrl-C and a scheduler's SIGTERM reach the whole process group. Workers that died of it would take the emergency
 # checkpoint of the training process with them, so they live until that process ends them or ends itself.
@@ -55,12 +56,21 @@ def hidden_main() -> Iterator[None]:
 def initialise_worker(worker: int = 0) -> None:
     """To be called first in each worker; the number is the DataLoader's and not used."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _TO_PARENT_ONLY)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Workers of a fork server outlive a killed training process otherwise: their parent is the server."""
     parent = parent_process()
     if parent is not None:
-        parent.join()
-        os._exit(1)
+        for watch in (_end_with_parent, _end_when_told):
+            threading.Thread(target=watch, args=(parent,), daemon=True).start()
+
+
+def _end_with_parent(parent: Any) -> None:
+    """Workers of a fork server outlive a killed training process otherwise: their parent is the server."""
+    parent.join()
+    os._exit(1)
+
+
+def _end_when_told(parent: Any) -> None:
+    """The one sender of SIGTERM that counts: multiprocessing waits for ever at exit for workers that ignore it."""
+    while True:
+        signal_info = signal.sigwaitinfo(_TO_PARENT_ONLY)
+        if signal_info.si_pid == parent.pid:
+            os._exit(1)

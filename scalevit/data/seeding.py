@@ -28,7 +28,7 @@ def hash64(*integers: int) -> int:
     """One 64-bit number from several integers. Fixed for ever: checkpoints rely on the orders made from it."""
     state = 0x9E3779B97F4A7C15
     for integer in integers:
-        state = (state ^ (integer & _MASK)) + 0x9E3779B97F4A7C15 & _MASK
+        state = (state ^ (int(integer) & _MASK)) + 0x9E3779B97F4A7C15 & _MASK
         state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
         state = (state ^ (state >> 27)) * 0x94D049BB133111EB & _MASK
         state ^= state >> 31

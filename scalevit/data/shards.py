@@ -19,8 +19,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import webdataset
-
 from scalevit.data import images, processes, progress
 from scalevit.data.order import permutation
 from scalevit.errors import UserError
@@ -162,6 +160,8 @@ def check_destination(destination: Path) -> None:
 
 def _write_shard(path: Path, samples: Iterable[Sample]) -> None:
     """A tar and its JSON, each complete and on the disk before it has its name."""
+    import webdataset  # brings torch, which takes seconds and which the processes that read have no use for
+
     histogram: Counter[int] = Counter()
     temporary = path.with_suffix(".tar.tmp")
     with open(temporary, "wb") as file:
@@ -241,7 +241,7 @@ def _map_in_order(
         yield from map(function, items)
         return
     pending: deque[Future[Sample]] = deque()
-    context = processes.worker_context()
+    context = processes.worker_context(("scalevit.data.shards",))
     with ProcessPoolExecutor(workers, mp_context=context, initializer=processes.initialise_worker) as pool:
         try:
             for item in items:

@@ -1,0 +1,266 @@
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from scalevit.data.dataset import ShardDataset
+from scalevit.data.images import encode_png
+from scalevit.data.index import load_index
+from scalevit.data.loader import EvaluationLoader, TrainLoader
+from scalevit.data.order import Order
+from scalevit.data.shards import write_samples
+from scalevit.data.transforms import evaluation_transform, training_transform
+from scalevit.errors import UserError
+
+NORMAL = {"image_size": 16, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+PAPER = training_transform(**NORMAL, auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25)
+EVALUATION = evaluation_transform(**NORMAL, crop_pct=0.9)
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def dataset(index):
+    return ShardDataset(index, PAPER, seed=7)
+
+
+@pytest.fixture(scope="module")
+def training(dataset):
+    """Loaders of 12 images in 12 / 2 micro-batches per step; 23 samples, so steps straddle the epochs."""
+    return partial(TrainLoader, dataset, Order(23, seed=9), global_batch=12, micro_batch=2)
+
+
+def steps(loader, start, stop):
+    """(step, number): batch, in the order of the loader."""
+    batches = itertools.islice(loader.batches(start), (stop - start) * loader.accumulation)
+    return {(batch.step, batch.micro_batch): batch for batch in batches}
+
+
+def assert_same(batches, expected):
+    for key, batch in batches.items():
+        assert torch.equal(batch.images, expected[key].images), key
+        assert torch.equal(batch.labels, expected[key].labels), key
+
+
+@pytest.fixture(scope="module", params=[1, 3])
+def repeats(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def expected(training, repeats):
+    return steps(training(repeats=repeats), 0, STEPS)
+
+
+def test_shapes(expected):
+    assert list(expected) == [(step, number) for step in range(STEPS) for number in range(6)]
+    for batch in expected.values():
+        assert batch.images.shape == (2, 3, 16, 16)
+        assert (batch.images.dtype, batch.labels.dtype) == (torch.float32, torch.int64)
+
+
+@pytest.mark.parametrize(("world_size", "workers"), [(2, 0), (3, 0), (6, 0), (1, 2), (2, 2), (3, 1)])
+def test_neither_ranks_nor_workers_change_a_pixel(training, repeats, expected, world_size, workers):
+    seen = {}
+    for rank in range(world_size):
+        mine = steps(training(repeats=repeats, rank=rank, world_size=world_size, workers=workers), 0, STEPS)
+        assert list(mine) == [(step, number) for step in range(STEPS) for number in range(rank, 6, world_size)]
+        seen |= mine
+    assert seen.keys() == expected.keys()
+    assert_same(seen, expected)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_starting_at_a_step_is_the_tail(training, repeats, expected, workers):
+    tail = steps(training(repeats=repeats, workers=workers), 2, STEPS)
+    assert list(tail) == [key for key in expected if key[0] >= 2]
+    assert_same(tail, expected)
+
+
+def test_world_size_may_change_at_any_step(training, repeats, expected):
+    seen = {}
+    for start, world_size in enumerate((2, 3, 1, 6)):
+        for rank in range(world_size):
+            seen |= steps(training(repeats=repeats, rank=rank, world_size=world_size), start, start + 1)
+    assert_same(seen, expected)
+
+
+def sample_numbers(images):
+    """Which sample each row shows, in a set whose images are grey of their own number."""
+    return (images[:, 0].mean((1, 2)) * 255).round().long().tolist()
+
+
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory):
+    """45 grey images, number n of grey n and label n; crops and flips do not change them."""
+    folder = tmp_path_factory.mktemp("numbered") / "set"
+    samples = [(f"n{n}", "png", encode_png(np.full((8, 8), n, np.uint8)), n) for n in range(45)]
+    write_samples(samples, folder, total=45, shard_size=20)
+    plain = {"image_size": 8, "mean": (0, 0, 0), "std": (1, 1, 1)}
+    index = load_index(folder)
+    transform = training_transform(**plain, color_jitter=0)
+    return ShardDataset(index, transform), ShardDataset(index, evaluation_transform(**plain, crop_pct=1.0))
+
+
+def test_epochs_show_every_sample_once(numbered):
+    loader = TrainLoader(numbered[0], Order(45, seed=0), global_batch=10, micro_batch=5)
+    batches = steps(loader, 0, 9).values()
+    shown = [number for batch in batches for number in sample_numbers(batch.images)]
+    assert shown == [label for batch in batches for label in batch.labels.tolist()]
+    assert np.bincount(shown).tolist() == [2] * 45
+    assert loader.epoch_end_step(0) == 5
+    assert loader.epoch_end_step(1) == loader.steps_in(2) == 9
+
+
+def test_repeats_decode_once_and_keep_copies_off_their_mirror(numbered, monkeypatch):
+    dataset = numbered[0]
+    decoded = []
+    decode = ShardDataset._decode
+    monkeypatch.setattr(ShardDataset, "_decode", lambda self, sample: (decoded.append(sample), decode(self, sample))[1])
+    loader = TrainLoader(dataset, Order(45, seed=0), global_batch=18, micro_batch=9, repeats=3)
+    shown = []
+    for batch in steps(loader, 0, 5).values():
+        numbers = sample_numbers(batch.images)
+        shown += numbers
+        assert sorted(np.bincount(numbers)[np.unique(numbers)].tolist()) == [3, 3, 3]
+        assert all(numbers[row] != numbers[-1 - row] for row in range(4))
+    assert len(decoded) == len(shown) / 3 == 30
+    assert sorted(shown) == sorted(decoded * 3)
+    assert len(set(decoded)) == 30
+
+
+def test_copies_differ(training):
+    """Three rows, three copies of the same image."""
+    loader = TrainLoader(training.args[0], Order(23, seed=9), global_batch=3, micro_batch=3, repeats=3)
+    (batch,) = steps(loader, 0, 1).values()
+    assert len(set(batch.labels.tolist())) == 1
+    assert not any(torch.equal(batch.images[a], batch.images[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_generators_of_the_training_process_are_left_alone(training, workers):
+    torch.manual_seed(0), np.random.seed(0)
+    expected = torch.rand(3).tolist(), np.random.rand()
+    torch.manual_seed(0), np.random.seed(0)
+    steps(training(workers=workers), 0, 1)
+    assert (torch.rand(3).tolist(), np.random.rand()) == expected
+
+
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (2, 0), (3, 0), (4, 0), (50, 0), (2, 2)])
+@pytest.mark.parametrize("batch", [7, 64])
+def test_evaluation_counts_every_sample_once(numbered, world_size, workers, batch):
+    dataset, seen, sizes = numbered[1], [], set()
+    for rank in range(world_size):
+        loader = EvaluationLoader(dataset, batch=batch, rank=rank, world_size=world_size, workers=workers)
+        for _ in range(2):  # an evaluation again, by the same workers
+            batches = list(loader)
+            assert len(batches) == len(loader)
+        for images, labels, weights in batches:
+            real = weights == 1
+            assert ((weights == 0) | real).all()
+            assert (images[~real] == 0).all()
+            assert (labels[~real] == 0).all()
+            assert sample_numbers(images[real]) == labels[real].tolist()
+            seen += labels[real].tolist()
+            sizes.add((len(loader), len(weights)))
+            assert len(images) == len(labels) == len(weights) <= batch
+    assert sorted(seen) == list(range(45))
+    assert len(sizes) == 1
+
+
+def test_settings_that_do_not_fit(training):
+    with pytest.raises(UserError, match=r"train\.global_batch = 12 .*4 ranks cannot share evenly"):
+        training(rank=0, world_size=4)
+
+
+def test_fingerprint_names_what_differs(dataset, training):
+    first = training().fingerprint
+    assert training(rank=1, world_size=2, workers=1).fingerprint == first
+    other = TrainLoader(dataset, Order(23, seed=8), global_batch=12, micro_batch=2).fingerprint
+    assert [name for name in first if first[name] != other[name]] == ["order"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_undecodable_image_is_one_line_whoever_finds_it(tmp_path, workers):
+    samples = [("good", "png", encode_png(np.zeros((2, 2), np.uint8)), 0), ("bad", "jpg", b"no image", 0)]
+    write_samples(samples, tmp_path / "set", total=2)
+    index = load_index(tmp_path / "set")
+    loaders = (
+        TrainLoader(ShardDataset(index, PAPER), Order(2, 0), global_batch=2, micro_batch=2, workers=workers).batches(0),
+        EvaluationLoader(ShardDataset(index, EVALUATION), batch=2, workers=workers),
+    )
+    for loader in loaders:
+        with pytest.raises(UserError, match=r"shard .*key 'bad'.*cannot be decoded") as caught:
+            list(loader)
+        assert "\n" not in str(caught.value)
+
+
+SCRIPT = """
+# No `__name__` guard: workers must not run this again.
+import multiprocessing, signal, sys, time
+from scalevit.data import *
+
+for number in (signal.SIGTERM, signal.SIGINT):  # as a trainer that saves and goes on
+    signal.signal(number, lambda *_: None)
+transform = evaluation_transform(image_size=8, mean=(0, 0, 0), std=(1, 1, 1), crop_pct=1.0)
+dataset = ShardDataset(load_index(sys.argv[1]), transform)
+training = TrainLoader(dataset, Order(len(dataset), 0), global_batch=4, micro_batch=4, workers=1).batches(0)
+evaluation = EvaluationLoader(dataset, batch=4, workers=1)
+next(training), list(evaluation)
+print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+while sys.stdin.readline() == "go on\\n":
+    [next(training) for _ in range(20)], list(evaluation)
+    print("alive", flush=True)
+"""
+
+
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until_dead(pids, seconds):
+    deadline = time.monotonic() + seconds
+    while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not any(alive(pid) for pid in pids)
+
+
+@pytest.mark.parametrize("end", ["exit", "kill"])
+def test_workers_outlive_signals_to_the_group_but_not_the_trainer(shards, tmp_path, end):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    trainer = subprocess.Popen(
+        [sys.executable, tmp_path / "script.py", shards],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        workers = [int(pid) for pid in trainer.stdout.readline().split()]
+        assert len(workers) == 2
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.killpg(trainer.pid, number)
+        time.sleep(0.3)
+        trainer.stdin.write("go on\n")
+        trainer.stdin.flush()
+        assert trainer.stdout.readline() == "alive\n"
+        assert all(alive(pid) for pid in workers)
+        if end == "kill":
+            trainer.kill()
+        else:
+            trainer.stdin.close()  # the script ends with both loaders still there
+        assert trainer.wait(20) == (0 if end == "exit" else -signal.SIGKILL)
+        assert wait_until_dead(workers, 5)
+    finally:
+        trainer.kill()
+        trainer.wait()
