@@ -56,7 +56,7 @@ def open_data(config: Config, world: World) -> Data:
     data, train, augmentation = config.data, config.train, config.data.augmentation
     if data.embedded == "digits":
         ensure_digits(data.train, data.validation)
-    assert data.mean and data.std and data.crop_pct, "see resolve_normalisation"
+    assert all((data.mean, data.std, data.crop_pct)), "see resolve_normalisation"
     common = {"image_size": config.model.image_size, "mean": data.mean, "std": data.std}
     transform = training_transform(
         **common,

@@ -145,6 +145,7 @@ class EvaluationLoader:
         workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
+        self.dataset = dataset
         per_rank = -(-len(dataset) // world_size)
         self._count = -(-per_rank // batch)
         rows = -(-per_rank // self._count)

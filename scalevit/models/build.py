@@ -50,6 +50,8 @@ def _create(model: ModelConfig, reduction: ReductionConfig) -> nn.Module:
     try:
         return timm.create_model(model.name, **arguments)
     except (TypeError, ValueError, AssertionError) as error:
+        with torch.device("meta"):
+            mlp_blocks(timm.create_model(model.name))  # another kind of model is the better explanation
         # timm passes unknown and ill-fitting arguments down to a constructor, which refuses them.
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"config: model {model.name!r} does not take these arguments: {reason}") from error

@@ -1,0 +1,183 @@
+"""Reduced models against the semantics written down in the paper and its code, computed here from timm alone."""
+
+import math
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import scalevit.models  # noqa: F401 (registers the reduced models)
+from scalevit.config import GroupedReduction, ModelConfig, NoReduction, ShallowReduction, ThinReduction
+from scalevit.errors import UserError
+from scalevit.models import build_model
+from scalevit.models.statistics import statistics_of
+from scalevit.tying import shared_modules, tied_names, uses_per_parameter
+
+TINY = ModelConfig(
+    name="vit_tiny_patch16_224",
+    image_size=32,
+    num_classes=7,
+    kwargs={"embed_dim": 48, "depth": 6, "num_heads": 3},
+)
+SEED = 42
+
+
+def from_timm(**arguments: object) -> nn.Module:
+    torch.manual_seed(SEED)
+    return timm.create_model(
+        TINY.name,
+        num_classes=TINY.num_classes,
+        img_size=TINY.image_size,
+        drop_path_rate=TINY.drop_path,
+        **TINY.kwargs,
+        **arguments,
+    )
+
+
+def assert_equal(ours: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(ours[name], tensor), name
+
+
+def test_none_is_timm() -> None:
+    assert_equal(build_model(TINY, NoReduction(), seed=SEED).state_dict(), from_timm().state_dict())
+
+
+def test_grouped_shares_the_scaled_mlp_of_each_pairs_first_block() -> None:
+    expected = from_timm().state_dict()
+    for even in range(0, 6, 2):
+        for name in ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"):
+            value = expected[f"blocks.{even}.mlp.{name}"].clone()
+            if name != "fc2.bias":
+                value *= 1 / math.sqrt(2)
+            expected[f"blocks.{even}.mlp.{name}"] = value
+            expected[f"blocks.{even + 1}.mlp.{name}"] = value
+    model = build_model(TINY, GroupedReduction(), seed=SEED)
+    assert_equal(model.state_dict(), expected)
+    for even in range(0, 6, 2):
+        assert model.blocks[even].mlp is model.blocks[even + 1].mlp
+
+
+def test_shallow_keeps_the_first_units_and_everything_else_of_the_baseline() -> None:
+    expected = from_timm().state_dict()
+    for block in range(6):
+        prefix = f"blocks.{block}.mlp."
+        expected[prefix + "fc1.weight"] = expected[prefix + "fc1.weight"][:96]
+        expected[prefix + "fc1.bias"] = expected[prefix + "fc1.bias"][:96]
+        expected[prefix + "fc2.weight"] = expected[prefix + "fc2.weight"][:, :96]
+    model = build_model(TINY, ShallowReduction(), seed=SEED)
+    assert_equal(model.state_dict(), expected)
+    assert (model.blocks[0].mlp.fc1.out_features, model.blocks[0].mlp.fc2.in_features) == (96, 96)
+
+
+def test_thin_is_timm_with_a_narrower_ratio() -> None:
+    assert_equal(build_model(TINY, ThinReduction(), seed=SEED).state_dict(), from_timm(mlp_ratio=2.0).state_dict())
+
+
+def test_any_group_size_and_explicit_groups() -> None:
+    threes = build_model(TINY, GroupedReduction(group_size=3, scale=1.0), seed=SEED)
+    assert len({id(block.mlp) for block in threes.blocks}) == 2
+    explicit = build_model(TINY, GroupedReduction(groups=[[5, 0], [2, 3, 4]], scale=0.5), seed=SEED)
+    mlps = [block.mlp for block in explicit.blocks]
+    assert mlps[0] is mlps[5]
+    assert mlps[2] is mlps[3] is mlps[4]
+    assert len({id(mlp) for mlp in mlps}) == 3
+    baseline = from_timm().state_dict()
+    # The group's first block gives the MLP; a block in no group keeps its own, unscaled.
+    assert torch.equal(mlps[0].fc1.weight, baseline["blocks.0.mlp.fc1.weight"] * 0.5)
+    assert torch.equal(mlps[1].fc1.weight, baseline["blocks.1.mlp.fc1.weight"])
+
+
+def test_importance_keeps_the_strongest_units() -> None:
+    baseline = from_timm()
+    mlp = baseline.blocks[0].mlp
+    strength = mlp.fc1.weight.norm(dim=1) * mlp.fc2.weight.norm(dim=0)
+    units = strength.argsort(descending=True)[:96].sort().values
+    model = build_model(TINY, ShallowReduction(choose="importance"), seed=SEED)
+    assert torch.equal(model.blocks[0].mlp.fc1.weight, mlp.fc1.weight[units])
+    assert torch.equal(model.blocks[0].mlp.fc2.weight, mlp.fc2.weight[:, units])
+
+
+@pytest.mark.parametrize(
+    ("reduction", "parameters", "mlp_parameters", "unique", "paper_gmacs", "gmacs"),
+    [
+        (NoReduction(), 86_567_656, 56_669_184, 12, "16.867", "17.583"),
+        (GroupedReduction(), 58_233_064, 28_334_592, 6, "16.867", "17.583"),
+        (ShallowReduction(), 58_237_672, 28_339_200, 12, "11.290", "12.005"),
+        (ThinReduction(), 58_237_672, 28_339_200, 12, "11.290", "12.005"),
+    ],
+    ids=lambda value: getattr(value, "strategy", ""),
+)
+def test_the_papers_numbers(reduction, parameters, mlp_parameters, unique, paper_gmacs, gmacs) -> None:
+    costs = statistics_of(ModelConfig(), reduction)
+    assert (costs.parameters, costs.mlp_parameters, costs.unique_mlps) == (parameters, mlp_parameters, unique)
+    assert (f"{costs.paper_macs / 1e9:.3f}", f"{costs.macs / 1e9:.3f}") == (paper_gmacs, gmacs)
+
+
+def test_counts_agree_with_torchs_flop_counter() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        model = timm.create_model("vit_base_patch16_224").eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(torch.empty(1, 3, 224, 224))
+    assert 2 * statistics_of(ModelConfig(), NoReduction()).matmul_macs == counter.get_total_flops()
+
+
+def test_registered_models_equal_the_built_ones() -> None:
+    for strategy, reduction in (
+        ("grouped", GroupedReduction(group_size=3)),
+        ("shallow", ShallowReduction(keep=0.25)),
+        ("thin", ThinReduction(mlp_ratio=1.0)),
+    ):
+        torch.manual_seed(SEED)
+        arguments = reduction.model_dump(exclude={"strategy"})
+        model = timm.create_model(
+            f"{TINY.name}_{strategy}", num_classes=7, img_size=32, drop_path_rate=0.1, **TINY.kwargs, **arguments
+        )
+        assert_equal(model.state_dict(), build_model(TINY, reduction, seed=SEED).state_dict())
+
+
+def test_tied_names_and_uses() -> None:
+    model = build_model(TINY, GroupedReduction(), seed=SEED)
+    tied = tied_names(model)
+    assert tied["blocks.1.mlp.fc1.weight"] == "blocks.0.mlp.fc1.weight"
+    assert len(tied) == 3 * 4
+    uses = uses_per_parameter(model)
+    assert uses["blocks.0.mlp.fc1.weight"] == 2
+    assert uses["blocks.0.norm1.weight"] == 1
+    assert "blocks.1.mlp.fc1.weight" not in uses
+    assert shared_modules(list(model.blocks)) == [model.blocks[i].mlp for i in (0, 2, 4)]
+
+
+def test_building_leaves_the_callers_random_state_alone() -> None:
+    torch.manual_seed(7)
+    before = torch.random.get_rng_state()
+    build_model(TINY, GroupedReduction(), seed=1)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("model", "reduction", "parts"),
+    [
+        (ModelConfig(name="vit_base_patch16_225"), NoReduction(), ["not a timm model", "vit_base_patch16_224"]),
+        (ModelConfig(name="resnet18"), GroupedReduction(), ["resnet18", "VisionTransformer"]),
+        (ModelConfig(name="vit_giant_patch14_dinov2"), GroupedReduction(), ["Mlp"]),
+        (TINY, GroupedReduction(group_size=4), ["group_size = 4", "2, 3, 6"]),
+        (TINY, GroupedReduction(groups=[[0, 6]]), ["block 6", "0 to 5"]),
+        (TINY, GroupedReduction(groups=[[0, 1], [1, 2]]), ["block 1 twice"]),
+        (TINY, ShallowReduction(keep=0.001), ["keep = 0.001", "192"]),
+        (TINY.model_copy(update={"kwargs": {"mlp_ratio": 3.0}}), ThinReduction(), ["mlp_ratio", "the same width"]),
+        (TINY.model_copy(update={"kwargs": {"num_classes": 3}}), NoReduction(), ["num_classes"]),
+        (TINY.model_copy(update={"kwargs": {"colour": 3}}), NoReduction(), ["colour"]),
+    ],
+)
+def test_mistakes_are_one_line(model: ModelConfig, reduction, parts: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        build_model(model, reduction, seed=0, device="meta")
+    text = str(error.value)
+    assert "\n" not in text
+    for part in parts:
+        assert part in text, text

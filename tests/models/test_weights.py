@@ -1,0 +1,84 @@
+"""Weights files: one name per tensor, tying restored, never reduced twice."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from scalevit.config import GroupedReduction, ModelConfig, NoReduction, ShallowReduction
+from scalevit.errors import UserError
+from scalevit.models import build_model, save_weights
+from scalevit.models.weights import canonical_state, read_weights
+from scalevit.tying import tied_names
+
+MODEL = ModelConfig(
+    name="vit_tiny_patch16_224", image_size=32, num_classes=7, kwargs={"embed_dim": 48, "depth": 4, "num_heads": 3}
+)
+
+
+def saved(tmp_path: Path, reduction, seed: int = 5) -> tuple[Path, dict[str, torch.Tensor]]:
+    model = build_model(MODEL, reduction, seed=seed)
+    path = tmp_path / "weights.safetensors"
+    save_weights(path, canonical_state(model), model=MODEL, reduction=reduction, tied=tied_names(model))
+    return path, model.state_dict()
+
+
+def initialised_from(path: Path, reduction, **changes) -> dict[str, torch.Tensor]:
+    model = MODEL.model_copy(update={"initial_weights": str(path), **changes})
+    return build_model(model, reduction, seed=99).state_dict()
+
+
+@pytest.mark.parametrize("reduction", [NoReduction(), GroupedReduction(), ShallowReduction()], ids=lambda r: r.strategy)
+def test_a_round_trip_gives_the_same_weights_not_reduced_twice(tmp_path: Path, reduction) -> None:
+    path, expected = saved(tmp_path, reduction)
+    loaded = initialised_from(path, reduction)
+    assert loaded.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(loaded[name], tensor), name
+
+
+def test_a_grouped_file_holds_each_tensor_once_and_names_the_ties(tmp_path: Path) -> None:
+    path, _ = saved(tmp_path, GroupedReduction())
+    tensors, metadata = read_weights(path)
+    assert "blocks.1.mlp.fc1.weight" not in tensors
+    assert metadata["tied"]["blocks.1.mlp.fc1.weight"] == "blocks.0.mlp.fc1.weight"
+
+
+def test_plain_timm_weights_are_reduced_after_loading(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    plain = timm.create_model(MODEL.name, num_classes=7, img_size=32, **MODEL.kwargs)
+    path = tmp_path / "plain.pth"
+    torch.save({"state_dict": plain.state_dict()}, path)
+    loaded = initialised_from(path, GroupedReduction(scale=0.5))
+    assert torch.equal(loaded["blocks.1.mlp.fc1.weight"], plain.state_dict()["blocks.0.mlp.fc1.weight"] * 0.5)
+    assert torch.equal(loaded["blocks.1.attn.qkv.weight"], plain.state_dict()["blocks.1.attn.qkv.weight"])
+
+
+def test_a_classifier_of_another_size_starts_anew(tmp_path: Path) -> None:
+    path, before = saved(tmp_path, GroupedReduction())
+    loaded = initialised_from(path, GroupedReduction(), num_classes=3)
+    assert loaded["head.weight"].shape == (3, 48)
+    assert torch.equal(loaded["norm.weight"], before["norm.weight"])
+
+
+def test_mistakes_are_one_line(tmp_path: Path) -> None:
+    path, _ = saved(tmp_path, GroupedReduction())
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(path.read_bytes()[:1000])
+    code = tmp_path / "code.pth"
+    torch.save({"state_dict": {"a": print}}, code)
+    cases = [
+        (path, NoReduction(), {}, "made with reduction"),
+        (path, GroupedReduction(group_size=4), {}, "made with reduction"),
+        (path, GroupedReduction(), {"kwargs": {**MODEL.kwargs, "depth": 6}}, "lacks"),
+        (path, GroupedReduction(), {"kwargs": {**MODEL.kwargs, "embed_dim": 96}}, "shape"),
+        (tmp_path / "missing.safetensors", NoReduction(), {}, "no such file"),
+        (damaged, NoReduction(), {}, "cannot be read"),
+        (code, NoReduction(), {}, "cannot be read"),
+    ]
+    for source, reduction, changes, part in cases:
+        with pytest.raises(UserError) as error:
+            initialised_from(source, reduction, **changes)
+        assert part in str(error.value)
+        assert "\n" not in str(error.value)
