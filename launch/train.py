@@ -38,7 +38,7 @@ def train(config: Config) -> None:
     checkpoint = find_resumable(config, run)
     data = open_data(config, world)
     model = build_model(config.model, config.reduction, seed=config.seed)
-    with world.process_group():
+    with world.process_group(loaders=config.data.workers):
         setup = engine_setup(config, world, model, data)
         engine = build_engine(fuse_mlps(model, config.kernels), setup, config.engine)
         summary = Trainer(config, world, engine, data, run).fit(resume_from=checkpoint)

@@ -45,13 +45,19 @@ class World:
         return self.rank == 0
 
     @contextmanager
-    def process_group(self, timeout_seconds: float = 1800.0) -> Iterator[None]:
-        """NCCL on GPUs, gloo on CPUs, for as long as the block runs."""
+    def process_group(self, *, loaders: int = 0, timeout_seconds: float = 1800.0) -> Iterator[None]:
+        """NCCL on GPUs, gloo on CPUs, for as long as the block runs.
+
+        Args:
+            loaders: processes that each rank starts beside itself, which on a CPU take cores from it.
+            timeout_seconds: after which a rank gives up waiting for its peers.
+        """
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         else:
-            # Launchers leave one thread per rank or all cores to each; the ranks of a machine share its cores.
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // self.local_size))
+            # Launchers leave one thread or all cores to each rank; the ranks of a machine share its cores.
+            cores = len(os.sched_getaffinity(0)) // self.local_size
+            torch.set_num_threads(max(1, cores - loaders))
         alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
         for key, value in alone.items():
             os.environ.setdefault(key, value)

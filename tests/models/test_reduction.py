@@ -163,7 +163,7 @@ def test_building_leaves_the_callers_random_state_alone() -> None:
     ("model", "reduction", "parts"),
     [
         (ModelConfig(name="vit_base_patch16_225"), NoReduction(), ["not a timm model", "vit_base_patch16_224"]),
-        (ModelConfig(name="resnet18"), GroupedReduction(), ["resnet18", "VisionTransformer"]),
+        (ModelConfig(name="resnet18"), GroupedReduction(), ["ResNet", "VisionTransformer"]),
         (ModelConfig(name="vit_giant_patch14_dinov2"), GroupedReduction(), ["Mlp"]),
         (TINY, GroupedReduction(group_size=4), ["group_size = 4", "2, 3, 6"]),
         (TINY, GroupedReduction(groups=[[0, 6]]), ["block 6", "0 to 5"]),

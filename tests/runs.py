@@ -1,0 +1,87 @@
+"""Starting runs as a user does: the launchers, small configs, and what a run leaves behind."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = str(ROOT / "launch" / "train.py")
+QUICKSTART = str(ROOT / "configs" / "quickstart.json")
+# Entry points that were installed beside this interpreter.
+BIN = Path(sys.executable).parent
+SECONDS = 240
+
+
+@dataclass(frozen=True)
+class Outcome:
+    status: int
+    output: str
+    errors: str
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """This process's, without what a launcher around it may have set, and with one thread: tests share two cores."""
+    inherited = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
+    path = f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"
+    return {**inherited, "PATH": path, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **changes}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def command(launcher: str, processes: int = 1) -> list[str]:
+    """python, torchrun or deepspeed, up to and with the script."""
+    port = str(free_port())
+    match launcher:
+        case "python":
+            return [sys.executable, SCRIPT]
+        case "torchrun":
+            return [str(BIN / "torchrun"), "--nproc-per-node", str(processes), "--master-port", port, SCRIPT]
+        case "deepspeed":
+            return [str(BIN / "deepspeed"), "--num_accelerators", str(processes), "--master_port", port, SCRIPT]
+    raise ValueError(launcher)
+
+
+def start(arguments: list[str], *, cwd: Path) -> "subprocess.Popen[str]":
+    """In a process group of its own, so that a signal can reach it as Ctrl-C does."""
+    return subprocess.Popen(
+        arguments,
+        cwd=cwd,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: "subprocess.Popen[str]") -> Outcome:
+    try:
+        output, errors = process.communicate(timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, errors = process.communicate()
+        raise AssertionError(f"still running after {SECONDS} s:\n{output}\n{errors}") from None
+    return Outcome(process.returncode, output, errors)
+
+
+def run(arguments: list[str], *, cwd: Path) -> Outcome:
+    return finish(start(arguments, cwd=cwd))
+
+
+def metrics(folder: Path, kind: str = "train") -> list[dict[str, Any]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+def losses(folder: Path) -> list[float]:
+    return [record["loss"] for record in metrics(folder)]

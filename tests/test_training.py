@@ -1,0 +1,140 @@
+"""Whole runs, started as a user starts them. Each process imports torch and DeepSpeed anew, so there are few."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from runs import QUICKSTART, Outcome, command, finish, losses, metrics, run, start
+
+STEPS = 8
+# Mixing, drop-path and random erasing on: their randomness must not depend on ranks or restarts either.
+SETTINGS = [
+    "data.workers=0",
+    "data.augmentation.mixup=0.8",
+    "data.augmentation.cutmix=1.0",
+    "data.augmentation.repeats=3",
+    "data.augmentation.random_erasing=0.25",
+    "model.drop_path=0.1",
+    "model.kwargs.depth=4",
+    "model.kwargs.embed_dim=48",
+    "train.log_every_steps=1",
+    "train.global_batch=32",
+    "train.micro_batch=8",
+    f"train.max_steps={STEPS}",
+    "optimizer.warmup_epochs=0",
+]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
+    folder = tmp_path_factory.mktemp("work")
+    (folder / "data").mkdir()
+    (folder / "data" / "digits").symlink_to(digits)
+    return folder
+
+
+def train(workplace: Path, launcher: list[str], name: str, *settings: str) -> Path:
+    outcome = run([*launcher, "--config", QUICKSTART, f"name={name}", *SETTINGS, *settings], cwd=workplace)
+    assert outcome.status == 0, outcome.output + outcome.errors
+    return workplace / "runs" / name
+
+
+@pytest.fixture(scope="module")
+def single(workplace: Path) -> Path:
+    """The run that the others must equal: one process, plain `python`."""
+    return train(workplace, command("python"), "single")
+
+
+@pytest.mark.parametrize(
+    ("launcher", "settings"),
+    [
+        ("deepspeed", ["engine.stage=2"]),
+        ("torchrun", ["engine.name=fsdp"]),
+    ],
+)
+def test_two_processes_give_the_single_process_curve(single: Path, workplace: Path, launcher, settings) -> None:
+    folder = train(workplace, command(launcher, processes=2), f"two_{launcher}", *settings)
+    # The order of summation differs; over a few steps the difference grows from 1e-7 by Adam's division.
+    assert losses(folder) == pytest.approx(losses(single), rel=1e-5)
+    ours, theirs = metrics(folder, "evaluation")[-1], metrics(single, "evaluation")[-1]
+    assert ours["top1"] == pytest.approx(theirs["top1"], abs=100 / 360 + 1e-9)  # at most one image flips
+    assert ours["ema_loss"] == pytest.approx(theirs["ema_loss"], rel=1e-5)
+
+
+def test_a_run_leaves_its_files(single: Path) -> None:
+    summary = json.loads((single / "summary.json").read_text())
+    for key in ("top1", "top5", "best_epoch", "peak_to_final_gap", "images_per_second", "parameters", "seed"):
+        assert isinstance(summary[key], int | float), key
+        if key in ("top1", "top5", "best_epoch", "peak_to_final_gap"):
+            assert isinstance(summary["ema"][key], int | float), key
+    assert (summary["engine"]["name"], summary["world_size"], summary["steps"]) == ("deepspeed", 1, STEPS)
+    assert [record["step"] for record in metrics(single)] == list(range(1, STEPS + 1))
+    config = json.loads((single / "config.json").read_text())
+    assert config["data"]["mean"] == [0.5, 0.5, 0.5], "what the model decides is written out"
+    assert json.loads((single / "environment.json").read_text())["packages"]["torch"]
+    assert {path.name for path in single.glob("*.safetensors")} == {
+        "best.safetensors",
+        "best_ema.safetensors",
+        "final.safetensors",
+        "final_ema.safetensors",
+    }
+
+
+def test_interrupted_and_started_again_it_goes_on(single: Path, workplace: Path) -> None:
+    arguments = [*command("deepspeed"), "--config", QUICKSTART, "name=interrupted", *SETTINGS]
+    process = start([*arguments, "train.max_steps=100000"], cwd=workplace)
+    folder = workplace / "runs" / "interrupted"
+    deadline = time.monotonic() + 120
+    while not (folder / "metrics.jsonl").exists() or len(metrics(folder)) < 3:
+        assert process.poll() is None, finish(process)
+        assert time.monotonic() < deadline, "no step within two minutes"
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does at Ctrl-C: launcher and ranks alike
+    interrupted = finish(process)
+    assert interrupted.status != 0
+    assert "Traceback" not in interrupted.errors.split("stopping after this step")[0]
+    done = len(metrics(folder))
+    assert 3 <= done < STEPS, f"the machine was too quick or too slow for this test: {done} steps"
+    again = run(arguments, cwd=workplace)
+    assert again.status == 0, again.errors
+    assert f"resuming runs/interrupted at step {done}" in again.output
+    # Same engine, same world: the same numbers, bit for bit.
+    assert losses(folder) == losses(single)
+
+
+def test_a_finished_run_shows_its_results_again(single: Path, workplace: Path) -> None:
+    before = losses(single)
+    folder = train(workplace, command("python"), "single")
+    assert losses(folder) == before
+
+
+def expect_one_line(outcome: Outcome, *parts: str) -> None:
+    assert outcome.status == 2, outcome
+    assert "Traceback" not in outcome.errors + outcome.output
+    lines = [line for line in outcome.errors.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, outcome.errors
+    for part in parts:
+        assert part in lines[0], lines[0]
+
+
+def test_missing_shards_end_every_launcher_with_one_line(workplace: Path) -> None:
+    settings = ["--config", str(Path(QUICKSTART).with_name("grouped.json")), "data.train=nowhere/train"]
+    for launcher in ("python", "deepspeed"):
+        outcome = run([*command(launcher, processes=2), *settings], cwd=workplace)
+        expect_one_line(outcome, "nowhere/train", "scalevit shards write")
+
+
+def test_user_mistakes_end_with_one_line(workplace: Path, single: Path) -> None:
+    for settings, parts in [
+        (["train.epoch=3"], ["train.epoch", "nearest: train.epochs"]),
+        (["reduction.strategy=grupped"], ["grupped", "nearest: grouped"]),
+        (["model.name=resnet18", "model.kwargs={}"], ["VisionTransformer"]),
+        (["model.num_classes=5"], ["label", "5"]),
+        (["name=single", "train.resume=false"], ["train.resume = false", "runs/single"]),
+        (["name=never", "train.resume=true"], ["train.resume = true", "runs/never"]),
+        (["name=single", *SETTINGS, "reduction.strategy=none"], ["another reduction"]),
+    ]:
+        expect_one_line(run([*command("python"), "--config", QUICKSTART, *settings], cwd=workplace), *parts)
