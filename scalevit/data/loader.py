@@ -249,7 +249,12 @@ def _items(loader: DataLoader[Any]) -> Iterator[Any]:
         iterator = iter(loader)
     for item in iterator:
         if isinstance(item, UserError):
-            raise item
+            try:
+                raise item
+            finally:
+                # Else the error and this frame hold each other, and workers that only the garbage collector lets go of
+                # end after a time-out of 5 seconds.
+                del item
         yield item
 
 

@@ -199,6 +199,8 @@ def test_undecodable_image_is_one_line_whoever_finds_it(tmp_path, workers):
         with pytest.raises(UserError, match=r"shard .*key 'bad'.*cannot be decoded") as caught:
             list(loader)
         assert "\n" not in str(caught.value)
+        # No cycle of the error and the frame that holds the workers: see `loader._items`.
+        assert caught.value not in caught.traceback[-1].frame.f_locals.values()
 
 
 SCRIPT = """
