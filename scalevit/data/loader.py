@@ -4,6 +4,7 @@ Knows rank and world size as two integers; must not know models, engines or proc
 decided by positions before a worker sees it, so neither workers nor ranks change a batch.
 """
 
+import sys
 from collections.abc import Iterable, Iterator
 from multiprocessing.context import BaseContext
 from typing import Any, NamedTuple
@@ -18,8 +19,9 @@ from scalevit.data.order import Order
 from scalevit.data.processes import hidden_main, initialise_worker, worker_context
 from scalevit.errors import UserError
 
-# The fork server imports these once for all workers of a rank; the transforms bring timm, which is slow to import.
-_PRELOAD = ("scalevit.data.dataset", "scalevit.data.transforms", "scalevit.data.loader")
+# What the fork server imports once for all workers of a rank: this, and where they are used the transforms, which bring
+# timm and its seconds.
+_PRELOAD = ("scalevit.data.loader", "scalevit.data.transforms")
 
 
 class Batch(NamedTuple):
@@ -208,7 +210,7 @@ class _Evaluation(Dataset[EvaluationBatch | UserError]):
             shown = [self.dataset[sample][0] for sample in (samples[real].tolist() or [0])]
         except UserError as error:
             return error
-        images = torch.zeros(len(samples), *shown[0].shape)
+        images = shown[0].new_zeros(len(samples), *shown[0].shape)
         if real.any():
             images[torch.from_numpy(real)] = torch.stack(shown)
         labels = np.where(real, self.dataset.index.label[samples], 0)
@@ -238,7 +240,9 @@ def _data_loader(
 
 
 def _context(workers: int) -> BaseContext | None:
-    return worker_context(_PRELOAD) if workers else None
+    if workers == 0:
+        return None
+    return worker_context(tuple(name for name in _PRELOAD if name in sys.modules))
 
 
 def _items(loader: DataLoader[Any]) -> Iterator[Any]:
@@ -246,7 +250,12 @@ def _items(loader: DataLoader[Any]) -> Iterator[Any]:
         iterator = iter(loader)
     for item in iterator:
         if isinstance(item, UserError):
-            raise item
+            try:
+                raise item
+            finally:
+                # Else the error and this frame hold each other, and workers that only the garbage collector lets go of
+                # end after a time-out of 5 seconds.
+                del item
         yield item
 
 
