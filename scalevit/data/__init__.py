@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from scalevit.data.batches import Batching, MicroBatch
     from scalevit.data.dataset import ShardDataset
     from scalevit.data.embedded import ensure_digits
-    from scalevit.data.index import Index, find_shards, load_index
-    from scalevit.data.loader import Batch, EvaluationBatch, EvaluationLoader, TrainLoader
+    from scalevit.data.faults import Fault, FaultLog
+    from scalevit.data.index import Index, load_index
+    from scalevit.data.loader import Batch, EvaluationBatch, EvaluationLoader, TrainLoader, check_fingerprint
+    from scalevit.data.locations import find_shards
     from scalevit.data.order import Order
     from scalevit.data.shards import write_image_folder, write_samples
     from scalevit.data.transforms import Mix, evaluation_transform, training_transform
@@ -21,8 +23,10 @@ _PUBLIC = {
     "batches": ("Batching", "MicroBatch"),
     "dataset": ("ShardDataset",),
     "embedded": ("ensure_digits",),
-    "index": ("Index", "find_shards", "load_index"),
-    "loader": ("Batch", "EvaluationBatch", "EvaluationLoader", "TrainLoader"),
+    "faults": ("Fault", "FaultLog"),
+    "index": ("Index", "load_index"),
+    "loader": ("Batch", "EvaluationBatch", "EvaluationLoader", "TrainLoader", "check_fingerprint"),
+    "locations": ("find_shards",),
     "order": ("Order",),
     "shards": ("write_image_folder", "write_samples"),
     "transforms": ("Mix", "evaluation_transform", "training_transform"),
@@ -34,12 +38,15 @@ __all__ = [
     "Batching",
     "EvaluationBatch",
     "EvaluationLoader",
+    "Fault",
+    "FaultLog",
     "Index",
     "MicroBatch",
     "Mix",
     "Order",
     "ShardDataset",
     "TrainLoader",
+    "check_fingerprint",
     "ensure_digits",
     "evaluation_transform",
     "find_shards",

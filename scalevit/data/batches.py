@@ -93,3 +93,19 @@ class Batching:
             for index in range(accumulation):
                 yield self.micro_batch_at(step, index * world_size + rank)
             step += 1
+
+
+def spread_rank(rank: int, world_size: int, ranks_per_node: int) -> int:
+    """The place in the order for a rank such that the ranks of a node read from the same lanes.
+
+    Launchers number the ranks node by node. Rank and place are one to one, so a run's batches do not change.
+
+    Args:
+        rank: as the launcher numbers it.
+        world_size: number of ranks.
+        ranks_per_node: on every node; where it does not divide the world, the rank is its own place.
+    """
+    if world_size % ranks_per_node:
+        return rank
+    node, local = divmod(rank, ranks_per_node)
+    return local * (world_size // ranks_per_node) + node

@@ -6,13 +6,15 @@ Knows the digits and the writer of shards; must not know torch.
 import fcntl
 import glob
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 
 from scalevit.data.images import encode_png
 from scalevit.data.order import permutation
-from scalevit.data.shards import Sample, write_samples
+from scalevit.data.shards import write_samples
+from scalevit.data.sources import Sample
 from scalevit.errors import UserError
 
 _SHARD_SIZE = 256
@@ -42,7 +44,8 @@ def ensure_digits(train: str | os.PathLike[str], validation: str | os.PathLike[s
             if not _has_shards(folder):
                 samples = digits()[part]
                 classes = [str(digit) for digit in range(10)]
-                write_samples(samples, folder, total=len(samples), shard_size=_SHARD_SIZE, classes=classes)
+                shutil.rmtree(folder.with_name(f"{folder.name}.partial"), ignore_errors=True)
+                write_samples(samples, folder, shard_size=_SHARD_SIZE, classes=classes)
         finally:
             os.close(lock)
 

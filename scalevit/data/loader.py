@@ -5,7 +5,8 @@ decided by positions before a worker sees it, so neither workers nor ranks chang
 """
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from multiprocessing.context import BaseContext
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from scalevit.data.batches import Batching
 from scalevit.data.dataset import ShardDataset
+from scalevit.data.faults import Fault
 from scalevit.data.order import Order
 from scalevit.data.processes import hidden_main, initialise_worker, worker_context
 from scalevit.errors import UserError
@@ -23,29 +25,42 @@ from scalevit.errors import UserError
 # timm and its seconds.
 _PRELOAD = ("scalevit.data.loader", "scalevit.data.transforms")
 
+# Batches per worker between the fetching of a remote sample and its use.
+_READ_AHEAD = 4
+
+Fingerprint = dict[str, str | int]
+
 
 class Batch(NamedTuple):
     """One training micro-batch."""
 
     images: torch.Tensor
-    """(m, 3, S, S) float32."""
+    """(m, 3, S, S) as the transform makes them: float32, or uint8 that `Finish` makes float32 on the device."""
     labels: torch.Tensor
     """(m,) int64."""
     step: int
     """Optimizer step that it belongs to."""
     micro_batch: int
     """Number k of the micro-batch in its step, over all ranks: what is random in it is seeded by (step, k)."""
+    samples: torch.Tensor
+    """(m,) int64 numbers in the index of what is shown."""
+    faults: Sequence[Fault]
+    """Of bad samples in whose place others are shown."""
 
 
 class EvaluationBatch(NamedTuple):
     """Equal rows on every rank; those with weight 0 are padding."""
 
     images: torch.Tensor
-    """(b, 3, S, S) float32."""
+    """(b, 3, S, S), likewise."""
     labels: torch.Tensor
     """(b,) int64."""
     weights: torch.Tensor
-    """(b,) float32, 1 for a sample and 0 for padding (a black image with label 0)."""
+    """(b,) float32, 1 for a sample and 0 for padding (zeros with label 0)."""
+    decoded: torch.Tensor
+    """(b,) bool, False for a sample that cannot be decoded (zeros with its own label), which must count as wrong."""
+    faults: Sequence[Fault]
+    """Of those."""
 
 
 class TrainLoader:
@@ -89,11 +104,15 @@ class TrainLoader:
         _context(workers)  # so that the imports of the workers run beside the building of the model
 
     @property
-    def fingerprint(self) -> dict[str, str | int]:
-        """What must be equal for a step number to mean the same samples; by name, so that a difference can be told."""
+    def fingerprint(self) -> Fingerprint:
+        """What must be equal for a step number to mean the same samples; by name, so that a difference can be told.
+        See `check_fingerprint`.
+        """
         batching = self.batching
         return {
+            "samples": len(self.dataset),
             "index": self.dataset.index.fingerprint,
+            "seed": self.order.seed,
             "order": self.order.fingerprint,
             "augmentation_seed": self.dataset.seed,
             "global_batch": batching.global_batch,
@@ -105,11 +124,15 @@ class TrainLoader:
         """Endless micro-batches from the first of an optimizer step on, `accumulation` of them per step.
 
         Raises:
-            UserError: while iterating: an image that cannot be read or decoded.
+            UserError: while iterating: a shard that is gone, changed or out of reach. Single bad samples are replaced
+                and listed in the batch.
         """
-        requests = (
-            _Request(rows.step, rows.number, self.order.ids(rows.positions), rows.positions, rows.copies)
-            for rows in self.batching.of_rank(self.rank, self.world_size, start_step)
+        requests = _with_what_comes(
+            (
+                _Request(rows.step, rows.number, self.order.ids(rows.positions), rows.positions, rows.copies)
+                for rows in self.batching.of_rank(self.rank, self.world_size, start_step)
+            ),
+            distance=_READ_AHEAD * max(1, self._workers),
         )
         training = _Training(self.dataset)
         return _items(_data_loader(training, requests, self._workers, self._pin_memory, keep_workers=False))
@@ -160,8 +183,43 @@ class EvaluationLoader:
         return self._count
 
     def __iter__(self) -> Iterator[EvaluationBatch]:
-        """Raises UserError while iterating: an image that cannot be read or decoded."""
+        """Raises UserError while iterating: a shard that is gone, changed or out of reach."""
         return _items(self._loader)
+
+
+def check_fingerprint(saved: Mapping[str, str | int], present: Mapping[str, str | int], where: str) -> None:
+    """Refuses to go on in another order than that in which a run began.
+
+    Args:
+        saved: `TrainLoader.fingerprint` of the run so far.
+        present: of the run that is to go on.
+        where: what holds the first, for the message.
+
+    Raises:
+        UserError: they differ; names all that does.
+    """
+    names = {
+        "samples": "number of training samples",
+        "index": "training shards",
+        "order": "version of the order",
+        "augmentation_seed": "seed of the augmentation",
+        "global_batch": "train.global_batch",
+        "micro_batch": "train.micro_batch",
+        "repeats": "data.augmentation.repeats",
+    }
+    differing = [name for name in {**saved, **present} if saved.get(name) != present.get(name)]
+    # The order's digest follows from length and seed: it is worth naming only where they agree.
+    if {"samples", "seed"} & set(differing):
+        differing = [name for name in differing if name != "order"]
+    if differing:
+        told = "; ".join(
+            f"{names.get(name, name)}: {saved.get(name, 'none')} there, {present.get(name, 'none')} now"
+            for name in differing
+        )
+        raise UserError(
+            f"{where}: the samples would come in another order ({told}): go on with the data and settings of the run, "
+            "or choose another name"
+        )
 
 
 # --- in the workers ---------------------------------------------------------------------------------------
@@ -175,6 +233,23 @@ class _Request(NamedTuple):
     samples: np.ndarray
     positions: np.ndarray
     copies: np.ndarray
+    soon: np.ndarray = np.arange(0)
+    """Samples of later batches, to be fetched meanwhile."""
+
+
+def _with_what_comes(requests: Iterator[_Request], distance: int) -> Iterator[_Request]:
+    """Gives each request the samples of the one `distance` later, and the first those of all before that."""
+    waiting: deque[_Request] = deque()
+    for request in requests:
+        waiting.append(request)
+        if len(waiting) == distance + 1:
+            break
+    soon = [request.samples for request in list(waiting)[1:]]
+    while waiting:
+        yield waiting.popleft()._replace(soon=np.concatenate(soon) if soon else np.arange(0))
+        following = next(requests, None)
+        soon = [] if following is None else [following.samples]
+        waiting.extend([] if following is None else [following])
 
 
 class _Training(Dataset[Batch | UserError]):
@@ -185,17 +260,23 @@ class _Training(Dataset[Batch | UserError]):
 
     def __getitem__(self, request: _Request) -> Batch | UserError:
         tensors: list[Any] = [None] * len(request.samples)
+        samples = request.samples.copy()
+        faults: list[Fault] = []
         try:
+            self.dataset.reader.announce(request.soon)
             for position in np.unique(request.positions):
                 # All copies of an image in this batch come from one decode.
                 rows = np.flatnonzero(request.positions == position)
-                sample, copies = int(request.samples[rows[0]]), request.copies[rows].tolist()
-                for row, tensor in zip(rows, self.dataset.copies(sample, int(position), copies), strict=True):
+                shown = self.dataset.copies(int(samples[rows[0]]), int(position), request.copies[rows].tolist())
+                for row, tensor in zip(rows, shown.tensors, strict=True):
                     tensors[row] = tensor
+                samples[rows] = shown.sample
+                faults += shown.faults
         except UserError as error:
             return error
-        labels = torch.from_numpy(self.dataset.index.label[request.samples])
-        return Batch(torch.stack(tensors), labels, request.step, request.micro_batch)
+        labels = torch.from_numpy(self.dataset.index.label[samples])
+        numbers = torch.from_numpy(samples)
+        return Batch(torch.stack(tensors), labels, request.step, request.micro_batch, numbers, faults)
 
 
 class _Evaluation(Dataset[EvaluationBatch | UserError]):
@@ -206,15 +287,17 @@ class _Evaluation(Dataset[EvaluationBatch | UserError]):
         """samples: (b,) int64, -1 for padding."""
         real = samples >= 0
         try:
-            # Where all of it is padding, another sample tells the shape.
-            shown = [self.dataset[sample][0] for sample in (samples[real].tolist() or [0])]
+            self.dataset.reader.announce(samples[real])
+            shown = [self.dataset.image(int(sample)) if sample >= 0 else None for sample in samples]
         except UserError as error:
             return error
-        images = shown[0].new_zeros(len(samples), *shown[0].shape)
-        if real.any():
-            images[torch.from_numpy(real)] = torch.stack(shown)
-        labels = np.where(real, self.dataset.index.label[samples], 0)
-        return EvaluationBatch(images, torch.from_numpy(labels), torch.from_numpy(real.astype(np.float32)))
+        tensors = [item for item in shown if isinstance(item, torch.Tensor)]
+        blank = torch.zeros_like(tensors[0]) if tensors else self.dataset.blank()
+        images = torch.stack([item if isinstance(item, torch.Tensor) else blank for item in shown])
+        faults = [item for item in shown if isinstance(item, Fault)]
+        decoded = torch.tensor([not isinstance(item, Fault) for item in shown])
+        labels = torch.from_numpy(np.where(real, self.dataset.index.label[samples], 0))
+        return EvaluationBatch(images, labels, torch.from_numpy(real.astype(np.float32)), decoded, faults)
 
 
 # --- torch's DataLoader -----------------------------------------------------------------------------------

@@ -1,150 +1,118 @@
 """Writing WebDataset shards: plain tars that webdataset, tarfile and timm read.
 
 Each sample is two members, `KEY.jpg` (or another kind of `images.KINDS`) and `KEY.cls` with the label in ASCII digits.
-Beside each `shard-000000.tar` stands a `shard-000000.json` with its count, size, SHA-256 and class histogram, and in
-each set one `classes.json`. The same input, settings and seed give the same bytes. A set appears under its name only
-when it is complete: until then it is `NAME.partial`. Knows files and images; must not know torch.
+Beside each `shard-000000.tar` stands a `shard-000000.json`, and in each set one `set.json`; docs/data.md describes
+both. The same input, settings and seed give the same bytes. A set appears under its name only when it is complete:
+until then it is `NAME.partial`, and a call with the same settings goes on with it. Knows sources and files; must not
+know torch.
 """
 
+import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from functools import partial
-from itertools import islice
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+from zlib import crc32
 
-from scalevit.data import images, processes, progress
+import numpy as np
+
+from scalevit.data import images, processes
+from scalevit.data.locations import SET_FILE
 from scalevit.data.order import permutation
+from scalevit.data.sources import MemorySource, Sample, Source, image_folder
 from scalevit.errors import UserError
+from scalevit.progress import Counter as ProgressCounter
 
 DEFAULT_SHARD_SIZE = 8192
-
-# (key, extension, payload, label)
-Sample = tuple[str, str, bytes, int]
+_SETTINGS_FILE = "settings.json"
 
 
-class SourceImage(NamedTuple):
-    """One file of an image folder."""
+@dataclass(frozen=True)
+class WriteSettings:
+    """How shards are written; besides the source, all that their bytes depend on."""
 
-    path: Path
-    key: str
-    label: int
+    shard_size: int = DEFAULT_SHARD_SIZE
+    """Samples per shard."""
+    seed: int | None = 0
+    """Of the shuffle that spreads the classes over the shards; None keeps the order of the source."""
+    resize: images.Resize | None = None
+    """Shrinks larger images, as JPEG; the others are copied unchanged."""
+    max_faults: int = 0
+    """So many bad images may be left out; they are listed in `set.json`."""
 
 
 def write_samples(
-    samples: Iterable[Sample],
+    samples: Sequence[Sample],
     destination: str | os.PathLike[str],
     *,
-    total: int,
     shard_size: int = DEFAULT_SHARD_SIZE,
     classes: Sequence[str] | None = None,
 ) -> None:
-    """Writes samples in the given order (shuffle them first: see `order.permutation`).
+    """Writes samples in the given order, unchecked (shuffle them first: see `order.permutation`).
 
     Args:
         samples: (key, extension, payload, label); keys are unique and hold no dot.
-        destination: folder to make; must be missing or empty.
-        total: how many samples there are; another number is an error.
+        destination: as for `write_shards`.
         shard_size: samples per shard; the last may hold fewer.
-        classes: names of the labels 0.., written to `classes.json`.
-
-    Raises:
-        UserError: the destination is not empty or cannot be written.
+        classes: names of the labels 0...
     """
-    target = Path(destination)
-    check_destination(target)
-    partial_folder = target.with_name(target.name + ".partial")
-    try:
-        # What an interrupted call left behind is written anew: it may come from other settings.
-        shutil.rmtree(partial_folder, ignore_errors=True)
-        partial_folder.mkdir(parents=True)
-        with progress.Counter(f"writing {target}", total, "samples") as counter:
-            iterator = iter(samples)
-            for number in range(-(-total // shard_size)):
-                chunk = islice(iterator, shard_size)
-                counter_chunk = _counted(chunk, counter)
-                _write_shard(partial_folder / f"shard-{number:06d}.tar", counter_chunk)
-            if counter.done != total or next(iterator, None) is not None:
-                raise ValueError(f"expected {total} samples, got {'more' if counter.done == total else counter.done}")
-        if classes is not None:
-            _write_file(partial_folder / "classes.json", _json({"classes": list(classes)}))
-        _sync(partial_folder)
-        os.rename(partial_folder, target)
-        _sync(target.parent)
-    except OSError as error:
-        raise UserError(f"shards at {target}: cannot be written ({error.strerror or error})") from None
+    write_shards(MemorySource(samples, classes), destination, WriteSettings(shard_size, seed=None), check=False)
 
 
 def write_image_folder(
-    source: str | os.PathLike[str],
-    destination: str | os.PathLike[str],
-    *,
-    shard_size: int = DEFAULT_SHARD_SIZE,
-    seed: int = 0,
-    workers: int = 0,
-    shortest_side: int | None = None,
-    quality: int = 90,
+    source: str | os.PathLike[str], destination: str | os.PathLike[str], *, workers: int = 0, **settings: Any
 ) -> None:
-    """Writes a folder with one subfolder per class; sorted names become the labels 0.. (torchvision's ImageFolder).
+    """`write_shards` of `sources.image_folder`; the settings are those of `WriteSettings`."""
+    write_shards(image_folder(source), destination, WriteSettings(**settings), workers=workers)
+
+
+def write_shards(
+    source: Source,
+    destination: str | os.PathLike[str],
+    settings: WriteSettings,
+    *,
+    workers: int = 0,
+    check: bool = True,
+) -> None:
+    """Writes a set of shards, or goes on with one that was interrupted, however it ended.
 
     Args:
-        source: the image folder.
+        source: the samples.
         destination: folder to make; must be missing or empty.
-        shard_size: samples per shard.
-        seed: of the shuffle that spreads the classes over the shards.
-        workers: processes that read and re-encode; 0 does it in this one. The result does not depend on it.
-        shortest_side: shrink larger images to this many pixels, as JPEG; the others are copied unchanged.
-        quality: of that JPEG.
+        settings: how.
+        workers: processes that write a shard each; 0 writes in this one. The result does not depend on it.
+        check: whether the header of each image is looked at.
 
     Raises:
-        UserError: no images, a file that is not an image, or a destination that is not empty.
+        UserError: more bad images than allowed, a destination that is not empty, in use, full or was begun with other
+            settings.
     """
-    check_destination(Path(destination))
-    classes, found = list_image_folder(Path(source))
-    shuffled = [found[index] for index in permutation(len(found), seed)]
-    load = partial(_load, shortest_side=shortest_side, quality=quality)
-    samples = _map_in_order(load, shuffled, workers)
-    write_samples(samples, destination, total=len(found), shard_size=shard_size, classes=classes)
-
-
-def list_image_folder(source: Path) -> tuple[list[str], list[SourceImage]]:
-    """The class names and the images of a folder, both sorted.
-
-    Raises:
-        UserError: no class folder, a class without images, or files that would be left out.
-    """
-    if not source.is_dir():
-        raise UserError(f"images at {source}: no such folder; give a folder with one subfolder of images per class")
-    classes = sorted(entry.name for entry in source.iterdir() if entry.is_dir())
-    if not classes:
-        raise UserError(f"images at {source}: no subfolders; give a folder with one subfolder of images per class")
-    found: list[SourceImage] = []
-    others: list[Path] = []
-    for label, name in enumerate(classes):
-        before = len(found)
-        for folder, subfolders, names in os.walk(source / name, followlinks=True):
-            subfolders.sort()
-            for path in (Path(folder, file) for file in sorted(names)):
-                if path.suffix[1:].lower() in images.KINDS:
-                    # The number makes the key unique, the name lets a person find the file again.
-                    stem = re.sub(r"[^A-Za-z0-9_-]", "_", path.stem)[:80]
-                    found.append(SourceImage(path, f"{len(found):09d}-{stem}", label))
-                else:
-                    others.append(path)
-        if len(found) == before:
-            raise UserError(f"images at {source / name}: none of .{', .'.join(images.KINDS)}; every class needs images")
-    if others:
-        raise UserError(
-            f"images at {source}: {len(others)} files are not .{', .'.join(images.KINDS)}, first {others[0]}; "
-            "convert or remove them"
-        )
-    return classes, found
+    target = Path(destination)
+    check_destination(target)
+    order = np.arange(len(source)) if settings.seed is None else permutation(len(source), settings.seed)
+    count = -(-len(source) // settings.shard_size)
+    folder = target.with_name(target.name + ".partial")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            plan = {"source": source.fingerprint(), "samples": len(source), **_without_limits(settings)}
+            _begin(folder, plan)
+            done = [number for number in range(count) if _is_done(folder, number)]
+            job = _Job(source, folder, order, settings, check)
+            _write_all(job, [number for number in range(count) if number not in set(done)], done, workers)
+            _finish(folder, job, count, plan)
+            os.rename(folder, target)
+            _sync(target.parent)
+    except OSError as error:
+        raise UserError(f"shards at {target}: cannot be written ({error.strerror or error})") from None
 
 
 def check_destination(destination: Path) -> None:
@@ -155,37 +123,223 @@ def check_destination(destination: Path) -> None:
         raise UserError(f"shards at {destination}: a mount point cannot be replaced; name a folder below it")
 
 
-# --- one shard --------------------------------------------------------------------------------------------
+# --- a set ------------------------------------------------------------------------------------------------
 
 
-def _write_shard(path: Path, samples: Iterable[Sample]) -> None:
-    """A tar and its JSON, each complete and on the disk before it has its name."""
-    import webdataset  # brings torch, which takes seconds and which the processes that read have no use for
+@dataclass
+class _Job:
+    """What every process needs to write any shard of a set."""
 
+    source: Source
+    folder: Path
+    order: np.ndarray
+    settings: WriteSettings
+    check: bool
+
+
+def _without_limits(settings: WriteSettings) -> dict[str, Any]:
+    return {name: value for name, value in asdict(settings).items() if name != "max_faults"}
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Held until the process ends, in whatever way."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"shards at {folder}: another process is writing them; wait for it") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _begin(folder: Path, plan: dict[str, Any]) -> None:
+    """Notes the settings, or checks that what is there was begun with the same."""
+    path = folder / _SETTINGS_FILE
+    if path.exists():
+        before = json.loads(path.read_text())
+        differing = [name for name in plan if before.get(name) != plan[name]]
+        if differing:
+            told = "; ".join(f"{name}: {before.get(name)} then, {plan[name]} now" for name in differing)
+            raise UserError(f"shards at {folder}: were begun otherwise ({told}): remove that folder to start anew")
+    else:
+        # Without its settings nothing here can be used.
+        for entry in folder.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        _write_file(path, _json(plan))
+
+
+def _is_done(folder: Path, number: int) -> bool:
+    """The description is the mark: it gets its name when the tar has its own and is on the disk."""
+    tar = folder / _shard_name(number)
+    try:
+        return json.loads(tar.with_suffix(".json").read_text())["size"] == tar.stat().st_size
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _shard_name(number: int) -> str:
+    return f"shard-{number:06d}.tar"
+
+
+def _write_all(job: _Job, numbers: Sequence[int], done: Sequence[int], workers: int) -> None:
+    size = job.settings.shard_size
+    before = sum(min(size, len(job.source) - number * size) for number in done)
+    faults = sum(len(_description(job.folder, number)["faults"]) for number in done)
+    with ProgressCounter(f"writing {job.folder.stem}", len(job.source), "samples", done=before) as counter:
+        if workers == 0:
+            for number in numbers:
+                faults += _write_shard(job, number, counter.advance)
+                _check_faults(faults, job)
+            return
+        context = processes.worker_context(("scalevit.data.shards",))
+        written = context.Value("q", 0)
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_work, initargs=(job, written))
+        with pool:
+            with processes.hidden_main():  # the pool starts its processes at a submit
+                pending = {pool.submit(_work, number) for number in numbers}
+            try:
+                while pending:
+                    ended, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+                    while counter.done < before + written.value:
+                        counter.advance()
+                    faults += sum(future.result() for future in ended)
+                    _check_faults(faults, job)
+                while counter.done < before + written.value:
+                    counter.advance()
+            finally:
+                for future in pending:
+                    future.cancel()
+
+
+def _check_faults(faults: int, job: _Job) -> None:
+    if faults > job.settings.max_faults:
+        raise UserError(
+            f"{faults} bad images, more than --max-faults = {job.settings.max_faults}; they are listed in the .json "
+            f"files of {job.folder}"
+        )
+
+
+def _finish(folder: Path, job: _Job, count: int, plan: dict[str, Any]) -> None:
+    descriptions = [_description(folder, number) for number in range(count)]
+    about = {
+        "format": 1,
+        "samples": sum(description["count"] for description in descriptions),
+        "shards": [_shard_name(number) for number in range(count)],
+        "classes": None if job.source.classes is None else list(job.source.classes),
+        "settings": plan,
+        "faults": [fault for description in descriptions for fault in description["faults"]],
+    }
+    _write_file(folder / SET_FILE, _json(about))
+    (folder / _SETTINGS_FILE).unlink()
+    for left_over in folder.glob("*.tmp"):
+        left_over.unlink()
+    _sync(folder)
+
+
+def _description(folder: Path, number: int) -> dict[str, Any]:
+    return json.loads((folder / _shard_name(number)).with_suffix(".json").read_text())
+
+
+# --- one shard, maybe in a worker -------------------------------------------------------------------------
+
+_job: _Job | None = None
+_written: Any = None
+
+
+def _begin_work(job: _Job, written: Any) -> None:
+    global _job, _written
+    processes.initialise_worker()
+    _job, _written = job, written
+
+
+def _work(number: int) -> int:
+    assert _job is not None
+
+    def advance() -> None:
+        with _written.get_lock():
+            _written.value += 1
+
+    return _write_shard(_job, number, advance)
+
+
+def _write_shard(job: _Job, number: int, advance: Callable[[], None]) -> int:
+    """A tar and its JSON, each complete and on the disk before it has its name; returns the number of bad images."""
+    path = job.folder / _shard_name(number)
+    size = job.settings.shard_size
     histogram: Counter[int] = Counter()
+    checksums: list[str] = []
+    faults: list[dict[str, str]] = []
     temporary = path.with_suffix(".tar.tmp")
     with open(temporary, "wb") as file:
-        # Fixed times, owners and modes: the same samples are the same bytes. `encoder=False` writes bytes as they are.
-        with webdataset.TarWriter(file, user="", group="", mode=0o644, mtime=0, encoder=False) as tar:
-            for key, extension, payload, label in samples:
-                if "." in key or extension not in images.KINDS:
-                    raise ValueError(f"not a sample's name: {key}.{extension}")
-                tar.write({"__key__": key, extension: payload, "cls": str(label).encode("ascii")})
+        tar = _TarFile(file)
+        for source_number in job.order[number * size : (number + 1) * size]:
+            try:
+                key, extension, payload, label = _prepared(job, int(source_number))
+            except UserError as error:
+                if job.settings.max_faults == 0:
+                    raise
+                faults.append({"sample": str(source_number), "reason": str(error)})
+            else:
+                tar.add(f"{key}.{extension}", payload)
+                tar.add(f"{key}.cls", str(label).encode("ascii"))
                 histogram[label] += 1
+                checksums.append(f"{crc32(payload):08x}")
+            advance()
+        tar.end()
         file.flush()
         os.fsync(file.fileno())
-    with open(temporary, "rb") as file:
-        sha256 = hashlib.sha256()
-        while block := file.read(1 << 20):
-            sha256.update(block)
     about = {
+        "format": 1,
         "count": histogram.total(),
-        "size": temporary.stat().st_size,
-        "sha256": sha256.hexdigest(),
+        "size": tar.size,
+        "sha256": tar.sha256.hexdigest(),
         "classes": {str(label): histogram[label] for label in sorted(histogram)},
+        "payload_crc32": "".join(checksums),
+        "faults": faults,
     }
     os.rename(temporary, path)
+    _sync(job.folder)
     _write_file(path.with_suffix(".json"), _json(about))
+    return len(faults)
+
+
+def _prepared(job: _Job, number: int) -> Sample:
+    key, extension, payload, label = job.source.load(number)
+    resize = job.settings.resize
+    try:
+        smaller = images.shrink(payload, resize) if resize else None
+        if job.check and resize is None:
+            images.check_header(payload)
+    except images.UndecodableImage as error:
+        where = job.source.files[number].path if hasattr(job.source, "files") else key
+        raise UserError(f"image {where}: cannot be decoded ({error}); replace or remove it") from None
+    return (key, extension, payload, label) if smaller is None else (key, "jpg", smaller, label)
+
+
+class _TarFile:
+    """Fixed times, owners and modes: the same samples are the same bytes."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+        self.size = 0
+
+    def add(self, name: str, content: bytes) -> None:
+        info = tarfile.TarInfo(name)
+        info.size, info.mode, info.mtime = len(content), 0o644, 0
+        self._write(info.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % tarfile.BLOCKSIZE))
+
+    def end(self) -> None:
+        self._write(bytes(2 * tarfile.BLOCKSIZE))
+        self._write(bytes(-self.size % tarfile.RECORDSIZE))
+
+    def _write(self, content: bytes) -> None:
+        self._file.write(content)
+        self.sha256.update(content)
+        self.size += len(content)
 
 
 def _write_file(path: Path, content: bytes) -> None:
@@ -208,49 +362,3 @@ def _sync(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _counted(samples: Iterable[Sample], counter: progress.Counter) -> Iterator[Sample]:
-    for sample in samples:
-        yield sample
-        counter.advance()
-
-
-# --- reading the sources ----------------------------------------------------------------------------------
-
-
-def _load(image: SourceImage, shortest_side: int | None, quality: int) -> Sample:
-    extension = image.path.suffix[1:].lower()
-    try:
-        payload = image.path.read_bytes()
-        smaller = images.shrink(payload, shortest_side, quality) if shortest_side else None
-        if shortest_side is None:
-            images.check_header(payload)
-    except OSError as error:
-        raise UserError(f"image {image.path}: cannot be read ({error.strerror})") from None
-    except images.UndecodableImage as error:
-        raise UserError(f"image {image.path}: cannot be decoded ({error}); replace or remove it") from None
-    return (image.key, extension, payload, image.label) if smaller is None else (image.key, "jpg", smaller, image.label)
-
-
-def _map_in_order(
-    function: Callable[[SourceImage], Sample], items: Sequence[SourceImage], workers: int
-) -> Iterator[Sample]:
-    """`map`, by processes that stay a bounded number of results ahead (a pool's own `map` has no bound)."""
-    if workers == 0:
-        yield from map(function, items)
-        return
-    pending: deque[Future[Sample]] = deque()
-    context = processes.worker_context(("scalevit.data.shards",))
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=processes.initialise_worker) as pool:
-        try:
-            for item in items:
-                with processes.hidden_main():  # the pool starts its processes at the first submit
-                    pending.append(pool.submit(function, item))
-                if len(pending) > 16 * workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()

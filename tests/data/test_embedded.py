@@ -33,7 +33,7 @@ def test_they_are_scikit_learns(digits):
         assert all(abs(n - count / 10) <= count / 90 for n in np.bincount(index.label, minlength=10))
         dataset = ShardDataset(index, lambda image: image)
         for sample in range(count):
-            number = int(index.describe(sample).split("digit-")[1][:4])
+            number = int(index.key(sample).removeprefix("digit-"))
             found[number] = np.asarray(dataset._decode(sample)), int(index.label[sample])
     assert sorted(found) == list(range(1797))
     for number, (pixels, label) in found.items():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scalevit.data.images import UndecodableImage, decode
+from scalevit.data.images import UndecodableImage, check_header, decode, decode_pixels
 
 
 def encoded(image, format, **options):
@@ -26,12 +26,27 @@ def test_jpeg_pixels_are_pillows(mode, options):
     image = decode(payload)
     assert image.mode == "RGB"
     np.testing.assert_array_equal(np.asarray(image), expected)
+    np.testing.assert_array_equal(decode_pixels(payload), expected)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "LA", "RGBA"])
 def test_png_of_any_mode(mode):
     image = PICTURE.convert(mode)
     np.testing.assert_array_equal(np.asarray(decode(encoded(image, "PNG"))), np.asarray(image.convert("RGB")))
+    np.testing.assert_array_equal(decode_pixels(encoded(image, "PNG")), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 200), (200, 1)])
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_smallest_images(size, format):
+    assert decode(encoded(Image.new("RGB", size, (9, 9, 9)), format)).size == size
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_absurd_shapes_are_refused(format):
+    """Resizing its shortest side to 256 would take 12 GB."""
+    with pytest.raises(UndecodableImage, match="1 x 60000: one side is over 200 times the other"):
+        decode(encoded(Image.new("L", (1, 60_000)), format))
 
 
 JPEG, PNG = encoded(PICTURE, "JPEG"), encoded(PICTURE, "PNG")
@@ -54,5 +69,6 @@ def test_header_bomb_is_refused():
     size = jpeg.index(b"\xff\xc0") + 5
     jpeg[size : size + 4] = (20_000).to_bytes(2, "big") * 2
     for payload in (bomb, jpeg):
-        with pytest.raises(UndecodableImage, match="400000000 pixels"):
-            decode(bytes(payload))
+        for decoder in (decode, decode_pixels, check_header):
+            with pytest.raises(UndecodableImage, match="400000000 pixels"):
+                decoder(bytes(payload))

@@ -1,12 +1,15 @@
 import io
 import os
+import shutil
 import tarfile
+import zlib
 
 import numpy as np
 import pytest
 
 from scalevit.data.images import KINDS
-from scalevit.data.index import Index, find_shards, load_index
+from scalevit.data.index import Index, load_index
+from scalevit.data.locations import find_shards
 from scalevit.data.shards import write_samples
 from scalevit.errors import UserError
 
@@ -26,7 +29,7 @@ def as_dict(index):
     for n in range(len(index)):
         with open(index.shards[index.shard[n]].path, "rb") as file:
             file.seek(index.offset[n])
-            found[index.describe(n).split("'")[1]] = (
+            found[index.key(n)] = (
                 file.read(index.size[n]),
                 KINDS[index.kind[n]],
                 int(index.label[n]),
@@ -70,7 +73,7 @@ def test_index_of_our_shards(index, image_folder):
 
 
 def test_saved_index_is_used_and_renewed(tmp_path, monkeypatch):
-    def no_walk(path):
+    def no_walk(*arguments, **settings):
         raise AssertionError("walked again")
 
     write_tar(tmp_path / "a.tar", [("a.png", b"x"), ("a.cls", b"1")])
@@ -120,7 +123,7 @@ def test_patterns(shards):
         ("SHARDS/none/{00..11}.tar", "--destination SHARDS/none`"),
         ("SHARDS/shard-{000000..000005}.tar", "3 of 6 are missing, first SHARDS/shard-000003.tar"),
         ("SHARDS/shard-{000000.tar", "the braces do not match"),
-        ("s3://bucket/train", "only local files"),
+        ("pipe:cat SHARDS/a.tar", "a pipe cannot be read at any place"),
     ],
 )
 def test_missing_shards(shards, pattern, message):
@@ -176,38 +179,138 @@ def test_damaged_tars(tmp_path, damage, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_damaged_shard_is_told_with_the_number_of_damaged_ones(tmp_path):
+    for name in "abc":
+        write_tar(tmp_path / f"{name}.tar", GOOD)
+    for name in "bc":
+        path = tmp_path / f"{name}.tar"
+        path.write_bytes(path.read_bytes()[:2560])
+    with pytest.raises(UserError, match=r"shard .*b\.tar, offset 2560: .*\(2 of 3 shards are damaged"):
+        load_index(tmp_path)
+
+
+def test_no_samples(tmp_path):
+    write_tar(tmp_path / "a.tar", [])
+    with pytest.raises(UserError, match="holds no samples"):
+        load_index(tmp_path)
+
+
 @pytest.mark.parametrize(
-    ("members", "message"),
+    ("members", "key", "offset", "reason"),
     [
-        ([], "holds no samples"),
-        ([("a.png", b"x")], "key 'a' has no .cls"),
-        ([("a.cls", b"0"), *GOOD[2:]], "key 'a' has no .jpg"),
-        ([("a.png", b"x"), ("a.jpg", b"x"), ("a.cls", b"0")], "offset 1536: the key 'a' has two of .jpg"),
-        ([*GOOD, *GOOD], "offset 5632: the key 'a' comes a second time"),
-        ([("a.png", b"x"), ("a.cls", b"cat")], "key 'a', offset 1536: the label 'cat' is not an integer"),
-        ([("a.png", b"x"), ("a.cls", b"")], "the label '' is not an integer"),
-        ([("a.png", b"x"), ("a.cls", b"9" * 600)], "is not an integer"),
+        ([("c.png", b"x")], "c", 5632, "no .cls, no .json with 'label' and no .txt member"),
+        ([("c.cls", b"0")], "c", 5632, "no .jpg, .jpeg, .png, .webp member"),
+        ([("c.png", b"x"), ("c.jpg", b"x"), ("c.cls", b"0")], "c", 5632, "the key 'c' has two images"),
+        ([("c.cls", b"1"), ("c.png", b"x"), ("c.cls", b"0")], "c", 6656, "the key 'c' has two of .cls"),
+        (GOOD[:2], "a", 5632, "the key 'a' comes a second time"),
+        ([("c.png", b"x"), ("c.cls", b"cat")], "c", 5632, "the label 'cat' of .cls is not an integer"),
+        ([("c.png", b"x"), ("c.cls", b"")], "c", 5632, "the label '' of .cls is not an integer"),
+        ([("c.png", b"x"), ("c.cls", b"9" * 600)], "c", 5632, "the label '99999999999999999999' of .cls is not"),
+        ([("c.png", b"x"), ("c.json", b"{")], "c", 5632, "the .json member is not JSON"),
+        ([("c.png", b"x"), ("c.json", b'{"label": 1.5}')], "c", 5632, "the label '1.5' of .json under 'label' is not"),
+        ([("c.png", b"x"), ("c.txt", b"a caption")], "c", 5632, "the label 'a caption' of .txt is not an integer"),
+        ([("../c.png", b"x"), ("../c.cls", b"1")], "../c", 5632, "the name '../c.png' leads out of its folder"),
+        ([("/etc/c.png", b"x"), ("/etc/c.cls", b"1")], "/etc/c", 5632, "the name '/etc/c.png' leads out of its folder"),
     ],
 )
-def test_bad_samples(tmp_path, members, message):
+def test_bad_samples_are_left_out_and_listed(tmp_path, members, key, offset, reason):
+    write_tar(tmp_path / "a.tar", [*GOOD, *members])
+    for _ in range(2):  # walked, and from the saved index
+        index = load_index(tmp_path)
+        assert index.label.tolist() == [1, 0]
+        (fault,) = index.faults
+        assert (fault.shard, fault.key, fault.offset) == (str(tmp_path / "a.tar"), key, offset)
+        assert fault.reason.startswith(reason)
+        assert "\n" not in str(fault)
+
+
+def test_nothing_but_bad_samples(tmp_path):
+    write_tar(tmp_path / "a.tar", [("a.png", b"x"), ("b.png", b"x")])
+    with pytest.raises(UserError, match=r"key 'a'.*: no \.cls.*; no sample of 2 can be used"):
+        load_index(tmp_path)
+
+
+def test_labels_from_json_and_txt(tmp_path):
+    """As img2dataset and others write them; a .txt beside another label is a caption."""
+    large = b'{"url": "' + b"x" * 2000 + b'", "label": 3, "class_id": "-4"}'
+    members = [
+        ("a.jpg", b"x"), ("a.json", large), ("a.txt", b"a caption"),
+        ("b.txt", b" 5\n"), ("b.webp", b"x"), ("b.json", b'{"width": 3, "class_id": 6}'),
+        ("c.jpeg", b"x"), ("c.cls", b"7"), ("c.json", b'{"label": 8, "class_id": 8}'),
+    ]  # fmt: skip
     write_tar(tmp_path / "a.tar", members)
-    with pytest.raises(UserError, match=message) as caught:
-        load_index(tmp_path)
-    assert str(tmp_path / "a.tar") in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert load_index(tmp_path).label.tolist() == [3, 5, 7]
+    # The key is part of the saved index.
+    assert load_index(tmp_path, label_key="class_id").label.tolist() == [-4, 6, 7]
+    assert load_index(tmp_path).label.tolist() == [3, 5, 7]
 
 
-def test_links_are_refused(tmp_path):
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        info = tarfile.TarInfo("a.png")
-        info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
+def test_links_and_devices_are_refused(tmp_path, kind):
+    write_tar(tmp_path / "a.tar", GOOD)
+    with tarfile.open(tmp_path / "a.tar", "a") as tar:
+        info = tarfile.TarInfo("c.png")
+        info.type, info.linkname = kind, "/etc/passwd"
         tar.addfile(info)
-    with pytest.raises(UserError, match=r"offset 0: the member 'a\.png' is a link"):
-        load_index(tmp_path)
+        info = tarfile.TarInfo("c.cls")
+        info.size = 1
+        tar.addfile(info, io.BytesIO(b"1"))
+    (fault,) = load_index(tmp_path).faults
+    assert (fault.key, fault.offset) == ("c", 5632)
+    assert fault.reason.startswith("the member 'c.png' is ")
+
+
+def test_absurd_sizes_are_refused(tmp_path):
+    """A sparse file: two gigabytes of nothing as an image, and an extended header that large."""
+    for kind, message in ((tarfile.REGTYPE, "2147483648 bytes, more than"), (b"x", "an extended header of 2147483648")):
+        info = tarfile.TarInfo("c.png")
+        info.size, info.type = 1 << 31, kind
+        end = (1 << 31) + 512
+        with open(tmp_path / "a.tar", "wb") as file:
+            file.write(info.tobuf(tarfile.USTAR_FORMAT))
+            file.truncate(end + 1024)
+        with pytest.raises(UserError, match=message):
+            load_index(tmp_path)
+
+
+def test_a_missing_shard_is_noticed(shards, tmp_path):
+    folder = tmp_path / "set"
+    shutil.copytree(shards, folder)
+    assert len(load_index(folder)) == 23
+    (folder / "shard-000001.tar").rename(folder / "other.tar")
+    with pytest.raises(UserError, match=r"1 of 3 are missing, first shard-000001\.tar"):
+        load_index(folder)
+    shutil.copy(folder / "other.tar", folder / "shard-000001.tar")
+    with pytest.raises(UserError, match=r"other\.tar is not part of the set"):
+        load_index(folder)
+
+
+def test_a_shard_of_whole_samples_that_are_too_few(shards, tmp_path):
+    """Cut at a sample and ended properly: only the description tells."""
+    folder = tmp_path / "set"
+    shutil.copytree(shards, folder)
+    path = folder / "shard-000000.tar"
+    with tarfile.open(path) as tar:
+        kept = [(member.name, tar.extractfile(member).read()) for member in tar.getmembers()[:12]]
+    write_tar(path, kept)
+    with pytest.raises(UserError, match=r"shard-000000\.tar: has \d+ bytes, and \d+ when it was written"):
+        load_index(folder)
+
+
+def test_checksums(shards, tmp_path):
+    index = load_index(shards)
+    payloads = as_dict(index)
+    assert index.crc32.tolist() == [zlib.crc32(payloads[index.key(n)][0]) for n in range(23)]
+    shutil.copytree(shards, tmp_path / "set", ignore=shutil.ignore_patterns("*.json", ".*"))
+    copy = load_index(tmp_path / "set")
+    assert set(copy.crc32.tolist()) == {-1}
+    assert copy.fingerprint == index.fingerprint
+    for checksums in (True, False):  # read once, and kept
+        assert load_index(tmp_path / "set", checksums=checksums).crc32.tolist() == index.crc32.tolist()
 
 
 def test_labels_out_of_range(tmp_path):
-    write_samples([("a", "png", b"", 0), ("b", "png", b"", 10), ("c", "png", b"", 3)], tmp_path / "s", total=3)
+    write_samples([("a", "png", b"", 0), ("b", "png", b"", 10), ("c", "png", b"", 3)], tmp_path / "s")
     index: Index = load_index(tmp_path / "s")
     index.check_labels(11)
     with pytest.raises(UserError, match=r"shard-000000\.tar, key 'b', .*label 10 is not in 0\.\.9 \(1 of 3 samples\)"):

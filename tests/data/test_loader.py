@@ -1,10 +1,12 @@
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import torch
 from scalevit.data.dataset import ShardDataset
 from scalevit.data.images import encode_png
 from scalevit.data.index import load_index
-from scalevit.data.loader import EvaluationLoader, TrainLoader
+from scalevit.data.loader import EvaluationLoader, TrainLoader, _Request, _with_what_comes, check_fingerprint
 from scalevit.data.order import Order
 from scalevit.data.shards import write_samples
 from scalevit.data.transforms import evaluation_transform, training_transform
@@ -83,6 +85,21 @@ def test_starting_at_a_step_is_the_tail(training, repeats, expected, workers):
     assert_same(tail, expected)
 
 
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 6, 8, 12, 96])
+def test_global_batches_are_the_same_at_any_world_size(numbered, world_size, workers):
+    """Two steps of 96 images, across an epoch of 45. Of many ranks with workers, some: each starts processes."""
+    loader = partial(TrainLoader, numbered[0], Order(45, seed=3), global_batch=96, micro_batch=1)
+    expected = Order(45, seed=3).ids(np.arange(2 * 96)).tolist()
+    ranks = range(world_size) if workers == 0 or world_size <= 2 else {0, world_size // 2, world_size - 1}
+    for rank in ranks:
+        mine = steps(loader(rank=rank, world_size=world_size, workers=workers), 0, 2)
+        shown = [batch.samples.item() for batch in mine.values()]
+        assert shown == expected[rank::world_size]
+        assert shown == [batch.labels.item() for batch in mine.values()]
+        assert shown == [number for batch in mine.values() for number in sample_numbers(batch.images)]
+
+
 def test_world_size_may_change_at_any_step(training, repeats, expected):
     seen = {}
     for start, world_size in enumerate((2, 3, 1, 6)):
@@ -101,7 +118,7 @@ def numbered(tmp_path_factory):
     """45 grey images, number n of grey n and label n; crops and flips do not change them."""
     folder = tmp_path_factory.mktemp("numbered") / "set"
     samples = [(f"n{n}", "png", encode_png(np.full((8, 8), n, np.uint8)), n) for n in range(45)]
-    write_samples(samples, folder, total=45, shard_size=20)
+    write_samples(samples, folder, shard_size=20)
     plain = {"image_size": 8, "mean": (0, 0, 0), "std": (1, 1, 1)}
     index = load_index(folder)
     transform = training_transform(**plain, color_jitter=0)
@@ -161,7 +178,9 @@ def test_evaluation_counts_every_sample_once(numbered, world_size, workers, batc
         for _ in range(2):  # an evaluation again, by the same workers
             batches = list(loader)
             assert len(batches) == len(loader)
-        for images, labels, weights in batches:
+        for images, labels, weights, decoded, faults in batches:
+            assert decoded.all()
+            assert not faults
             real = weights == 1
             assert ((weights == 0) | real).all()
             assert (images[~real] == 0).all()
@@ -183,24 +202,110 @@ def test_fingerprint_names_what_differs(dataset, training):
     first = training().fingerprint
     assert training(rank=1, world_size=2, workers=1).fingerprint == first
     other = TrainLoader(dataset, Order(23, seed=8), global_batch=12, micro_batch=2).fingerprint
-    assert [name for name in first if first[name] != other[name]] == ["order"]
+    assert [name for name in first if first[name] != other[name]] == ["seed", "order"]
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory):
+    """20 grey images of their own number, of which 3, 8 and 9 are none."""
+    folder = tmp_path_factory.mktemp("damaged") / "set"
+    samples = [(f"n{n}", "png", encode_png(np.full((8, 8), n, np.uint8)), n) for n in range(20)]
+    for bad in (3, 8, 9):
+        samples[bad] = (f"bad{bad}", "png", b"no image %d" % bad, bad)
+    write_samples(samples, folder, shard_size=7)
+    plain = {"image_size": 8, "mean": (0, 0, 0), "std": (1, 1, 1)}
+    index = load_index(folder)
+    transform = training_transform(**plain, color_jitter=0)
+    return ShardDataset(index, transform), ShardDataset(index, evaluation_transform(**plain, crop_pct=1.0))
+
+
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (2, 1), (4, 0)])
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_bad_samples_are_replaced_alike_on_all_ranks_and_listed(damaged, world_size, workers, repeats):
+    def run(world_size, workers):
+        seen, faults = {}, []
+        for rank in range(world_size):
+            place = {"rank": rank, "world_size": world_size, "workers": workers}
+            loader = TrainLoader(
+                damaged[0], Order(20, seed=1), global_batch=12, micro_batch=3, repeats=repeats, **place
+            )
+            for key, batch in steps(loader, 0, 5 * repeats).items():
+                seen[key] = batch
+                faults += batch.faults
+                assert sample_numbers(batch.images) == batch.labels.tolist() == batch.samples.tolist()
+        return seen, faults
+
+    expected, _ = run(1, 0)
+    seen, faults = run(world_size, workers)
+    assert_same(seen, expected)
+    shown = np.concatenate([batch.samples for batch in seen.values()])
+    assert not {3, 8, 9} & set(shown.tolist())
+    # 60 positions, three epochs, for every repeat once: in each all bad ones came up.
+    if repeats == 1:
+        assert len(faults) >= 9
+    assert {fault.key for fault in faults} == {"bad3", "bad8", "bad9"}
+
+
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (3, 0), (2, 1), (25, 0)])
+def test_evaluation_shows_undecodable_images_as_such(damaged, world_size, workers):
+    seen, keys, undecoded = [], [], []
+    for rank in range(world_size):
+        for batch in EvaluationLoader(damaged[1], batch=4, rank=rank, world_size=world_size, workers=workers):
+            real = batch.weights == 1
+            seen += batch.labels[real].tolist()
+            undecoded += batch.labels[real & ~batch.decoded].tolist()
+            assert (batch.images[~batch.decoded] == 0).all()
+            assert batch.decoded[~real].all()
+            keys += [fault.key for fault in batch.faults]
+            assert sample_numbers(batch.images[real & batch.decoded]) == batch.labels[real & batch.decoded].tolist()
+    assert sorted(seen) == list(range(20))
+    assert sorted(undecoded) == [3, 8, 9]
+    assert sorted(keys) == ["bad3", "bad8", "bad9"]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_undecodable_image_is_one_line_whoever_finds_it(tmp_path, workers):
-    samples = [("good", "png", encode_png(np.zeros((2, 2), np.uint8)), 0), ("bad", "jpg", b"no image", 0)]
-    write_samples(samples, tmp_path / "set", total=2)
+def test_a_lost_shard_is_one_line_whoever_finds_it(damaged, tmp_path, workers):
+    shutil.copytree(Path(damaged[0].index.shards[0].path).parent, tmp_path / "set")
     index = load_index(tmp_path / "set")
+    (tmp_path / "set" / "shard-000001.tar").unlink()
     loaders = (
-        TrainLoader(ShardDataset(index, PAPER), Order(2, 0), global_batch=2, micro_batch=2, workers=workers).batches(0),
+        TrainLoader(ShardDataset(index, PAPER), Order(20, 0), global_batch=2, micro_batch=2, workers=workers).batches(
+            0
+        ),
         EvaluationLoader(ShardDataset(index, EVALUATION), batch=2, workers=workers),
     )
     for loader in loaders:
-        with pytest.raises(UserError, match=r"shard .*key 'bad'.*cannot be decoded") as caught:
+        with pytest.raises(UserError, match=r"shard .*shard-000001.tar: cannot be read") as caught:
             list(loader)
         assert "\n" not in str(caught.value)
         # No cycle of the error and the frame that holds the workers: see `loader._items`.
         assert caught.value not in caught.traceback[-1].frame.f_locals.values()
+
+
+def test_requests_know_what_comes():
+    def requests():
+        for number in range(100):
+            samples = np.array([number])
+            yield _Request(number, 0, samples, samples, samples)
+
+    told = [request.soon.tolist() for request in itertools.islice(_with_what_comes(requests(), 4), 6)]
+    assert told == [[1, 2, 3, 4], [5], [6], [7], [8], [9]]
+
+
+def test_a_differing_fingerprint_is_refused_with_the_difference(dataset, training):
+    first = training().fingerprint
+    check_fingerprint(first, training(rank=1, world_size=2, workers=1).fingerprint, "checkpoint X")
+    for loader, message in (
+        (TrainLoader(dataset, Order(23, seed=8), global_batch=12, micro_batch=2), r"\(seed: 9 there, 8 now\)"),
+        (training(repeats=3), r"\(data.augmentation.repeats: 1 there, 3 now\)"),
+    ):
+        with pytest.raises(UserError, match=f"^checkpoint X: .*{message}") as caught:
+            check_fingerprint(first, loader.fingerprint, "checkpoint X")
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"training shards: .* there, 0123 now"):
+        check_fingerprint(first, first | {"index": "0123"}, "checkpoint X")
+    with pytest.raises(UserError, match="number of training samples: 23 there, 24 now"):
+        check_fingerprint(first, first | {"samples": 24, "order": "x"}, "checkpoint X")
 
 
 SCRIPT = """
