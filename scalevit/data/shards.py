@@ -19,7 +19,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scalevit.data import images, processes, progress
+from scalevit import progress
+from scalevit.data import images, processes
 from scalevit.data.order import permutation
 from scalevit.errors import UserError
 

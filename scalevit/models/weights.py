@@ -111,7 +111,7 @@ def load_initial_weights(model: nn.Module, source: str, reduction: ReductionConf
         _check_same_reduction(source, made_by, reduction)
         reduce_model(model, reduction)
     else:
-        tensors = checkpoint_filter_fn(tensors, model)
+        tensors = checkpoint_filter_fn(tensors, model)  # type: ignore[arg-type]
 
     own = canonical_state(model)
     head = {name for name in own if name.startswith(("head.", "head_dist."))}

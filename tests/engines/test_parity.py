@@ -65,7 +65,9 @@ def run_ranks(ranks: int, folder: Path) -> dict[str, Any]:
         variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
         env = environment(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **{k: str(v) for k, v in variables.items()})
         arguments = [sys.executable, parity_worker.__file__, str(folder / "cases.json"), str(result)]
-        processes.append(subprocess.Popen(arguments, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        processes.append(
+            subprocess.Popen(arguments, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        )
     try:
         for process in processes:
             output, _ = process.communicate(timeout=SECONDS)
@@ -96,4 +98,6 @@ def test_fp16_skips_steps_that_overflow(results: dict[int, dict[str, Any]], case
     assert ours["skipped"] == len(ours["norms"]) - len(finite)
     assert ours["moments"].steps == len(finite), "a skipped step is no optimizer step"
     # The gradient that passes is the unscaled one.
-    assert finite == pytest.approx(parity_worker.reference({**case, "precision": "fp32"})["norms"][: len(finite)], rel=0.2)
+    assert finite == pytest.approx(
+        parity_worker.reference({**case, "precision": "fp32"})["norms"][: len(finite)], rel=0.2
+    )
