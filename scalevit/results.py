@@ -51,4 +51,4 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     mfu = "" if summary["mfu"] is None else f", {100 * summary['mfu']:.1f} % MFU"
     rate = summary["images_per_second"]
     ranks = "1 rank" if summary["world_size"] == 1 else f"{summary['world_size']} ranks"
-    print_table(table, f"{rate:,.0f} images/s{mfu} on {ranks}; results in {folder}/summary.json")
+    print_table(table, f"{rate:,.4g} images/s{mfu} on {ranks}; results in {folder}/summary.json")

@@ -73,6 +73,7 @@ class Trainer:
         state, loader, every = self.state, self.data.train, self.config.train.checkpoint
         micro_batches = loader.batches(state.step)
         interval = _Interval(self.world.device)
+        first_step = state.step
         with (
             StopSignal() as stop,
             Counter(
@@ -89,7 +90,8 @@ class Trainer:
                 if self.ema is not None and not outcome.skipped:
                     self.ema.update(self.engine.local_parameters())
                 interval.add(loss, outcome, time.perf_counter() - started)
-                self._count(interval.last_seconds)
+                if state.step > first_step + 1:  # the first step of a process warms up and waits for its loader
+                    self._count(interval.last_seconds)
                 counter.advance(interval.note(lr, self.throughput.images_per_second))
 
                 epoch_ends = state.step == loader.epoch_end_step(epoch)
@@ -271,7 +273,8 @@ class _Interval:
         return self._shown_loss, self.seconds
 
     def note(self, lr: float, images_per_second: float) -> str:
-        return f"loss {self._shown_loss:.4f}, lr {lr:.2e}, {images_per_second:,.0f} images/s"
+        rate = f", {images_per_second:,.4g} images/s" if images_per_second else ""
+        return f"loss {self._shown_loss:.4f}, lr {lr:.2e}{rate}"
 
 
 def seed_micro_batch(seed: int, step: int, micro_batch: int) -> None:
