@@ -24,7 +24,7 @@ $(STAMP):
 	@# An interrupted installation leaves no stamp, and starts anew here.
 	@if command -v uv > /dev/null; then \
 		uv venv --quiet --clear --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" $(VENV) && \
-		uv pip install --quiet --python $(VENV)/bin/python --constraint constraints.txt --editable '.[dev]'; \
+		uv pip install --quiet --compile-bytecode --python $(VENV)/bin/python --constraint constraints.txt --editable '.[dev]'; \
 	else \
 		$(PYTHON) -m venv --clear $(VENV) && \
 		$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
