@@ -215,14 +215,15 @@ class Trainer:
         assert self.ema is not None or not averaged
         local = self.ema.tensors if averaged and self.ema is not None else self.engine.local_parameters()
         full = self.engine.gather(local)
-        if self.world.is_first:
-            save_weights(
-                self.run.path / f"{name}.safetensors",
-                full,
-                model=self.config.model,
-                reduction=self.config.reduction,
-                tied=self.engine.tied,
-            )
+        with self.world.agreeing_on_errors():
+            if self.world.is_first:
+                save_weights(
+                    self.run.path / f"{name}.safetensors",
+                    full,
+                    model=self.config.model,
+                    reduction=self.config.reduction,
+                    tied=self.engine.tied,
+                )
 
     def _save_checkpoint(self) -> None:
         self.state.seconds, self.state.timed_images = self.throughput.seconds, self.throughput.images
@@ -240,7 +241,8 @@ class Trainer:
         device = self.world.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         environment = describe_environment(self.world.size, name)
-        self.state.wandb_id = self.run.open(environment, step=self.state.step, wandb_id=self.state.wandb_id)
+        with self.world.agreeing_on_errors():  # only the first rank writes, but all must leave if it cannot
+            self.state.wandb_id = self.run.open(environment, step=self.state.step, wandb_id=self.state.wandb_id)
 
     def _finish(self) -> dict[str, Any]:
         self._save_weights("final", averaged=False)

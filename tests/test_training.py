@@ -112,6 +112,19 @@ def test_a_finished_run_shows_its_results_again(single: Path, workplace: Path) -
     assert losses(folder) == before
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("engine", ["engine.stage=2", "engine.name=fsdp"])
+def test_on_a_gpu_fused_and_eager_runs_agree(workplace: Path, engine: str) -> None:
+    curves = []
+    for mlp in ("eager", "triton"):
+        settings = [engine, f"kernels.mlp={mlp}", "train.precision=bf16", "train.max_steps=100"]
+        folder = train(workplace, command("python"), f"gpu_{mlp}_{engine[-1]}", *settings)
+        curves.append(losses(folder))
+    # bf16 rounds either way: single steps differ, their mean over a stretch of the curve does not.
+    eager, fused = (sum(curve[-20:]) / 20 for curve in curves)
+    assert fused == pytest.approx(eager, rel=0.02)
+
+
 def expect_one_line(status: int, errors: str, *parts: str) -> None:
     assert status == 2
     assert "Traceback" not in errors
