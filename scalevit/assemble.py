@@ -56,8 +56,8 @@ def open_data(config: Config, world: World) -> Data:
     data, train, augmentation = config.data, config.train, config.data.augmentation
     if data.embedded == "digits":
         ensure_digits(data.train, data.validation)
-    assert all((data.mean, data.std, data.crop_pct)), "see resolve_normalisation"
-    common = {"image_size": config.model.image_size, "mean": data.mean, "std": data.std}
+    assert data.crop_pct is not None, "see resolve_normalisation"
+    common: dict[str, Any] = {"image_size": config.model.image_size, "mean": data.mean, "std": data.std}
     transform = training_transform(
         **common,
         crop_scale=augmentation.crop_scale,
@@ -72,7 +72,7 @@ def open_data(config: Config, world: World) -> Data:
     validation = ShardDataset(load_index(data.validation), evaluation_transform(**common, crop_pct=data.crop_pct))
     for dataset in (training, validation):
         dataset.index.check_labels(config.model.num_classes)
-    place = {
+    place: dict[str, Any] = {
         "rank": world.rank,
         "world_size": world.size,
         "workers": data.workers,

@@ -3,9 +3,12 @@
 import argparse
 import json
 from collections.abc import Sequence
+from importlib import import_module
 
 from scalevit import __version__
 from scalevit.errors import one_line_errors
+
+_BENCHMARKS = {"kernels": "scalevit.kernels.bench", "train": "scalevit.bench_train"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -25,6 +28,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     shards.add_arguments(shards_parser)
     shards_parser.set_defaults(run=shards.run)
 
+    bench = commands.add_parser("bench", help="measure speed; `scalevit bench WHAT --help` tells more", add_help=False)
+    bench.add_argument("what", choices=sorted(_BENCHMARKS))
+    bench.add_argument("rest", nargs=argparse.REMAINDER)
+    bench.set_defaults(run=_bench)
+
     schema = commands.add_parser("schema", help="print the JSON schema of config files")
     schema.set_defaults(run=_schema)
 
@@ -40,6 +48,11 @@ def _describe(arguments: argparse.Namespace) -> None:
     from scalevit.models.description import print_description
 
     print_description(config.model, config.reduction)
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    # Each benchmark has a parser of its own: kernels' also runs alone, without the rest of scalevit.
+    import_module(_BENCHMARKS[arguments.what]).main(arguments.rest)
 
 
 def _schema(arguments: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from timm.optim import param_groups_weight_decay
@@ -16,8 +17,8 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.A
     Biases, norms and other vectors, and what the model's `no_weight_decay()` names (tokens, position embeddings), do
     not decay. Fused on a GPU.
     """
-    exempt = module.no_weight_decay() if hasattr(module, "no_weight_decay") else set()
-    groups = param_groups_weight_decay(module, config.weight_decay, no_weight_decay_list=exempt)
+    named_exempt: Any = getattr(module, "no_weight_decay", set)
+    groups = param_groups_weight_decay(module, config.weight_decay, no_weight_decay_list=named_exempt())
     on_gpu = next(module.parameters()).device.type == "cuda"
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=on_gpu or None)
 

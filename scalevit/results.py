@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from scalevit.evaluate import Accuracy
+from scalevit.tables import print_table
 
 
 def best_epoch(epochs: list[dict[str, Any]], prefix: str) -> dict[str, Any]:
@@ -48,8 +48,7 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
                 f"{result['final_top1']:.2f} %",
                 f"{result['peak_to_final_gap']:.2f}",
             )
-    console = Console()
-    console.print(table)
     mfu = "" if summary["mfu"] is None else f", {100 * summary['mfu']:.1f} % MFU"
     rate = summary["images_per_second"]
-    console.print(f"{rate:,.0f} images/s{mfu} on {summary['world_size']} rank(s); results in {folder}", highlight=False)
+    ranks = "1 rank" if summary["world_size"] == 1 else f"{summary['world_size']} ranks"
+    print_table(table, f"{rate:,.4g} images/s{mfu} on {ranks}; results in {folder}/summary.json")

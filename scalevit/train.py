@@ -7,6 +7,7 @@ from (seed, step, micro-batch), so a run gives the same numbers at any world siz
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ class Trainer:
         peak = peak_flops(world.device, train.precision)
         self.throughput = Throughput(self.costs.training_flops, peak * world.size if peak else None)
         self.state = checkpoint.RunState()
+        self.interval = _Interval(world.device)
+        self.lr = math.nan
         self._skipped_in_a_row = 0
 
     def fit(self, *, resume_from: Path | None = None) -> dict[str, Any]:
@@ -70,79 +73,99 @@ class Trainer:
             UserError: the data, the disk or the numbers do not let it go on.
         """
         self._open(resume_from)
-        state, loader, every = self.state, self.data.train, self.config.train.checkpoint
-        micro_batches = loader.batches(state.step)
-        interval = _Interval(self.world.device)
+        state, total = self.state, int(self.total_steps)
+        micro_batches = self.data.train.batches(state.step)
+        first_step = state.step
         with (
             StopSignal() as stop,
-            Counter(
-                self.config.name, int(self.total_steps), "steps", done=state.step, visible=self.world.is_first
-            ) as counter,
+            Counter(self.config.name, total, "steps", done=state.step, visible=self.world.is_first) as counter,
         ):
             self.engine.train()
-            while state.step < self.total_steps:
-                started = time.perf_counter()
+            while state.step < total:
                 epoch = self._epoch_of(state.step)
-                lr = self.schedule.lr(state.step)
-                loss, outcome = self._step(micro_batches, lr)
-                state.step += 1
-                if self.ema is not None and not outcome.skipped:
-                    self.ema.update(self.engine.local_parameters())
-                interval.add(loss, outcome, time.perf_counter() - started)
-                self._count(interval.last_seconds)
-                counter.advance(interval.note(lr, self.throughput.images_per_second))
-
-                epoch_ends = state.step == loader.epoch_end_step(epoch)
-                last = state.step == self.total_steps
-                if state.step % self.config.train.log_every_steps == 0 or epoch_ends or last:
-                    self._log_training(interval, epoch, lr)
-                if (epoch_ends and (epoch + 1) % self.config.evaluation.every_epochs == 0) or last:
-                    counter.line(self._evaluate(epoch))
+                # The first step of a process warms up and waits for its loader: it does not count for the rate.
+                self._step(micro_batches, timed=state.step > first_step)
+                counter.advance(self._note())
                 stopping = self.world.any(stop.requested)
-                due = (epoch_ends and every.every_epochs and (epoch + 1) % every.every_epochs == 0) or (
-                    every.every_steps and state.step % every.every_steps == 0
-                )
-                if due or last or stopping:
+                due = self._due(epoch)
+                if due.log:
+                    self._log_training(epoch)
+                if due.evaluate:
+                    counter.line(self._evaluate(epoch))
+                if due.save or stopping:
                     self._save_checkpoint()
-                if stopping and not last:
+                if stopping and state.step < total:
                     counter.line(f"stopped after step {state.step}; start again with the same command to go on")
                     stop.leave()
         if not state.epochs:  # resumed past its end, for example with a smaller train.max_steps
             self._evaluate(self._epoch_of(state.step - 1))
         return self._finish()
 
+    def _due(self, epoch: int) -> "_Due":
+        """What is to be done after the step that was just taken, in this epoch."""
+        config, step = self.config, self.state.step
+        epoch_ends = step == self.data.train.epoch_end_step(epoch)
+        last = step == self.total_steps
+
+        def every(epochs: int | None, steps: int | None = None) -> bool:
+            at_epoch = epochs is not None and epoch_ends and (epoch + 1) % epochs == 0
+            return last or at_epoch or (steps is not None and step % steps == 0)
+
+        saving = config.train.checkpoint
+        return _Due(
+            log=epoch_ends or every(None, config.train.log_every_steps),
+            evaluate=every(config.evaluation.every_epochs),
+            save=every(saving.every_epochs, saving.every_steps),
+        )
+
     # --- one step -------------------------------------------------------------------------------------------
 
-    def _step(self, micro_batches: Iterator[Batch], lr: float) -> tuple[torch.Tensor, StepResult]:
-        """One optimizer step; returns this rank's mean loss, on the device."""
-        accumulation = self.data.train.accumulation
-        total = torch.zeros((), device=self.world.device)
+    def _step(self, micro_batches: Iterator[Batch], *, timed: bool) -> None:
+        """One optimizer step with everything that belongs to it."""
+        config, accumulation = self.config, self.data.train.accumulation
+        started = time.perf_counter()
+        self.lr = self.schedule.lr(self.state.step)
         # All of the step's data first: a rank whose data fails must say so before its peers wait for its gradients.
         with self.world.agreeing_on_errors():
             batches = list(islice(micro_batches, accumulation))
+        loss = torch.zeros((), device=self.world.device)
         for index, batch in enumerate(batches):
             assert batch.step == self.state.step, f"the loader is at step {batch.step}, the run at {self.state.step}"
-            seed_micro_batch(self.config.seed, batch.step, batch.micro_batch)
-            layout = torch.channels_last if self.config.train.channels_last else torch.contiguous_format
-            images = batch.images.to(self.world.device, non_blocking=True, memory_format=layout)
-            labels = batch.labels.to(self.world.device, non_blocking=True)
-            images, targets = self.data.mix(images, labels)
-            loss = F.cross_entropy(self.engine(images).float(), targets)
-            self.engine.backward(loss, last=index == accumulation - 1)
-            total += loss.detach() / accumulation
-        outcome = self.engine.step(lr)
+            last = index == accumulation - 1
+            loss += self._forward_backward(batch, last=last) / accumulation
+        outcome = self.engine.step(self.lr)
+        self.state.step += 1
+        if self.ema is not None and not outcome.skipped:
+            self.ema.update(self.engine.local_parameters())
+        seconds = time.perf_counter() - started
+        self.interval.add(loss, outcome, seconds)
+        if timed:
+            self.throughput.add(config.train.global_batch, seconds)
+        self._check_divergence(outcome)
+
+    def _forward_backward(self, batch: Batch, *, last: bool) -> torch.Tensor:
+        """Returns the micro-batch's mean loss, on the device."""
+        seed_micro_batch(self.config.seed, batch.step, batch.micro_batch)
+        layout = torch.channels_last if self.config.train.channels_last else torch.contiguous_format
+        images = batch.images.to(self.world.device, non_blocking=True, memory_format=layout)
+        labels = batch.labels.to(self.world.device, non_blocking=True)
+        images, targets = self.data.mix(images, labels)
+        loss = F.cross_entropy(self.engine(images).float(), targets)
+        self.engine.backward(loss, last=last)
+        return loss.detach()
+
+    def _check_divergence(self, outcome: StepResult) -> None:
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if outcome.skipped else 0
         if self._skipped_in_a_row == _SKIPPED_STEPS_LIMIT:
             raise UserError(
                 f"training diverged: no finite gradient in {_SKIPPED_STEPS_LIMIT} steps up to step {self.state.step}; "
                 "lower optimizer.lr, set optimizer.clip_grad_norm, or use train.precision=bf16"
             )
-        return total, outcome
 
-    def _count(self, seconds: float) -> None:
-        images = self.config.train.global_batch
-        self.throughput.add(images, seconds)
-        self.state.seconds, self.state.timed_images = self.throughput.seconds, self.throughput.images
+    def _note(self) -> str:
+        rate = self.throughput.images_per_second
+        shown = f", {rate:,.4g} images/s" if rate else ""
+        return f"loss {self.interval.shown_loss:.4f}, lr {self.lr:.2e}{shown}"
 
     def _epoch_of(self, step: int) -> int:
         """The epoch (from 0) whose end is the first after this step began."""
@@ -152,19 +175,19 @@ class Trainer:
 
     # --- between steps --------------------------------------------------------------------------------------
 
-    def _log_training(self, interval: "_Interval", epoch: int, lr: float) -> None:
-        loss, seconds = interval.take(self.world)
+    def _log_training(self, epoch: int) -> None:
+        interval = self.interval
         self.run.log(
             {
                 "kind": "train",
                 "step": self.state.step,
                 "epoch": epoch + 1,
-                "loss": loss,
-                "lr": lr,
+                "loss": interval.mean_loss(self.world),
+                "lr": self.lr,
                 "grad_norm": interval.grad_norm,
                 "skipped": interval.skipped,
                 "loss_scale": self.engine.loss_scale.value,
-                "images_per_second": interval.steps * self.config.train.global_batch / seconds,
+                "images_per_second": interval.steps * self.config.train.global_batch / interval.seconds,
                 "mfu": self.throughput.mfu,
             }
         )
@@ -192,16 +215,18 @@ class Trainer:
         assert self.ema is not None or not averaged
         local = self.ema.tensors if averaged and self.ema is not None else self.engine.local_parameters()
         full = self.engine.gather(local)
-        if self.world.is_first:
-            save_weights(
-                self.run.path / f"{name}.safetensors",
-                full,
-                model=self.config.model,
-                reduction=self.config.reduction,
-                tied=self.engine.tied,
-            )
+        with self.world.agreeing_on_errors():
+            if self.world.is_first:
+                save_weights(
+                    self.run.path / f"{name}.safetensors",
+                    full,
+                    model=self.config.model,
+                    reduction=self.config.reduction,
+                    tied=self.engine.tied,
+                )
 
     def _save_checkpoint(self) -> None:
+        self.state.seconds, self.state.timed_images = self.throughput.seconds, self.throughput.images
         config = self.config.model_dump(mode="json")
         keep = self.config.train.checkpoint.keep
         checkpoint.save(self.run.checkpoints, self.engine, self.ema, self.state, config, keep=keep)
@@ -216,7 +241,8 @@ class Trainer:
         device = self.world.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         environment = describe_environment(self.world.size, name)
-        self.state.wandb_id = self.run.open(environment, step=self.state.step, wandb_id=self.state.wandb_id)
+        with self.world.agreeing_on_errors():  # only the first rank writes, but all must leave if it cannot
+            self.state.wandb_id = self.run.open(environment, step=self.state.step, wandb_id=self.state.wandb_id)
 
     def _finish(self) -> dict[str, Any]:
         self._save_weights("final", averaged=False)
@@ -243,13 +269,21 @@ class Trainer:
         return summary
 
 
+@dataclass(frozen=True)
+class _Due:
+    """What is to be done after a step."""
+
+    log: bool
+    evaluate: bool
+    save: bool
+
+
 class _Interval:
     """Sums since the last line of metrics."""
 
     def __init__(self, device: torch.device):
         self._device = device
-        self.last_seconds = 0.0
-        self._shown_loss = math.nan
+        self.shown_loss = math.nan
         self.reset()
 
     def reset(self) -> None:
@@ -257,21 +291,19 @@ class _Interval:
         self.steps, self.seconds, self.skipped, self.grad_norm = 0, 0.0, 0, math.nan
 
     def add(self, loss: torch.Tensor, outcome: StepResult, seconds: float) -> None:
+        """One step; `loss` is this rank's."""
         self._loss += loss
         self.steps += 1
         self.seconds += seconds
         self.skipped += outcome.skipped
         self.grad_norm = outcome.grad_norm
-        self.last_seconds = seconds
-        self._shown_loss = loss.item() if self._device.type == "cpu" else self._shown_loss
+        if self._device.type == "cpu":  # on a GPU reading it would wait for the step
+            self.shown_loss = loss.item()
 
-    def take(self, world: World) -> tuple[float, float]:
-        """Mean loss over ranks and steps, and this rank's seconds."""
-        self._shown_loss = (world.all_reduce_sum(self._loss.clone()) / (world.size * self.steps)).item()
-        return self._shown_loss, self.seconds
-
-    def note(self, lr: float, images_per_second: float) -> str:
-        return f"loss {self._shown_loss:.4f}, lr {lr:.2e}, {images_per_second:,.0f} images/s"
+    def mean_loss(self, world: World) -> float:
+        """Over ranks and steps. Collective."""
+        self.shown_loss = (world.all_reduce_sum(self._loss.clone()) / (world.size * self.steps)).item()
+        return self.shown_loss
 
 
 def seed_micro_batch(seed: int, step: int, micro_batch: int) -> None:

@@ -2,12 +2,13 @@
 
 import json
 import os
+import runpy
 import signal
 import time
 from pathlib import Path
 
 import pytest
-from runs import QUICKSTART, Outcome, command, finish, losses, metrics, run, start
+from runs import QUICKSTART, SCRIPT, command, finish, losses, metrics, run, start
 
 STEPS = 8
 # Mixing, drop-path and random erasing on: their randomness must not depend on ranks or restarts either.
@@ -111,30 +112,78 @@ def test_a_finished_run_shows_its_results_again(single: Path, workplace: Path) -
     assert losses(folder) == before
 
 
-def expect_one_line(outcome: Outcome, *parts: str) -> None:
-    assert outcome.status == 2, outcome
-    assert "Traceback" not in outcome.errors + outcome.output
-    lines = [line for line in outcome.errors.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, outcome.errors
+@pytest.mark.gpu
+@pytest.mark.parametrize("engine", ["engine.stage=2", "engine.name=fsdp"])
+def test_on_a_gpu_fused_and_eager_runs_agree(workplace: Path, engine: str) -> None:
+    curves = []
+    for mlp in ("eager", "triton"):
+        settings = [engine, f"kernels.mlp={mlp}", "train.precision=bf16", "train.max_steps=100"]
+        folder = train(workplace, command("python"), f"gpu_{mlp}_{engine[-1]}", *settings)
+        curves.append(losses(folder))
+    # bf16 rounds either way: single steps differ, their mean over a stretch of the curve does not.
+    eager, fused = (sum(curve[-20:]) / 20 for curve in curves)
+    assert fused == pytest.approx(eager, rel=0.02)
+
+
+def expect_one_line(status: int, errors: str, *parts: str) -> None:
+    assert status == 2
+    assert "Traceback" not in errors
+    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, errors
     for part in parts:
         assert part in lines[0], lines[0]
 
 
-def test_missing_shards_end_every_launcher_with_one_line(workplace: Path) -> None:
-    settings = ["--config", str(Path(QUICKSTART).with_name("grouped.json")), "data.train=nowhere/train"]
-    for launcher in ("python", "deepspeed"):
-        outcome = run([*command(launcher, processes=2), *settings], cwd=workplace)
-        expect_one_line(outcome, "nowhere/train", "scalevit shards write")
+def test_missing_shards_end_every_rank_with_one_line(workplace: Path) -> None:
+    grouped = Path(QUICKSTART).with_name("grouped.json")
+    arguments = [*command("deepspeed", processes=2), "--config", str(grouped), "data.train=nowhere/train"]
+    outcome = run([*arguments, "train.micro_batch=128"], cwd=workplace)
+    expect_one_line(outcome.status, outcome.errors, "nowhere/train", "scalevit shards write")
 
 
-def test_user_mistakes_end_with_one_line(workplace: Path, single: Path) -> None:
-    for settings, parts in [
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
         (["train.epoch=3"], ["train.epoch", "nearest: train.epochs"]),
         (["reduction.strategy=grupped"], ["grupped", "nearest: grouped"]),
         (["model.name=resnet18", "model.kwargs={}"], ["VisionTransformer"]),
         (["model.num_classes=5"], ["label", "5"]),
+        (["data.validation=nowhere", "data.embedded=null"], ["nowhere"]),
+        (["train.micro_batch=24"], ["train.global_batch = 64", "train.micro_batch = 24"]),
         (["name=single", "train.resume=false"], ["train.resume = false", "runs/single"]),
         (["name=never", "train.resume=true"], ["train.resume = true", "runs/never"]),
         (["name=single", *SETTINGS, "reduction.strategy=none"], ["another reduction"]),
-    ]:
-        expect_one_line(run([*command("python"), "--config", QUICKSTART, *settings], cwd=workplace), *parts)
+    ],
+    ids=lambda value: value[0] if "=" in value[0] else "",
+)
+def test_mistakes_end_with_one_line(
+    settings: list[str],
+    parts: list[str],
+    single: Path,
+    workplace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # In this process: all of these end before the process group, and importing torch nine times would take minutes.
+    monkeypatch.chdir(workplace)
+    monkeypatch.setattr("sys.argv", [SCRIPT, "--config", QUICKSTART, *settings])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(SCRIPT, run_name="__main__")
+    expect_one_line(ended.value.code, capsys.readouterr().err, *parts)
+
+
+def test_ranks_that_cannot_share_a_batch_end_with_one_line(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(workplace)
+    monkeypatch.setattr("sys.argv", [SCRIPT, "--config", QUICKSTART])
+    for rank, speaks in ((0, True), (1, False)):
+        monkeypatch.setenv("WORLD_SIZE", "3")
+        monkeypatch.setenv("RANK", str(rank))
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(SCRIPT, run_name="__main__")
+        errors = capsys.readouterr().err
+        if speaks:
+            expect_one_line(ended.value.code, errors, "train.global_batch", "train.micro_batch", "3 ranks")
+        else:
+            assert (ended.value.code, errors) == (2, ""), "only rank 0 speaks"

@@ -7,7 +7,7 @@ reduction is replaced by gloo.
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -109,8 +109,12 @@ class DeepSpeedEngine(Engine):
 
     def local_parameters(self) -> dict[str, Tensor]:
         if self.stage == 3:
-            return {name: p.ds_tensor.data for name, p in self.module.named_parameters()}
-        return {name: p.data for name, p in self.module.named_parameters()}
+            return {name: p.ds_tensor.data for name, p in self._named_parameters()}
+        return {name: p.data for name, p in self._named_parameters()}
+
+    def _named_parameters(self) -> Iterator[tuple[str, Any]]:
+        """Unique parameters with the attributes that ZeRO hangs on them."""
+        yield from self.module.named_parameters()
 
     def refresh(self) -> None:
         if self.stage == 3:
@@ -123,7 +127,7 @@ class DeepSpeedEngine(Engine):
 
     def gather(self, local: Mapping[str, Tensor]) -> dict[str, Tensor]:
         full = {}
-        for name, parameter in self.module.named_parameters():
+        for name, parameter in self._named_parameters():
             whole = local[name]
             if self.stage == 3:
                 flat = torch.empty(self.world.size * whole.numel(), dtype=whole.dtype, device=whole.device)
@@ -211,7 +215,7 @@ class DeepSpeedEngine(Engine):
         zero = self.engine.optimizer
         return zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
 
-    def _partition_of(self, parameter: nn.Parameter) -> list[tuple[slice, Tensor, slice]]:
+    def _partition_of(self, parameter: Any) -> list[tuple[slice, Tensor, slice]]:
         """Stages 1 and 2: which elements of a parameter this rank optimizes, and where: at most one
         (elements of the flat parameter, ZeRO's flat fp32 tensor, elements of that).
 

@@ -32,6 +32,8 @@ class FsdpEngine(Engine):
         for block in self.setup.blocks:
             fully_shard(block, mesh=mesh, reshard_after_forward=self.settings.reshard_after_forward)
         fully_shard(module, mesh=mesh, reshard_after_forward=False)
+        assert isinstance(module, FSDPModule)
+        self._root = module
         self._units = [unit for unit in module.modules() if isinstance(unit, FSDPModule)]
         if self.world.device.type == "cpu":
             for unit in self._units:
@@ -44,12 +46,12 @@ class FsdpEngine(Engine):
         return self.module(images)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        self.module.set_requires_gradient_sync(last)
+        self._root.set_requires_gradient_sync(last)
         (loss * (self.loss_scale.value / self.setup.accumulation)).backward()
 
     def step(self, lr: float) -> StepResult:
-        parameters = [p for p in self.module.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
         grad_norm = norm.item() / self.loss_scale.value
@@ -57,7 +59,7 @@ class FsdpEngine(Engine):
         if finite:
             factor = clip_factor(grad_norm, self.setup.clip_grad_norm) / self.loss_scale.value
             if factor != 1.0:
-                torch._foreach_mul_([p.grad.to_local() for p in parameters], factor)
+                torch._foreach_mul_([_local(gradient) for gradient in gradients], factor)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
@@ -120,6 +122,11 @@ class FsdpEngine(Engine):
 def _sharded(parameter: nn.Parameter) -> DTensor:
     assert isinstance(parameter, DTensor), "fully_shard left a parameter unsharded"
     return parameter
+
+
+def _local(tensor: Tensor) -> Tensor:
+    assert isinstance(tensor, DTensor)
+    return tensor.to_local()
 
 
 def _shard_like(local: Tensor, parameter: nn.Parameter) -> DTensor:

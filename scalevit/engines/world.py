@@ -61,7 +61,9 @@ class World:
         alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
         for key, value in alone.items():
             os.environ.setdefault(key, value)
-        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+        if self.size == 1:
+            # Nobody has to find it, and the launchers' default is taken as soon as two runs share a machine.
+            os.environ["MASTER_PORT"] = str(_free_port())
         dist.init_process_group(
             "nccl" if self.device.type == "cuda" else "gloo",
             timeout=timedelta(seconds=timeout_seconds),

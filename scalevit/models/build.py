@@ -1,6 +1,7 @@
 """From a config to a model: timm's factory, the initial weights, the reduction, in this order."""
 
 import difflib
+from typing import Any
 
 import timm
 import torch
@@ -41,7 +42,11 @@ def _create(model: ModelConfig, reduction: ReductionConfig) -> nn.Module:
         near = difflib.get_close_matches(model.name, timm.list_models(), n=1, cutoff=0.3)
         nearest = f"; nearest: {near[0]}" if near else ""
         raise UserError(f"config: model.name = {model.name!r} is not a timm model{nearest}")
-    arguments = {"num_classes": model.num_classes, "drop_path_rate": model.drop_path, "img_size": model.image_size}
+    arguments: dict[str, Any] = {
+        "num_classes": model.num_classes,
+        "drop_path_rate": model.drop_path,
+        "img_size": model.image_size,
+    }
     taken = sorted(set(arguments) & set(model.kwargs))
     if taken:
         raise UserError(f"config: model.kwargs.{taken[0]} has a key of its own in the model section")

@@ -1,15 +1,17 @@
 """The table of `scalevit describe`: a model beside its baseline."""
 
-from rich.console import Console
+from collections.abc import Callable
+
 from rich.table import Table
 
 from scalevit.config import ModelConfig, NoReduction
 from scalevit.models.reduction import ReductionConfig
 from scalevit.models.statistics import Statistics, statistics_of
+from scalevit.tables import print_table
 
 
 def print_description(model: ModelConfig, reduction: ReductionConfig) -> None:
-    """Prints one row for the unreduced model and, where it differs, one for the reduced.
+    """Prints one column for the unreduced model and, where it differs, one for the reduced.
 
     Raises:
         UserError: as `build_model`.
@@ -20,34 +22,24 @@ def print_description(model: ModelConfig, reduction: ReductionConfig) -> None:
         rows[reduction.strategy] = statistics_of(model, reduction)
     table = Table(title=f"{model.name}, {model.image_size} px, {model.num_classes} classes")
     table.add_column("")
-    for heading in (
-        "parameters",
-        "share of\nbaseline",
-        "MLP\nparameters",
-        "unique\nMLPs",
-        "GMACs as in\nthe paper",
-        "GMACs with\nattention",
-        "GFLOPs with\nattention",
-    ):
-        table.add_column(heading, justify="right")
-    for name, statistics in rows.items():
-        table.add_row(name, *_cells(statistics, baseline))
-    console = Console()
-    console.print(table)
-    console.print(
+    for name in rows:
+        table.add_column(name, justify="right")
+    for quantity, cell in _QUANTITIES.items():
+        table.add_row(quantity, *(cell(statistics, baseline) for statistics in rows.values()))
+    print_table(
+        table,
         'Per image, forward. The paper\'s "GFLOPs" are multiply-accumulates (MACs) without the attention products '
         "QK^T and AV; one MAC is two FLOPs.",
-        highlight=False,
     )
 
 
-def _cells(statistics: Statistics, baseline: Statistics) -> list[str]:
-    return [
-        f"{statistics.parameters:,}",
-        f"{100 * statistics.parameters / baseline.parameters:.3f} %",
-        f"{statistics.mlp_parameters:,}",
-        str(statistics.unique_mlps),
-        f"{statistics.paper_macs / 1e9:.3f}",
-        f"{statistics.macs / 1e9:.3f}",
-        f"{2 * statistics.macs / 1e9:.3f}",
-    ]
+# Row by row: what stands in a column, given its model and the baseline.
+_QUANTITIES: dict[str, Callable[[Statistics, Statistics], str]] = {
+    "parameters": lambda model, baseline: f"{model.parameters:,}",
+    "share of baseline": lambda model, baseline: f"{100 * model.parameters / baseline.parameters:.3f} %",
+    "MLP parameters": lambda model, baseline: f"{model.mlp_parameters:,}",
+    "unique MLPs": lambda model, baseline: str(model.unique_mlps),
+    "GMACs as in the paper": lambda model, baseline: f"{model.paper_macs / 1e9:.3f}",
+    "GMACs with attention": lambda model, baseline: f"{model.macs / 1e9:.3f}",
+    "GFLOPs with attention": lambda model, baseline: f"{2 * model.macs / 1e9:.3f}",
+}

@@ -127,7 +127,7 @@ def share_mlps(blocks: Sequence[Any], groups: Sequence[Sequence[int]], scale: fl
 
 
 @torch.no_grad()
-def narrow_mlp(mlp: Mlp, keep: float, choose: str = "first") -> None:
+def narrow_mlp(mlp: Any, keep: float, choose: str = "first") -> None:
     """Keeps `int(keep * hidden)` hidden units of an MLP, in place.
 
     Args:

@@ -1,6 +1,7 @@
 """What a model costs: parameters, MLP parameters, multiply-accumulates. Counted on shapes alone (meta tensors)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from timm.layers import Attention
@@ -75,7 +76,12 @@ def count(model: nn.Module, image_size: int) -> Statistics:
         _, tokens, _ = inputs[0].shape
         attention += 2 * tokens * tokens * layer.attn_dim
 
-    hooks = {nn.Linear: on_linear, nn.Conv2d: on_convolution, nn.LayerNorm: on_norm, Attention: on_attention}
+    hooks: dict[type[nn.Module], Any] = {
+        nn.Linear: on_linear,
+        nn.Conv2d: on_convolution,
+        nn.LayerNorm: on_norm,
+        Attention: on_attention,
+    }
     handles = [
         module.register_forward_hook(hook)
         # A shared module runs once per block but is walked once, so it gets one hook, which fires per use.

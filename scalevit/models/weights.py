@@ -44,6 +44,9 @@ def save_weights(
     Args:
         tensors: by canonical name, on the CPU.
         tied: further name -> canonical name.
+
+    Raises:
+        UserError: the file cannot be written.
     """
     description = {
         "model": model.model_dump(mode="json", exclude={"initial_weights"}),
@@ -52,8 +55,11 @@ def save_weights(
     }
     temporary = path.with_name(f".{path.name}.tmp")
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, temporary, metadata={"format": "pt", _METADATA_KEY: json.dumps(description)})
-    os.replace(temporary, path)
+    try:
+        save_file(contiguous, temporary, metadata={"format": "pt", _METADATA_KEY: json.dumps(description)})
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"weights {path}: cannot be written ({error})") from None
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -111,7 +117,7 @@ def load_initial_weights(model: nn.Module, source: str, reduction: ReductionConf
         _check_same_reduction(source, made_by, reduction)
         reduce_model(model, reduction)
     else:
-        tensors = checkpoint_filter_fn(tensors, model)
+        tensors = checkpoint_filter_fn(tensors, model)  # type: ignore[arg-type]
 
     own = canonical_state(model)
     head = {name for name in own if name.startswith(("head.", "head_dist."))}

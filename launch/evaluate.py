@@ -1,0 +1,48 @@
+"""Evaluates weights on the validation shards of a config, every image once:
+
+    torchrun --nproc-per-node 8 launch/evaluate.py --config configs/grouped.json \
+        model.initial_weights=runs/vit_base_grouped/best_ema.safetensors
+"""
+
+import argparse
+import json
+import os
+
+from scalevit.config import Config
+from scalevit.config_file import load_config
+from scalevit.errors import UserError, one_line_errors
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="a JSON file, see configs/")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that win over the file's")
+    arguments = parser.parse_intermixed_args()
+    with one_line_errors(speaks=os.environ.get("RANK", "0") == "0"):
+        config = load_config(arguments.config, arguments.overrides)
+        if config.model.initial_weights is None:
+            raise UserError("model.initial_weights = null: name the weights to evaluate")
+        evaluate_weights(config)
+
+
+def evaluate_weights(config: Config) -> None:
+    from scalevit.assemble import engine_setup, open_data, resolve_normalisation
+    from scalevit.engines import World, build_engine
+    from scalevit.evaluate import evaluate
+    from scalevit.models import build_model, fuse_mlps
+
+    world = World.from_environment()
+    config = resolve_normalisation(config)
+    data = open_data(config, world)
+    model = build_model(config.model, config.reduction, seed=config.seed)
+    with world.process_group(loaders=config.data.workers):
+        setup = engine_setup(config, world, model, data)
+        engine = build_engine(fuse_mlps(model, config.kernels), setup, config.engine)
+        accuracy = evaluate(engine, data.evaluation, channels_last=config.train.channels_last)
+    if world.is_first:
+        print(json.dumps({"weights": config.model.initial_weights, **vars(accuracy)}))
+
+
+if __name__ == "__main__":
+    main()

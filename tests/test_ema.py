@@ -1,0 +1,50 @@
+"""The EMA against its definition and against timm's ModelEmaV3."""
+
+import torch
+from timm.utils import ModelEmaV3
+
+from scalevit.config import GroupedReduction, ModelConfig
+from scalevit.ema import Ema
+from scalevit.models import build_model
+from scalevit.tying import uses_per_parameter
+
+MODEL = ModelConfig(
+    name="vit_tiny_patch16_224", image_size=32, num_classes=7, kwargs={"embed_dim": 48, "depth": 4, "num_heads": 3}
+)
+DECAY = 0.9
+
+
+def trajectories() -> tuple[torch.nn.Module, Ema, Ema, ModelEmaV3]:
+    model = build_model(MODEL, GroupedReduction(), seed=1)
+    local = dict(model.named_parameters())
+    once, per_use = Ema(local, DECAY), Ema(local, DECAY, uses_per_parameter(model))
+    theirs = ModelEmaV3(model, decay=DECAY)
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(5):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += torch.randn(parameter.shape, generator=generator)
+        for ema in (once, per_use):
+            ema.update(dict(model.named_parameters()))
+        theirs.update(model)
+    return model, once, per_use, theirs
+
+
+def test_every_parameter_decays_once_and_per_use_is_timms() -> None:
+    model, once, per_use, theirs = trajectories()
+    shadow = theirs.module.state_dict()
+    uses = uses_per_parameter(model)
+    assert set(once.tensors) == set(uses)
+    for name, tensor in per_use.tensors.items():
+        # timm takes two small steps where this takes their product: the same up to rounding.
+        torch.testing.assert_close(tensor, shadow[name], rtol=1e-5, atol=1e-5)
+        same = torch.allclose(once.tensors[name], shadow[name], rtol=1e-5, atol=1e-5)
+        assert same == (uses[name] == 1), f"{name}: timm updates what {uses[name]} blocks use {uses[name]} times"
+
+
+def test_the_average_is_its_definition() -> None:
+    weights = {"w": torch.tensor([1.0, 2.0])}
+    ema = Ema(weights, 0.75)
+    ema.update({"w": torch.tensor([5.0, 10.0])})
+    assert ema.tensors["w"].tolist() == [2.0, 4.0]
+    assert weights["w"].tolist() == [1.0, 2.0], "the average is a copy"
