@@ -8,7 +8,7 @@ from importlib import import_module
 from scalevit import __version__
 from scalevit.errors import one_line_errors
 
-_BENCHMARKS = {"kernels": "scalevit.kernels.bench", "train": "scalevit.bench_train"}
+_BENCHMARKS = {"data": "scalevit.data.bench", "kernels": "scalevit.kernels.bench", "train": "scalevit.bench_train"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

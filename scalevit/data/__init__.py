@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from scalevit.data.order import Order
     from scalevit.data.shards import write_image_folder, write_samples
     from scalevit.data.transforms import Mix, evaluation_transform, training_transform
+    from scalevit.data.transforms_fast import FastEvaluation, FastTraining, Finish
 
 _PUBLIC = {
     "batches": ("Batching", "MicroBatch"),
@@ -30,6 +31,7 @@ _PUBLIC = {
     "order": ("Order",),
     "shards": ("write_image_folder", "write_samples"),
     "transforms": ("Mix", "evaluation_transform", "training_transform"),
+    "transforms_fast": ("FastEvaluation", "FastTraining", "Finish"),
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 
@@ -38,8 +40,11 @@ __all__ = [
     "Batching",
     "EvaluationBatch",
     "EvaluationLoader",
+    "FastEvaluation",
+    "FastTraining",
     "Fault",
     "FaultLog",
+    "Finish",
     "Index",
     "MicroBatch",
     "Mix",

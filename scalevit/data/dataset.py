@@ -5,12 +5,13 @@ follow from (seed, position, copy) alone, and so does the sample that stands in 
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 from zlib import crc32
 
 import torch
 from PIL import Image
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from scalevit.data.faults import Fault
 from scalevit.data.images import UndecodableImage, decode, decode_pixels
@@ -115,7 +116,8 @@ class ShardDataset(Dataset[tuple[torch.Tensor, int]]):
 
     def _augment(self, image: Any, position: int, copies: Sequence[int]) -> list[torch.Tensor]:
         tensors = []
-        with preserved_random_state():
+        # A worker's generators serve nothing else.
+        with preserved_random_state() if get_worker_info() is None else nullcontext():
             for copy in copies:
                 seed_sample(self.seed, position, copy)
                 tensors.append(self.transform(image))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from scalevit.data.batches import Batching
 from scalevit.data.dataset import ShardDataset
@@ -23,7 +23,7 @@ from scalevit.errors import UserError
 
 # What the fork server imports once for all workers of a rank: this, and where they are used the transforms, which bring
 # timm and its seconds.
-_PRELOAD = ("scalevit.data.loader", "scalevit.data.transforms")
+_PRELOAD = ("scalevit.data.loader", "scalevit.data.transforms", "scalevit.data.transforms_fast")
 
 # Batches per worker between the fetching of a remote sample and its use.
 _READ_AHEAD = 4
@@ -276,7 +276,8 @@ class _Training(Dataset[Batch | UserError]):
             return error
         labels = torch.from_numpy(self.dataset.index.label[samples])
         numbers = torch.from_numpy(samples)
-        return Batch(torch.stack(tensors), labels, request.step, request.micro_batch, numbers, faults)
+        # In a worker, default_collate stacks in shared memory at once.
+        return Batch(default_collate(tensors), labels, request.step, request.micro_batch, numbers, faults)
 
 
 class _Evaluation(Dataset[EvaluationBatch | UserError]):
@@ -293,7 +294,7 @@ class _Evaluation(Dataset[EvaluationBatch | UserError]):
             return error
         tensors = [item for item in shown if isinstance(item, torch.Tensor)]
         blank = torch.zeros_like(tensors[0]) if tensors else self.dataset.blank()
-        images = torch.stack([item if isinstance(item, torch.Tensor) else blank for item in shown])
+        images = default_collate([item if isinstance(item, torch.Tensor) else blank for item in shown])
         faults = [item for item in shown if isinstance(item, Fault)]
         decoded = torch.tensor([not isinstance(item, Fault) for item in shown])
         labels = torch.from_numpy(np.where(real, self.dataset.index.label[samples], 0))

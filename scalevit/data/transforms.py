@@ -3,7 +3,8 @@
 Plain values in, callables out. Knows timm and tensors; must not know files, orders or configs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from PIL import Image
@@ -28,6 +29,7 @@ def training_transform(
     auto_augment: str | None = None,
     interpolation: str = "random",
     random_erasing: float = 0.0,
+    finish: bool = True,
 ) -> Transform:
     """timm's training transform: an RGB image to a normalised (3, image_size, image_size) float32 tensor.
 
@@ -42,6 +44,8 @@ def training_transform(
         auto_augment: timm's policy, e.g. "rand-m9-mstd0.5-inc1".
         interpolation: bilinear, bicubic or random.
         random_erasing: probability of one rectangle of normal noise, after the normalisation (timm's pixel mode).
+        finish: False leaves normalisation and erasing to `transforms_fast.Finish`, as timm's prefetcher does them: the
+            tensor is uint8 then.
 
     Raises:
         UserError: a policy that timm does not know.
@@ -62,23 +66,40 @@ def training_transform(
             re_prob=random_erasing,
             re_mode="pixel",
             re_count=1,
+            use_prefetcher=not finish,
         )
 
-    if auto_augment is None:
+    with known_policy(auto_augment):
         return create()
+
+
+@contextmanager
+def known_policy(policy: str | None) -> Iterator[None]:
+    """Tells a policy that timm does not know as the user's mistake; timm checks by asserts, look-ups and conversions.
+
+    Raises:
+        UserError: what the block raises for such a policy.
+    """
     try:
-        return create()
-    # timm checks policies by asserts, look-ups and conversions.
+        yield
     except (AssertionError, KeyError, ValueError) as error:
+        if policy is None:
+            raise
         reason = " ".join(str(error).split())
         raise UserError(
-            f"data.augmentation.auto_augment = {auto_augment!r} is no policy of timm ({reason}); "
+            f"data.augmentation.auto_augment = {policy!r} is no policy of timm ({reason}); "
             "for example 'rand-m9-mstd0.5-inc1'"
         ) from None
 
 
 def evaluation_transform(
-    *, image_size: int, mean: Channels, std: Channels, crop_pct: float, interpolation: str = "bicubic"
+    *,
+    image_size: int,
+    mean: Channels,
+    std: Channels,
+    crop_pct: float,
+    interpolation: str = "bicubic",
+    finish: bool = True,
 ) -> Transform:
     """timm's evaluation transform: resize to image_size / crop_pct, central crop, normalise.
 
@@ -88,8 +109,16 @@ def evaluation_transform(
         std: likewise.
         crop_pct: central crop over resized side.
         interpolation: bilinear or bicubic.
+        finish: as in `training_transform`.
     """
-    return create_transform(image_size, mean=mean, std=std, crop_pct=crop_pct, interpolation=interpolation)
+    return create_transform(
+        image_size,
+        mean=mean,
+        std=std,
+        crop_pct=crop_pct,
+        interpolation=interpolation,
+        use_prefetcher=not finish,
+    )
 
 
 class Mix:

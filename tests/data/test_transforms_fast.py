@@ -1,0 +1,133 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data import create_transform
+from timm.data.auto_augment import rand_augment_transform
+from timm.data.random_erasing import RandomErasing
+
+from scalevit.data.transforms_fast import FastEvaluation, FastTraining, Finish, _augmentation
+from scalevit.errors import UserError
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+
+
+def picture(height, width, seed=0):
+    """Smooth shapes and hard noise, so that every filter has something to ring at."""
+    source = np.random.default_rng(seed)
+    smooth = Image.fromarray(source.integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), np.uint8))
+    pixels = np.array(smooth.resize((width, height), Image.Resampling.BICUBIC))
+    pixels[: height // 3] = source.integers(0, 256, (height // 3, width, 3), np.uint8)
+    return pixels
+
+
+def seed(number):
+    random.seed(number), np.random.seed(number), torch.manual_seed(number)
+
+
+def timms(**settings):
+    return create_transform(64, use_prefetcher=True, mean=MEAN, std=STD, **settings)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "random"])
+@pytest.mark.parametrize("size", [(120, 160), (375, 500), (40, 30), (64, 64), (3, 500)])
+def test_training_pixels_are_timms_within_one_level(interpolation, size):
+    ours = FastTraining(image_size=64, mean=MEAN, color_jitter=0, interpolation=interpolation)
+    theirs = timms(is_training=True, color_jitter=0, auto_augment=None, interpolation=interpolation)
+    for number in range(25):
+        pixels = picture(*size, number)
+        seed(number)
+        shown = ours(pixels)
+        seed(number)
+        expected = np.asarray(theirs(Image.fromarray(pixels)))
+        assert shown.dtype == torch.uint8
+        assert np.abs(shown.numpy().astype(int) - expected.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(120, 160), (375, 500), (40, 31), (64, 64), (70, 70), (9, 500)])
+@pytest.mark.parametrize("crop_pct", [0.9, 1.0, 0.875])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_evaluation_pixels_are_timms_within_one_level(size, crop_pct, interpolation):
+    pixels = picture(*size)
+    shown = FastEvaluation(image_size=64, crop_pct=crop_pct, interpolation=interpolation)(pixels).numpy()
+    expected = np.asarray(timms(crop_pct=crop_pct, interpolation=interpolation)(Image.fromarray(pixels)))
+    assert shown.shape == expected.shape == (3, 64, 64)
+    assert np.abs(shown.astype(int) - expected.astype(int)).max() <= 1
+
+
+def test_augmentation_draws_as_timms_and_differs_in_resampling_alone():
+    policy = "rand-m9-mstd0.5-inc1"
+    ours = _augmentation(policy, 64, MEAN)
+    fill = {"translate_const": 28, "img_mean": tuple(round(255 * channel) for channel in MEAN)}
+    theirs = rand_augment_transform(policy, {**fill, "interpolation": Image.Resampling.BILINEAR})
+    image = Image.fromarray(picture(64, 64))
+    differing = []
+    for number in range(300):
+        seed(number)
+        shown = np.asarray(ours(image)).astype(int)
+        after = random.random()
+        seed(number)
+        expected = np.asarray(theirs(image)).astype(int)
+        assert random.random() == after
+        differing.append((shown != expected).any())
+    # An operation runs in half of the cases, and 2 of 15 are translations.
+    assert 0.05 < np.mean(differing) < 0.22
+
+
+def test_translation_is_by_whole_pixels():
+    ours = {operation.name: operation for operation in _augmentation("rand-m9-mstd0.5-inc1", 64, MEAN).ops}
+    pixels = picture(64, 64)
+    for name, axis in (("TranslateXRel", 1), ("TranslateYRel", 0)):
+        moved = np.asarray(ours[name].aug_fn(Image.fromarray(pixels), 0.255, **ours[name].kwargs))
+        expected = np.full_like(pixels, [round(255 * channel) for channel in MEAN])
+        kept = [slice(None), slice(None)]
+        kept[axis] = slice(0, 64 - 16)
+        expected[tuple(kept)] = np.roll(pixels, -16, axis)[tuple(kept)]
+        np.testing.assert_array_equal(moved, expected)
+
+
+def test_colour_jitter_is_torchvisions():
+    ours = FastTraining(image_size=64, mean=MEAN, color_jitter=0.4, crop_scale=(1, 1), crop_ratio=(1, 1), hflip=0)
+    theirs = timms(is_training=True, color_jitter=0.4, auto_augment=None, scale=(1, 1), ratio=(1, 1), hflip=0)
+    pixels = picture(64, 64)
+    for number in range(5):
+        seed(number)
+        shown = ours(pixels)
+        seed(number)
+        np.testing.assert_array_equal(shown.numpy(), theirs(Image.fromarray(pixels)))
+
+
+def test_unknown_policy():
+    with pytest.raises(UserError, match=r"data\.augmentation.auto_augment = 'rand-x9' is no policy of timm"):
+        FastTraining(image_size=64, mean=MEAN, auto_augment="rand-x9")
+
+
+def test_finish_normalises():
+    images = torch.randint(0, 256, (3, 3, 5, 5), dtype=torch.uint8).to(memory_format=torch.channels_last)
+    mean, std = torch.tensor(MEAN).view(1, 3, 1, 1), torch.tensor(STD).view(1, 3, 1, 1)
+    finished = Finish(mean=MEAN, std=STD)(images)
+    torch.testing.assert_close(finished, (images / 255 - mean) / std)
+    assert finished.is_contiguous(memory_format=torch.channels_last)
+    assert Finish(mean=MEAN, std=STD)(finished) is finished
+
+
+def test_erasing_is_distributed_as_timms():
+    """How often, and how much of an image."""
+    images = torch.zeros(400, 3, 32, 32, dtype=torch.uint8)
+    finish = Finish(mean=(0, 0, 0), std=(1, 1, 1), random_erasing=0.5)
+    seed(0)
+    ours = finish(images)
+    seed(0)
+    assert torch.equal(finish(images), ours)
+    random.seed(0)
+    theirs = RandomErasing(0.5, mode="pixel", device="cpu")(torch.zeros(400, 3, 32, 32))
+    shares = [(batch != 0).all(1).float().mean((1, 2)) for batch in (ours, theirs)]
+    often = [float((share > 0).float().mean()) for share in shares]
+    assert often[0] == pytest.approx(0.5, abs=0.08)
+    assert often[0] == pytest.approx(often[1], abs=0.1)
+    areas = [float(share[share > 0].mean()) for share in shares]
+    assert areas[0] == pytest.approx(areas[1], rel=0.15)
+    noise = ours[ours != 0]
+    assert abs(float(noise.std()) - 1) < 0.03
