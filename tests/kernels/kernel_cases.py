@@ -109,8 +109,8 @@ def compare(name: str, fused: Tensor, eager: Tensor, truth: Tensor) -> None:
     """Root-mean-square and largest error against twice eager's.
 
     The slack of 1e-6 (of the largest value) is the polynomial GELU's own error, and what a problem so small
-    that eager is exact needs. The largest error has one step of the dtype besides: it is one element's rounding,
-    and rounding the other way is not an error.
+    that eager is exact needs. The largest error has one step of the dtype besides: it is one element's
+    rounding, and rounding the other way is not an error.
     """
     truth = truth.double()
     assert not torch.isnan(fused).any(), f"{name}: NaN"
