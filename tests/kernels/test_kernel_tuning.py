@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-
 from scalevit.kernels import tuning
 
 SHIPPED = sorted(tuning.TABLES.glob("*.json"))
@@ -66,7 +65,11 @@ def test_a_measured_entry_serves_its_bucket():
     default = dict.fromkeys(tuning.SAVES, tuning.LIBRARY)
     table = tuning.Table("test", None, default, {}, (entry,))
     assert table.plan(132, 50432, 768, 3072, "fast") is plan
-    for other in ((78, 50432, 768, 3072, "fast"), (132, 1000, 768, 3072, "fast"), (132, 50432, 768, 1536, "fast")):
+    for other in (
+        (78, 50432, 768, 3072, "fast"),
+        (132, 1000, 768, 3072, "fast"),
+        (132, 50432, 768, 1536, "fast"),
+    ):
         assert table.plan(*other) is tuning.LIBRARY
 
 

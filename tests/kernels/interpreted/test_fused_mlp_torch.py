@@ -3,6 +3,7 @@
 import pytest
 import torch
 from kernel_cases import SAVES, Case, make_arguments, run
+from kernel_training import parity
 from scalevit.kernels import eager_mlp, fused_mlp
 from torch.utils.checkpoint import checkpoint
 
@@ -104,3 +105,11 @@ def test_double_backward_is_refused():
     (gradient,) = torch.autograd.grad(fused_mlp(*arguments).sum(), arguments[:1], create_graph=True)
     with pytest.raises(RuntimeError, match="double backward"):
         gradient.sum().backward()
+
+
+def test_a_short_training_run_follows_eager():
+    """The device test's 500 steps, in small: autocast, shared modules, AdamW."""
+    fused, spread, eager = parity("cpu", torch.bfloat16, steps=6, d=32, h=64)
+    assert eager.isfinite().all()
+    # One pair of eager runs, summed in another order, estimates the spread.
+    assert fused <= 3 * spread + 1e-3

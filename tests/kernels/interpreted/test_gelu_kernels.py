@@ -1,9 +1,8 @@
-"""GELU itself: every finite bf16 value, the tails, and the pointwise kernels around the library's products."""
+"""GELU itself: every finite bf16 value, the tails, and every mixture of pieces and tiles."""
 
 import pytest
 import torch
 from kernel_cases import SAVES, Case, check_against_fp64, make_arguments, run
-
 from scalevit.kernels import fused_mlp, gelu, tuning
 
 
@@ -28,20 +27,22 @@ def test_every_finite_bf16_value(activation):
     x = every_finite_bf16()
     y, slope = gelu.gelu_forward(x.clone(), activation=activation, save="slope")
     true_y, true_slope = reference(x, activation)
-    if activation == "gelu_tanh":
-        # Beyond 20 its own fp64 derivative is 0 * inf; it is a step there.
-        far = x.double().abs() > 20
-        true_slope = torch.where(far, (x.double() > 0).double(), true_slope)
-        true_y = torch.where(far, x.double().clamp(min=0), true_y)
+    # Far out the fp64 derivatives themselves are 0 * inf; they are a step there.
+    far = x.double().abs() > 40
+    true_slope = torch.where(far, (x.double() > 0).double(), true_slope)
+    true_y = torch.where(far, x.double().clamp(min=0), true_y)
     assert not torch.isnan(y).any()
     assert not torch.isnan(slope).any()
     for mine, truth, error in ((y, true_y, 8.4e-7), (slope, true_slope, 1.2e-6)):
-        # Half a bf16 step for the rounding, and the polynomial's absolute error before it (doubled: fp32 sums).
+        # Half a bf16 step for the rounding, and the polynomial's absolute error before it (doubled: fp32
+        # sums).
         limit = truth.abs() * 2**-8 + 2 * error
         assert ((mine.double() - truth).abs() <= limit).all()
     if activation == "gelu":
-        # How often the fast form rounds otherwise than the exact one: 0.55 % when it was fitted.
-        assert (y != true_y.bfloat16()).double().mean() < 0.006
+        # How often the fast form rounds otherwise than the exact one, subnormal results apart: 0.55 % when
+        # fitted.
+        differs = (y != true_y.bfloat16()) & (true_y.abs() >= 2**-126)
+        assert differs.double().mean() < 0.006
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
