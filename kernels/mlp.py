@@ -8,6 +8,8 @@ Nothing here knows modules, engines or configs.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -191,6 +193,8 @@ def _why_not(x: Tensor, weight: Tensor) -> str:
     if TRITON_MISSING:
         return TRITON_MISSING
     dtype = _compute_dtype(x)
+    if type(x).__name__ == "DTensor" or type(weight).__name__ == "DTensor":
+        return "DTensors (tensor parallelism) have no sharding rule here"
     if x.device.type == "cpu" and not INTERPRETED:
         return "the tensors are on a CPU (TRITON_INTERPRET=1 runs the kernels there, slowly)"
     if x.device.type not in ("cpu", "cuda"):
@@ -223,6 +227,14 @@ def _warn_once(reason: str) -> None:
 # ---------------------------------------------------------------------------------------------- operators
 
 
+@contextmanager
+def _plainly(device: torch.device) -> Iterator[None]:
+    """Autocast off (the dtypes are settled), and the tensors' device current, where Triton launches."""
+    on = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    with torch.autocast(device.type, enabled=False), on:
+        yield
+
+
 @torch.library.custom_op("scalevit::fused_mlp", mutates_args=())
 def _forward(
     x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None,
@@ -233,7 +245,7 @@ def _forward(
     The dtype of x is the one computed in; weights of another dtype are cast as they are read. wide1 and wide2
     ask for fp32 weight gradients; the forward only hands them to the backward.
     """
-    with torch.autocast(x.device.type, enabled=False):
+    with _plainly(x.device):
         w1, b1, w2 = _narrow(x, width, w1, b1, w2)
         plan = tuning.find_plan(x, width, save)
         post, saved = pieces.hidden(x, w1, b1, activation=activation, save=_KEEPS[save], plan=plan)
@@ -262,7 +274,7 @@ def _backward(
     """Gradients of x, w1, b1, w2, b2; the ones not in `needs` come back empty."""
     need_x, need_w1, need_b1, need_w2, need_b2 = needs
     dx, dw1, db1, dw2, db2 = (x.new_empty(0) for _ in range(5))
-    with torch.autocast(x.device.type, enabled=False):
+    with _plainly(x.device):
         plan = tuning.find_plan(x, width, save)
         w1h, b1h, w2h = _narrow(x, width, w1, b1, w2)
         if dy.stride(1) != 1 or dy.stride(0) < dy.shape[1]:

@@ -62,8 +62,10 @@ def weight_grad(dy: Tensor, x: Tensor, out: Tensor, *, tile: Tile) -> None:
     dy: (M, N) and x: (M, K), any strides; out: unit inner stride, any row stride.
     """
     (m, n), k = dy.shape, x.shape[1]
-    if m:
-        tile = aligned_tile(tile, replace(UNALIGNED_WGRAD, splits=tile.splits), dy, x)
+    if m == 0:
+        out.zero_()
+        return
+    tile = aligned_tile(tile, replace(UNALIGNED_WGRAD, splits=tile.splits), dy, x)
     rows = triton.cdiv(triton.cdiv(m, tile.splits), tile.block_k) * tile.block_k
     target, stride_split, stride_out = out, 0, out.stride(0)
     if tile.splits > 1:

@@ -27,7 +27,7 @@ class Blocks(nn.Module):
         return self.head(x.mean(1))
 
 
-def train(model: Blocks, steps: int, device: str, dtype: torch.dtype) -> torch.Tensor:
+def train(model: Blocks, steps: int, device: str, dtype: torch.dtype, batch: int) -> torch.Tensor:
     """The loss of each step, on a fixed stream of separable random images under autocast."""
     generator = torch.Generator().manual_seed(3)
     d = model.head.in_features
@@ -35,8 +35,8 @@ def train(model: Blocks, steps: int, device: str, dtype: torch.dtype) -> torch.T
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
     losses = []
     for _ in range(steps):
-        labels = torch.randint(10, (64,), generator=generator)
-        x = centres[labels] * 0.2 + torch.randn(64, 16, d, generator=generator)
+        labels = torch.randint(10, (batch,), generator=generator)
+        x = centres[labels] * 0.2 + torch.randn(batch, 16, d, generator=generator)
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
             loss = nn.functional.cross_entropy(model(x.to(device)), labels.to(device))
         optimizer.zero_grad()
@@ -59,7 +59,7 @@ def permuted(model: Blocks) -> Blocks:
 
 
 def parity(
-    device: str, dtype: torch.dtype, steps: int, d: int = 192, h: int = 768
+    device: str, dtype: torch.dtype, steps: int, d: int = 192, h: int = 768, batch: int = 64
 ) -> tuple[float, float, torch.Tensor]:
     """Largest difference of smoothed losses: fused to eager, and eager to eager summed in another order."""
     torch.manual_seed(0)
@@ -68,7 +68,7 @@ def parity(
     for model, mlp in ((start, eager_mlp), (permuted(start), eager_mlp), (start, fused_mlp)):
         mine = copy.deepcopy(model)
         mine.mlp = mlp
-        runs.append(train(mine, steps, device, dtype))
+        runs.append(train(mine, steps, device, dtype, batch))
     window = min(20, steps)
     eager, reordered, fused = (r.unfold(0, window, 1).mean(1) for r in runs)
     return (fused - eager).abs().max().item(), (reordered - eager).abs().max().item(), eager

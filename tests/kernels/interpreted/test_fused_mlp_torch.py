@@ -109,7 +109,7 @@ def test_double_backward_is_refused():
 
 def test_a_short_training_run_follows_eager():
     """The device test's 500 steps, in small: autocast, shared modules, AdamW."""
-    fused, spread, eager = parity("cpu", torch.bfloat16, steps=6, d=32, h=64)
+    fused, spread, eager = parity("cpu", torch.bfloat16, steps=6, d=32, h=64, batch=4)
     assert eager.isfinite().all()
     # One pair of eager runs, summed in another order, estimates the spread.
     assert fused <= 3 * spread + 1e-3

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from scalevit.kernels import bench, tuning
+from scalevit.kernels import bench, resources, tuning
 from scalevit.kernels.tuning import __main__ as tuner
 
 CPU = torch.device("cpu")
@@ -68,3 +68,9 @@ def test_the_benchmark_measures_and_writes(tmp_path):
     assert len(json.loads((tmp_path / "bench.json").read_text())["results"]) == len(results)
     assert (tmp_path / "speedup.png").stat().st_size > 1000
     assert (tmp_path / "roofline.png").stat().st_size > 1000
+
+
+def test_interpreted_kernels_cannot_be_compiled(capsys):
+    with pytest.raises(SystemExit):
+        resources.main([])
+    assert "TRITON_INTERPRET" in capsys.readouterr().err
