@@ -74,7 +74,8 @@ def fused_mlp(
     engine that wants those sums in fp32 for narrower weights sets `parameter.grad_dtype = torch.float32`
     (torch 2.11 and later): the op then emits the fp32 accumulators of its matrix products for that
     parameter, and autograd adds and stores them in fp32, through the ordinary hooks, so DDP, FSDP and ZeRO
-    still see every gradient.
+    still see every gradient. Under torch.compile each use's gradient still comes rounded to the weight's
+    dtype; only their sum is fp32.
 
     Double backward is not supported and raises. Deterministic: the same inputs give the same bits.
 
@@ -136,6 +137,8 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def _wants_fp32_grad(weight: Tensor) -> bool:
+    if torch.compiler.is_compiling():
+        return False  # dynamo cannot trace grad_dtype (torch 2.11 to 2.15)
     return weight.is_leaf and weight.dtype != torch.float32 and weight.grad_dtype == torch.float32
 
 

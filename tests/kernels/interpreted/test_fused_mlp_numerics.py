@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 from kernel_cases import CASES, SAVES, Case, check_against_fp64
+from scalevit.kernels import tuning
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -17,8 +18,11 @@ def test_error_below_twice_eager(case):
 
 
 def test_vit_block():
-    """ViT-B's own channels: 197 tokens, D = 768, more than one tile in every direction."""
-    check_against_fp64(Case(rows=(197,), d=768, h=192, d_out=768, dtype=torch.bfloat16))
+    """ViT-B's own channels, 197 tokens, D = 768, with a shipped table's own tiles."""
+    table = tuning.read_table(tuning.table_path("sm_90"))
+    for save in ("fast", "lean"):
+        with tuning.use_plan(table.default[save]):
+            check_against_fp64(Case(rows=(197,), d=768, h=192, d_out=768, dtype=torch.bfloat16, save=save))
 
 
 def test_random_shapes():

@@ -18,11 +18,21 @@ def test_opcheck(save):
     torch.library.opcheck(torch.ops.scalevit.fused_mlp.default, (*arguments, 16, "gelu", save, False, False))
 
 
-def test_compiles_whole():
-    arguments = make_arguments(CASE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiles_whole(dtype):
+    case = Case(rows=(9,), d=16, h=32, d_out=16, dtype=dtype)
+    arguments = make_arguments(case)
     compiled = torch.compile(lambda *a, **k: fused_mlp(*a, **k) * 2, fullgraph=True)
-    plain = run(lambda *a, **k: fused_mlp(*a, **k) * 2, arguments, CASE)
-    assert all(torch.equal(a, b) for a, b in zip(run(compiled, arguments, CASE), plain, strict=True))
+    plain = run(lambda *a, **k: fused_mlp(*a, **k) * 2, arguments, case)
+    assert all(torch.equal(a, b) for a, b in zip(run(compiled, arguments, case), plain, strict=True))
+
+
+def test_compiles_whole_under_autocast():
+    arguments = make_arguments(CASE)
+    compiled = torch.compile(fused_mlp, fullgraph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        plain, traced = run(fused_mlp, arguments, CASE), run(compiled, arguments, CASE)
+    assert all(torch.equal(a, b) for a, b in zip(traced, plain, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
