@@ -1,4 +1,4 @@
-"""GELU and its derivative as Triton device functions.
+"""GELU and its derivative as Triton device functions, and pointwise kernels of them.
 
 Two forms: the exact one (erf), which is what timm's ViTs use, and tanh for models trained with it.
 
@@ -10,8 +10,12 @@ that small. P was fitted by weighted least squares to log2(Phi(-z)) on [0, 6]; i
 negative, so q goes to 0 and not to infinity for every larger |x|.
 """
 
+from __future__ import annotations
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 # The interpreter multiplies raw bit patterns in a bf16 `tl.dot` and truncates fp32 -> bf16 (Triton 3.6 and
 # 3.7 at least), so the kernels take another path there. Fixed when Triton decorates the kernels: at import.
@@ -79,3 +83,74 @@ def round_to(x, dtype: tl.constexpr):
         return bits.to(tl.float32, bitcast=True).to(tl.bfloat16)
     else:
         return x.to(dtype)
+
+
+# Pointwise kernels, for the pieces that the tuning table gives to the library's GEMM.
+
+
+@triton.jit
+def gelu_forward_kernel(
+    pre, post, slope, SIZE, ACTIVATION: tl.constexpr, SAVE_SLOPE: tl.constexpr, EXACT: tl.constexpr,
+    ACC: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """post = act(pre), and slope = act'(pre); each output may lie over pre."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    value, derivative = gelu_and_grad(tl.load(pre + at, mask=at < SIZE, other=0.0).to(ACC), ACTIVATION, EXACT)
+    tl.store(post + at, round_to(value, post.dtype.element_ty), mask=at < SIZE)
+    if SAVE_SLOPE:
+        tl.store(slope + at, round_to(derivative, slope.dtype.element_ty), mask=at < SIZE)
+
+
+@triton.jit
+def gelu_backward_kernel(
+    dpost, saved, dpre, post, SIZE, ACTIVATION: tl.constexpr, SAVED: tl.constexpr, EXACT: tl.constexpr,
+    ACC: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """dpre = dpost * slope; `saved` is the slope, or "pre", which also gives post. dpre may be dpost."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    gradient = tl.load(dpost + at, mask=at < SIZE, other=0.0).to(ACC)
+    derivative = tl.load(saved + at, mask=at < SIZE, other=0.0).to(ACC)
+    if SAVED == "pre":
+        value, derivative = gelu_and_grad(derivative, ACTIVATION, EXACT)
+        tl.store(post + at, round_to(value, post.dtype.element_ty), mask=at < SIZE)
+    tl.store(dpre + at, round_to(gradient * derivative, dpre.dtype.element_ty), mask=at < SIZE)
+
+
+def numerics(dtype: torch.dtype) -> dict[str, object]:
+    """The constexprs that follow from the dtype: whether GELU calls erf, and what sums accumulate in."""
+    return {
+        "EXACT": dtype in (torch.float32, torch.float64),
+        "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
+    }
+
+
+# Elements to a program: 8 for each of 128 threads, so that 2-byte loads are 16 bytes wide.
+POINTWISE_BLOCK = 1024
+
+
+def gelu_forward(pre: Tensor, *, activation: str, save: str) -> tuple[Tensor, Tensor | None]:
+    """(post, saved) of a contiguous pre-activation, which is overwritten or kept, never copied.
+
+    save: "slope" returns act'(pre) in pre's memory, "pre" returns pre itself, "none" puts post there.
+    """
+    post = pre if save == "none" else torch.empty_like(pre)
+    if pre.numel():
+        gelu_forward_kernel[(triton.cdiv(pre.numel(), POINTWISE_BLOCK),)](
+            pre, post, pre, pre.numel(), ACTIVATION=activation, SAVE_SLOPE=save == "slope",
+            BLOCK=POINTWISE_BLOCK, enable_fp_fusion=True, **numerics(pre.dtype),
+        )  # fmt: skip
+    return post, None if save == "none" else pre
+
+
+def gelu_backward(dpost: Tensor, saved: Tensor, *, activation: str, save: str) -> tuple[Tensor, Tensor | None]:
+    """(dpre, post): dpre in dpost's memory; post recomputed where `saved` is the pre-activation, else None.
+
+    dpost, saved: contiguous, of one shape. save: what `saved` is, "slope" or "pre".
+    """
+    post = torch.empty_like(saved) if save == "pre" else None
+    if dpost.numel():
+        gelu_backward_kernel[(triton.cdiv(dpost.numel(), POINTWISE_BLOCK),)](
+            dpost, saved, dpost, post, dpost.numel(), ACTIVATION=activation, SAVED=save,
+            BLOCK=POINTWISE_BLOCK, enable_fp_fusion=True, **numerics(dpost.dtype),
+        )  # fmt: skip
+    return dpost, post

@@ -17,8 +17,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .gelu import INTERPRET, gelu_and_grad, round_to
-from .tuning import Tile
+from .gelu import INTERPRET, gelu_and_grad, numerics, round_to
+from .tuning import UNALIGNED, Tile
 
 INTERPRETED: bool = INTERPRET.value
 # Programs for each "SM" under the interpreter: few, so that its small problems also loop persistently.
@@ -26,7 +26,7 @@ INTERPRETED_SMS = 2
 
 
 @triton.jit
-def _tile_of(index, tiles_m, tiles_n, GROUP_M: tl.constexpr):
+def tile_of(index, tiles_m, tiles_n, GROUP_M: tl.constexpr):
     """Row and column of a tile: GROUP_M row blocks sweep the columns together; the weights stay in L2."""
     per_group = GROUP_M * tiles_n
     first = (index // per_group) * GROUP_M
@@ -58,7 +58,7 @@ def _store(target, value, row, col, M, N, stride, BM: tl.constexpr, BN: tl.const
 
 
 @triton.jit
-def _dot(a, b, acc, PRECISION: tl.constexpr):
+def dot(a, b, acc, PRECISION: tl.constexpr):
     if INTERPRET:
         return tl.dot(a.to(acc.dtype), b.to(acc.dtype), acc, input_precision="ieee", out_dtype=acc.dtype)
     else:
@@ -77,9 +77,9 @@ def _matmul_tile(
     if DESCRIPTORS:
         for k in range(0, K, BK):
             if B_TRANSPOSED:
-                acc = _dot(a.load([row, k]), b.load([col, k]).T, acc, PRECISION)
+                acc = dot(a.load([row, k]), b.load([col, k]).T, acc, PRECISION)
             else:
-                acc = _dot(a.load([row, k]), b.load([k, col]), acc, PRECISION)
+                acc = dot(a.load([row, k]), b.load([k, col]), acc, PRECISION)
     else:
         rows = row + tl.arange(0, BM)
         cols = col + tl.arange(0, BN)
@@ -89,7 +89,7 @@ def _matmul_tile(
         for k in range(0, K, BK):
             a_block = tl.load(a_at, mask=(rows[:, None] < M) & (ks[None, :] < K - k), other=0.0)
             b_block = tl.load(b_at, mask=(ks[:, None] < K - k) & (cols[None, :] < N), other=0.0)
-            acc = _dot(a_block, b_block, acc, PRECISION)
+            acc = dot(a_block, b_block, acc, PRECISION)
             a_at += BK * stride_ak
             b_at += BK * stride_bk
     return acc
@@ -109,12 +109,14 @@ def _column_parts(acc, BM: tl.constexpr, BN: tl.constexpr, PARTS: tl.constexpr):
     tl.static_assert(PARTS == 1 or PARTS == 2 or PARTS == 4)
     if PARTS == 1:
         return (acc,)
-    left, right = _halves(acc, BM, BN)
-    if PARTS == 2:
-        return left, right
-    a, b = _halves(left, BM, BN // 2)
-    c, d = _halves(right, BM, BN // 2)
-    return a, b, c, d
+    else:
+        left, right = _halves(acc, BM, BN)
+        if PARTS == 2:
+            return left, right
+        else:
+            a, b = _halves(left, BM, BN // 2)
+            c, d = _halves(right, BM, BN // 2)
+            return a, b, c, d
 
 
 @triton.jit
@@ -150,7 +152,7 @@ def linear_gelu_kernel(
     tiles_m = tl.cdiv(M, BM)
     tiles_n = tl.cdiv(N, BN)
     for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0), flatten=False):
-        tile_m, tile_n = _tile_of(tile, tiles_m, tiles_n, GROUP_M)
+        tile_m, tile_n = tile_of(tile, tiles_m, tiles_n, GROUP_M)
         row = tile_m * BM
         col = tile_n * BN
         acc = _matmul_tile(
@@ -177,9 +179,10 @@ def _linear_dgelu_epilogue(
     elif SAVED == "pre":
         pre = _load(saved, row, col, M, N, stride_saved, BM, BN, DESCRIPTORS).to(acc.dtype)
         value, slope = gelu_and_grad(pre, ACTIVATION, EXACT)
-        _store(post, value, row, col, M, N, stride_post, BM, BN, DESCRIPTORS)
         acc *= slope
     _store(dpre, acc, row, col, M, N, stride_dpre, BM, BN, DESCRIPTORS)
+    if SAVED == "pre":
+        _store(post, value, row, col, M, N, stride_post, BM, BN, DESCRIPTORS)
     if PARTIALS:
         # Rows beyond M are zero: dy was loaded as zero there.
         cols = col + tl.arange(0, BN)
@@ -201,7 +204,7 @@ def linear_dgelu_kernel(
     tiles_m = tl.cdiv(M, BM)
     tiles_n = tl.cdiv(N, BN)
     for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0), flatten=False):
-        tile_m, tile_n = _tile_of(tile, tiles_m, tiles_n, GROUP_M)
+        tile_m, tile_n = tile_of(tile, tiles_m, tiles_n, GROUP_M)
         row = tile_m * BM
         col = tile_n * BN
         acc = _matmul_tile(
@@ -218,23 +221,30 @@ def linear_dgelu_kernel(
 
 
 @triton.jit
-def reduce_rows_kernel(source, target, P, N, BP: tl.constexpr, BN: tl.constexpr):
-    """target (N,) = the sum of source (P, N) over its rows, in an order that depends on P alone."""
+def reduce_rows_kernel(source, target, P, N, width, stride, BP: tl.constexpr, BN: tl.constexpr):
+    """Sums source (P, N) over its rows, in an order that depends on P alone.
+
+    Column n goes to target[n // width, n % width], rows of target being `stride` elements apart.
+    """
     cols = tl.program_id(0) * BN + tl.arange(0, BN)
     rows = tl.arange(0, BP)
     acc = tl.zeros((BP, BN), source.dtype.element_ty)
     for p in range(0, P, BP):
         offsets = (p + rows)[:, None].to(tl.int64) * N + cols[None, :]
         acc += tl.load(source + offsets, mask=((p + rows)[:, None] < P) & (cols[None, :] < N), other=0.0)
-    tl.store(target + cols, round_to(tl.sum(acc, 0), target.dtype.element_ty), mask=cols < N)
+    at = target + (cols // width).to(tl.int64) * stride + cols % width
+    tl.store(at, round_to(tl.sum(acc, 0), target.dtype.element_ty), mask=cols < N)
 
 
 # ---------------------------------------------------------------------------------------------- launchers
 
 
-def _describable(*tensors: Tensor | None) -> bool:
-    """Whether every tensor may be read through a descriptor: unit inner stride, rows and base on 16 bytes."""
-    return all(
+def aligned_tile(tile: Tile, unaligned: Tile, *tensors: Tensor | None) -> Tile:
+    """The tile, or the pointer tile `unaligned` if a descriptor cannot read one of the (M, N) tensors.
+
+    Descriptors want a unit inner stride, and rows and base on 16 bytes.
+    """
+    describable = all(
         t is None
         or (
             t.stride(1) == 1
@@ -244,26 +254,24 @@ def _describable(*tensors: Tensor | None) -> bool:
         )
         for t in tensors
     )
+    return tile if describable or not tile.descriptors else unaligned
 
 
-def _descriptor(tensor: Tensor | None, rows: int, cols: int) -> TensorDescriptor | None:
+def descriptor(tensor: Tensor | None, rows: int, cols: int) -> TensorDescriptor | None:
     if tensor is None:
         return None
     return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), [rows, cols])
 
 
-def _numerics(dtype: torch.dtype) -> dict[str, object]:
-    """The constexprs that follow from the dtype: exact GELU, accumulator, precision of an fp32 dot."""
+def precision(dtype: torch.dtype) -> str:
+    """How an fp32 product runs: as torch's own setting says. Other dtypes have one way."""
     tf32 = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
-    return {
-        "EXACT": dtype in (torch.float32, torch.float64),
-        "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
-        "PRECISION": "tf32" if tf32 else "ieee",
-    }
+    return "tf32" if tf32 else "ieee"
 
 
-def _grid(tile: Tile, m: int, n: int, device: torch.device) -> tuple[int]:
-    tiles = triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n)
+def grid(tile: Tile, m: int, n: int, device: torch.device) -> tuple[int]:
+    """Programs for an (m, n) result: one for each tile and split, or a persistent few for each SM."""
+    tiles = triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n) * tile.splits
     if tile.ctas_per_sm == 0:
         return (tiles,)
     if device.type == "cpu":
@@ -273,7 +281,7 @@ def _grid(tile: Tile, m: int, n: int, device: torch.device) -> tuple[int]:
     return (min(tiles, sms * tile.ctas_per_sm),)
 
 
-def _blocks(tile: Tile) -> dict[str, int]:
+def blocks(tile: Tile) -> dict[str, int]:
     return {
         "BM": tile.block_m, "BN": tile.block_n, "BK": tile.block_k, "GROUP_M": tile.group_m,
         "PARTS": tile.parts, "num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True,
@@ -293,19 +301,19 @@ def linear_gelu(
     saved = None if save == "none" else torch.empty_like(post)
     if m == 0:
         return post, saved
+    tile = aligned_tile(tile, UNALIGNED, x, w, post)
     part = tile.block_n // tile.parts
-    described = tile.descriptors and _describable(x, w, post)
-    if described:
+    if tile.descriptors:
         operands = (
-            _descriptor(x, tile.block_m, tile.block_k), _descriptor(w, tile.block_n, tile.block_k), bias,
-            _descriptor(post, tile.block_m, part), _descriptor(saved, tile.block_m, part),
+            descriptor(x, tile.block_m, tile.block_k), descriptor(w, tile.block_n, tile.block_k), bias,
+            descriptor(post, tile.block_m, part), descriptor(saved, tile.block_m, part),
         )  # fmt: skip
     else:
         operands = (x, w, bias, post, saved)  # type: ignore[assignment]
-    linear_gelu_kernel[_grid(tile, m, n, x.device)](
+    linear_gelu_kernel[grid(tile, m, n, x.device)](
         *operands, m, n, k, x.stride(0), x.stride(1), w.stride(1), w.stride(0), n, n,
-        ACTIVATION=activation, SAVE=save, HAS_BIAS=bias is not None, DESCRIPTORS=described,
-        **_numerics(x.dtype), **_blocks(tile),
+        ACTIVATION=activation, SAVE=save, HAS_BIAS=bias is not None, DESCRIPTORS=tile.descriptors,
+        PRECISION=precision(x.dtype), **numerics(x.dtype), **blocks(tile),
     )  # fmt: skip
     return post, saved
 
@@ -323,7 +331,7 @@ def linear_dgelu(
     (m, k), n = dy.shape, w.shape[1]
     dpre = torch.empty((m, n), dtype=dy.dtype, device=dy.device)
     post = torch.empty_like(dpre) if save == "pre" else None
-    numerics = _numerics(dy.dtype)
+    tile = aligned_tile(tile, UNALIGNED, dy, w, dpre, saved)
     partials = None
     if partial_sums:
         wide = torch.float64 if dy.dtype == torch.float64 else torch.float32
@@ -331,25 +339,30 @@ def linear_dgelu(
     if m == 0:
         return dpre, post, partials
     part = tile.block_n // tile.parts
-    described = tile.descriptors and _describable(dy, w, dpre, saved)
-    if described:
+    if tile.descriptors:
         operands = (
-            _descriptor(dy, tile.block_m, tile.block_k), _descriptor(w, tile.block_k, tile.block_n),
-            _descriptor(saved, tile.block_m, part), _descriptor(post, tile.block_m, part),
-            _descriptor(dpre, tile.block_m, part), partials,
+            descriptor(dy, tile.block_m, tile.block_k), descriptor(w, tile.block_k, tile.block_n),
+            descriptor(saved, tile.block_m, part), descriptor(post, tile.block_m, part),
+            descriptor(dpre, tile.block_m, part), partials,
         )  # fmt: skip
     else:
         operands = (dy, w, saved, post, dpre, partials)  # type: ignore[assignment]
-    linear_dgelu_kernel[_grid(tile, m, n, dy.device)](
+    linear_dgelu_kernel[grid(tile, m, n, dy.device)](
         *operands, m, n, k, dy.stride(0), dy.stride(1), w.stride(0), w.stride(1), n, n, n,
-        ACTIVATION=activation, SAVED=save, PARTIALS=partial_sums, DESCRIPTORS=described,
-        **numerics, **_blocks(tile),
+        ACTIVATION=activation, SAVED=save, PARTIALS=partial_sums, DESCRIPTORS=tile.descriptors,
+        PRECISION=precision(dy.dtype), **numerics(dy.dtype), **blocks(tile),
     )  # fmt: skip
     return dpre, post, partials
 
 
 def reduce_rows(partials: Tensor, out: Tensor) -> None:
-    """out (N,) = partials (P, N).sum(0), always in the same order; rounded once, to out's dtype."""
+    """out = partials.sum(0), always in the same order, rounded once to out's dtype.
+
+    partials: (P, N) contiguous; out: (N,), or (R, C) with R * C = N and any row stride.
+    """
     p, n = partials.shape
-    block = 64
-    reduce_rows_kernel[(triton.cdiv(n, block),)](partials, out, p, n, BP=16, BN=block, num_warps=4)
+    width, stride = (n, n) if out.dim() == 1 else (out.shape[1], out.stride(0))
+    block_p, block_n = (16, 64) if p > 16 else (triton.next_power_of_2(max(p, 1)), 256)
+    reduce_rows_kernel[(triton.cdiv(n, block_n),)](
+        partials, out, p, n, width, stride, BP=block_p, BN=block_n, num_warps=4
+    )

@@ -1,13 +1,15 @@
 """`fused_mlp`: fc1, GELU and fc2 as one differentiable operation.
 
 The forward and the backward are two custom operators, so `torch.compile(fullgraph=True)`, activation
-checkpointing, DDP, FSDP2 and ZeRO see two opaque nodes. Each puts together the pieces of `gelu_linear.py` and
-plain matrix products. Nothing here knows modules, engines or configs.
+checkpointing, DDP, FSDP2 and ZeRO see two opaque nodes. Each puts together what `pieces.py` computes.
+Nothing here knows modules, engines or configs.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -17,7 +19,7 @@ from .reference import APPROXIMATE, eager_mlp
 try:
     import triton  # noqa: F401
 
-    from . import gelu_linear, tuning
+    from . import gelu_linear, pieces, tuning
 
     INTERPRETED = gelu_linear.INTERPRETED
     TRITON_MISSING = ""
@@ -72,7 +74,8 @@ def fused_mlp(
     engine that wants those sums in fp32 for narrower weights sets `parameter.grad_dtype = torch.float32`
     (torch 2.11 and later): the op then emits the fp32 accumulators of its matrix products for that
     parameter, and autograd adds and stores them in fp32, through the ordinary hooks, so DDP, FSDP and ZeRO
-    still see every gradient.
+    still see every gradient. Under torch.compile each use's gradient still comes rounded to the weight's
+    dtype; only their sum is fp32.
 
     Double backward is not supported and raises. Deterministic: the same inputs give the same bits.
 
@@ -122,8 +125,8 @@ def _fused(
 
 
 def _autocasts(device: torch.device) -> bool:
-    # Devices without autocast ("meta") do not answer is_autocast_enabled.
-    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    # "meta" has no autocast and does not answer; dynamo of torch 2.11 cannot trace is_autocast_available.
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
@@ -134,6 +137,8 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def _wants_fp32_grad(weight: Tensor) -> bool:
+    if torch.compiler.is_compiling():
+        return False  # dynamo cannot trace grad_dtype (torch 2.11 to 2.15)
     return weight.is_leaf and weight.dtype != torch.float32 and weight.grad_dtype == torch.float32
 
 
@@ -189,6 +194,8 @@ def _why_not(x: Tensor, weight: Tensor) -> str:
     if TRITON_MISSING:
         return TRITON_MISSING
     dtype = _compute_dtype(x)
+    if type(x).__name__ == "DTensor" or type(weight).__name__ == "DTensor":
+        return "DTensors (tensor parallelism) have no sharding rule here"
     if x.device.type == "cpu" and not INTERPRETED:
         return "the tensors are on a CPU (TRITON_INTERPRET=1 runs the kernels there, slowly)"
     if x.device.type not in ("cpu", "cuda"):
@@ -221,6 +228,14 @@ def _warn_once(reason: str) -> None:
 # ---------------------------------------------------------------------------------------------- operators
 
 
+@contextmanager
+def _plainly(device: torch.device) -> Iterator[None]:
+    """Autocast off (the dtypes are settled), and the tensors' device current, where Triton launches."""
+    on = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    with torch.autocast(device.type, enabled=False), on:
+        yield
+
+
 @torch.library.custom_op("scalevit::fused_mlp", mutates_args=())
 def _forward(
     x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None,
@@ -231,10 +246,11 @@ def _forward(
     The dtype of x is the one computed in; weights of another dtype are cast as they are read. wide1 and wide2
     ask for fp32 weight gradients; the forward only hands them to the backward.
     """
-    with torch.autocast(x.device.type, enabled=False):
+    with _plainly(x.device):
         w1, b1, w2 = _narrow(x, width, w1, b1, w2)
-        post, saved = _hidden(x, w1, b1, activation, _KEEPS[save])
-        y = torch.nn.functional.linear(post, w2, None if b2 is None else b2.to(x.dtype))
+        plan = tuning.find_plan(x, width, save)
+        post, saved = pieces.hidden(x, w1, b1, activation=activation, save=_KEEPS[save], plan=plan)
+        y = pieces.linear(post, w2, None if b2 is None else b2.to(x.dtype), tile=plan.fc2)
         if save == "fast":
             return y, post, saved
         return y, saved, x.new_empty(0)  # lean: pre; else empty
@@ -258,33 +274,37 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, w1, b1, w2, b2; the ones not in `needs` come back empty."""
     need_x, need_w1, need_b1, need_w2, need_b2 = needs
-    full1, full2 = w1, w2
-    with torch.autocast(x.device.type, enabled=False):
-        full_b1 = b1
-        w1, b1, w2 = _narrow(x, width, w1, b1, w2)
-        nothing = [x.new_empty(0) for _ in range(5)]
-        dx, dw1, db1, dw2, db2 = nothing
+    dx, dw1, db1, dw2, db2 = (x.new_empty(0) for _ in range(5))
+    with _plainly(x.device):
+        plan = tuning.find_plan(x, width, save)
+        w1h, b1h, w2h = _narrow(x, width, w1, b1, w2)
         if dy.stride(1) != 1 or dy.stride(0) < dy.shape[1]:
             dy = dy.contiguous()  # the expanded gradient of sum() has strides of zero
         if save == "recompute":
             # The same kernel and the same rounding as in the forward: the bits of "fast".
-            saved_a, saved_b = _hidden(x, w1, b1, activation, "slope")
+            saved_a, saved_b = pieces.hidden(x, w1h, b1h, activation=activation, save="slope", plan=plan)
         if need_b2 and b2_dtype is not None:
-            db2 = dy.sum(0, dtype=_wide(dy)).to(b2_dtype)
-        post = saved_a
+            db2 = dy.sum(0, dtype=pieces.wide_dtype(dy)).to(b2_dtype)
+        post, slope = saved_a, saved_b
         if need_x or need_w1 or need_b1 or save == "lean":
-            keeps = "pre" if save == "lean" else "slope"
-            dpre, again, partials = _dgelu(dy, w2, saved_a if save == "lean" else saved_b, activation, keeps, need_b1)
+            bias_out = None
+            keeps, saved = ("pre", saved_a) if save == "lean" else ("slope", slope)
+            if need_b1 and b1 is not None:
+                db1, bias_out = _gradient(b1, width, 0, wide=False)
+            dpre, again = pieces.hidden_grad(
+                dy, w2h, saved, activation=activation, save=keeps, bias_out=bias_out, plan=plan
+            )
             post = post if again is None else again
             if need_x:
-                dx = dpre @ w1
-            if need_b1:
-                db1 = _bias_grad(partials, full_b1, width)
+                dx = pieces.input_grad(dpre, w1h, tile=plan.fc1_dgrad)
             if need_w1:
-                dw1 = _weight_grad(dpre, x, full1, width, 0, wide1)
+                dw1, part = _gradient(w1, width, 0, wide1)
+                pieces.weight_grad_into(part, dpre, x, tile=plan.fc1_wgrad)
+            del dpre  # the largest buffer here, dead before the next product needs its own
         if need_w2:
-            dw2 = _weight_grad(dy, post, full2, width, 1, wide2)
-        return dx, dw1, db1, dw2, db2
+            dw2, part = _gradient(w2, width, 1, wide2)
+            pieces.weight_grad_into(part, dy, post, tile=plan.fc2_wgrad)
+    return dx, dw1, db1, dw2, db2
 
 
 @_backward.register_fake
@@ -326,9 +346,6 @@ _forward.register_autograd(_autograd, setup_context=_setup_context)
 _backward.register_autograd(_no_double_backward)
 
 
-# ------------------------------------------------------------------------------------------------- pieces
-
-
 def _narrow(x: Tensor, width: int, w1: Tensor, b1: Tensor | None, w2: Tensor):
     """Views of the first `width` hidden units; copies only where autocast asks for another dtype."""
     return (
@@ -338,40 +355,8 @@ def _narrow(x: Tensor, width: int, w1: Tensor, b1: Tensor | None, w2: Tensor):
     )
 
 
-def _wide(t: Tensor) -> torch.dtype:
-    return torch.float64 if t.dtype == torch.float64 else torch.float32
-
-
-def _hidden(x: Tensor, w1: Tensor, b1: Tensor | None, activation: str, save: str) -> tuple[Tensor, Tensor]:
-    tile = tuning.INTERPRETER
-    post, saved = gelu_linear.linear_gelu(x, w1, b1, activation=activation, save=save, tile=tile)
-    return post, x.new_empty(0) if saved is None else saved
-
-
-def _dgelu(dy: Tensor, w2: Tensor, saved: Tensor, activation: str, save: str, partial_sums: bool):
-    return gelu_linear.linear_dgelu(
-        dy, w2, saved, activation=activation, save=save, partial_sums=partial_sums, tile=tuning.INTERPRETER
-    )
-
-
-def _bias_grad(partials: Tensor | None, bias: Tensor | None, width: int) -> Tensor:
-    assert partials is not None
-    assert bias is not None
-    out = torch.empty_like(bias, memory_format=torch.contiguous_format)
-    gelu_linear.reduce_rows(partials, out[:width])
-    out[width:].zero_()
-    return out
-
-
-def _weight_grad(left: Tensor, right: Tensor, like: Tensor, width: int, dim: int, wide: bool) -> Tensor:
-    """left.T @ right as the first `width` rows (dim 0) or columns (dim 1) of a gradient for `like`."""
+def _gradient(like: Tensor, width: int, dim: int, wide: bool) -> tuple[Tensor, Tensor]:
+    """A gradient for `like` with zeros beyond `width`, and the view of it that is still to be filled."""
     out = torch.empty(like.shape, dtype=torch.float32 if wide else like.dtype, device=like.device)
-    part = out.narrow(dim, 0, width)
-    if left.dtype == out.dtype:
-        torch.mm(left.T, right, out=part)
-    elif left.is_cuda and out.dtype == torch.float32:
-        torch.mm(left.T, right, out_dtype=torch.float32, out=part)
-    else:
-        part.copy_(left.T.to(out.dtype) @ right.to(out.dtype))
     out.narrow(dim, width, like.shape[dim] - width).zero_()
-    return out
+    return out, out.narrow(dim, 0, width)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -52,7 +53,7 @@ def _describe(arguments: argparse.Namespace) -> None:
 
 def _bench(arguments: argparse.Namespace) -> None:
     # Each benchmark has a parser of its own: kernels' also runs alone, without the rest of scalevit.
-    import_module(_BENCHMARKS[arguments.what]).main(arguments.rest)
+    sys.exit(import_module(_BENCHMARKS[arguments.what]).main(arguments.rest))
 
 
 def _schema(arguments: argparse.Namespace) -> None:

@@ -1,18 +1,47 @@
-"""Which tile each piece of the MLP runs with. (Stage 1: one table in code.)"""
+"""Which piece of the MLP runs where: a table for each device, read once, never changed behind a training run.
+
+A table is a JSON file named after an architecture (`sm_90.json`), with
+
+    "measured"  null while nobody has measured it (then the plans are what compiles well ahead of time), else
+                the device, versions and date;
+    "default"   save mode -> plan, for any shape;
+    "candidates"  what the tuner tries for each kind of piece;
+    "entries"   what `python -m scalevit.kernels.tuning` measured: {"sms", "tokens", "d", "h", "save",
+    "plan"}.
+
+A plan names for each piece a tile of ours, or "library" for torch's matrix product (cuBLAS, hipBLASLt).
+Tables are looked for in $SCALEVIT_TUNING (a folder, where the tuner writes), then beside this file; a
+device that has none takes `fallback.json`. fp32 always takes the library: its products follow torch's TF32
+setting there.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+
+TABLES = Path(__file__).parent
+PIECES = ("fc1", "fc2", "fc2_dgrad", "fc1_dgrad", "fc1_wgrad", "fc2_wgrad")
+# Kinds of candidates: pieces, the backward of "lean" apart, and both weight gradients together.
+CANDIDATES = ("fc1", "fc2", "fc2_dgrad", "fc2_dgrad_lean", "fc1_dgrad", "wgrad")
+# "none" is inference; "recompute" runs the kernels of "fast".
+SAVES = ("none", "fast", "lean")
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One launch configuration of a GEMM kernel.
+    """One launch configuration of a matrix product.
 
     block_m, block_n, block_k: the tile, in elements. warps, stages: Triton's. parts: column parts of the
     epilogue (1, 2 or 4). group_m: row blocks that share a column sweep (L2 reuse). descriptors: load and
     store through tensor descriptors (TMA on Hopper) where alignment allows. ctas_per_sm: persistent
-    programs for each SM; 0 launches one program for each tile.
+    programs for each SM; 0 launches one program for each tile. splits: for weight gradients, parts of the
+    token dimension.
     """
 
     block_m: int
@@ -24,6 +53,165 @@ class Tile:
     group_m: int = 8
     descriptors: bool = True
     ctas_per_sm: int = 0
+    splits: int = 1
 
 
-INTERPRETER = Tile(32, 32, 32, parts=2, group_m=2, ctas_per_sm=2)
+@dataclass(frozen=True)
+class Plan:
+    """A tile for each piece, or None for the library's product (and a pointwise GELU after it)."""
+
+    fc1: Tile | None = None
+    fc2: Tile | None = None
+    fc2_dgrad: Tile | None = None
+    fc1_dgrad: Tile | None = None
+    fc1_wgrad: Tile | None = None
+    fc2_wgrad: Tile | None = None
+
+    @classmethod
+    def parse(cls, plan: dict, where: str) -> Plan:
+        """A plan from a table. Raises ValueError that names `where` and the key for what it does not know."""
+        unknown = sorted(set(plan) - set(PIECES))
+        if unknown:
+            raise ValueError(f"{where}: unknown piece {unknown[0]!r}; there are {', '.join(PIECES)}")
+        return cls(**{piece: _parse_tile(value, f"{where}.{piece}") for piece, value in plan.items()})
+
+    def as_json(self) -> dict:
+        return {p: "library" if getattr(self, p) is None else asdict(getattr(self, p)) for p in PIECES}
+
+    def tiles(self) -> dict[str, Tile]:
+        """The pieces that are ours, with their tiles."""
+        return {p: getattr(self, p) for p in PIECES if getattr(self, p) is not None}
+
+
+def _parse_tile(value: object, where: str) -> Tile | None:
+    if value == "library":
+        return None
+    if not isinstance(value, dict):
+        raise ValueError(f'{where}: must be "library" or a tile; got {value!r}')
+    known = {f.name: (f.default if f.name in ("descriptors",) else 0) for f in fields(Tile)}
+    for key, item in value.items():
+        if key not in known:
+            raise ValueError(f"{where}: unknown key {key!r}; there are {', '.join(known)}")
+        if type(item) is not type(known[key]):
+            raise ValueError(f"{where}.{key}: must be {type(known[key]).__name__}; got {item!r}")
+    missing = [k for k in ("block_m", "block_n", "block_k") if k not in value]
+    if missing:
+        raise ValueError(f"{where}: {missing[0]} is missing")
+    return Tile(**value)
+
+
+LIBRARY = Plan()
+# What runs where a plan wants descriptors and the operands' alignment does not allow them: the tiles of
+# fallback.json, which compile without spills on every target.
+UNALIGNED = Tile(128, 64, 32, warps=4, stages=3, parts=2, descriptors=False)
+UNALIGNED_WGRAD = Tile(64, 64, 32, warps=8, stages=3, descriptors=False)
+# Architectures that share another's instructions and limits.
+ALIASES = {"sm_86": "sm_89", "sm_87": "sm_89", "sm_103": "sm_100"}
+_SMALL = Tile(32, 32, 32, parts=2, group_m=2, ctas_per_sm=2)
+# Every piece in Triton, on tiles small enough for the interpreter; persistent, in two parts, with splits.
+_SMALL_SPLIT = Tile(32, 32, 32, group_m=2, ctas_per_sm=2, splits=3)
+INTERPRETER = Plan(_SMALL, _SMALL, _SMALL, _SMALL, _SMALL_SPLIT, _SMALL_SPLIT)
+
+
+@dataclass(frozen=True)
+class Table:
+    """One file of plans. measured: None, or where and when its numbers come from."""
+
+    name: str
+    measured: dict | None
+    default: dict[str, Plan]
+    candidates: dict[str, tuple[Tile, ...]]
+    entries: tuple[dict, ...]
+
+    def plan(self, sms: int, tokens: int, d: int, h: int, save: str) -> Plan:
+        """The measured plan for this shape, with tokens rounded up to a power of two; else the default."""
+        for entry in self.entries:
+            key = (entry["sms"], entry["tokens"], entry["d"], entry["h"], entry["save"])
+            if key == (sms, token_bucket(tokens), d, h, save):
+                return entry["plan"]
+        return self.default[save]
+
+
+def token_bucket(tokens: int) -> int:
+    """The power of two at or above a number of tokens: measurements at one serve the whole bucket."""
+    return 1 << max(tokens - 1, 0).bit_length()
+
+
+def read_table(path: Path) -> Table:
+    """A table from its file. Raises ValueError that names the file and the key for anything malformed."""
+    try:
+        raw = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+    for key in ("measured", "default", "candidates", "entries"):
+        if key not in raw:
+            raise ValueError(f"{path}: {key} is missing")
+    for save in SAVES:
+        if save not in raw["default"]:
+            raise ValueError(f"{path}: default.{save} is missing")
+    default = {s: Plan.parse(raw["default"][s], f"{path}: default.{s}") for s in SAVES}
+    candidates = {}
+    for kind in CANDIDATES:
+        where = f"{path}: candidates.{kind}"
+        tiles = [_parse_tile(t, where) for t in raw["candidates"].get(kind, [])]
+        candidates[kind] = tuple(t for t in tiles if t is not None)
+    entries = []
+    for i, entry in enumerate(raw["entries"]):
+        missing = [k for k in ("sms", "tokens", "d", "h", "save", "plan") if k not in entry]
+        if missing:
+            raise ValueError(f"{path}: entries[{i}].{missing[0]} is missing")
+        entries.append({**entry, "plan": Plan.parse(entry["plan"], f"{path}: entries[{i}].plan")})
+    return Table(path.stem, raw["measured"], default, candidates, tuple(entries))
+
+
+def device_name(device: torch.device) -> str:
+    """The name of a device's table: "sm_90", "gfx942"."""
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return properties.gcnArchName.split(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
+
+
+def table_path(name: str) -> Path:
+    """The file that serves an architecture: the user's, ours, a near relative's, or the fall-back."""
+    folders = [Path(f) for f in (os.environ.get("SCALEVIT_TUNING"),) if f] + [TABLES]
+    names = [name, ALIASES.get(name, "fallback"), "fallback"]
+    paths = [folder / f"{n}.json" for n in names for folder in folders]
+    return next(path for path in paths if path.is_file())
+
+
+@functools.cache
+def _device_table(index: int) -> tuple[Table, int]:
+    device = torch.device("cuda", index)
+    sms = torch.cuda.get_device_properties(device).multi_processor_count
+    return read_table(table_path(device_name(device))), sms
+
+
+_override: Plan | None = None
+
+
+class use_plan:
+    """A context in which every call runs `plan`, whatever the table says: for tuner, benchmarks, tests."""
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+
+    def __enter__(self) -> None:
+        global _override
+        self.before, _override = _override, self.plan
+
+    def __exit__(self, *_: object) -> None:
+        global _override
+        _override = self.before
+
+
+def find_plan(x: torch.Tensor, width: int, save: str) -> Plan:
+    """The plan for tokens x: (M, D) and `width` hidden units. save as in `fused_mlp`, or "none"."""
+    if _override is not None:
+        return _override
+    if x.device.type == "cpu":
+        return INTERPRETER
+    if x.dtype == torch.float32:
+        return LIBRARY
+    table, sms = _device_table(x.device.index)
+    return table.plan(sms, x.shape[0], x.shape[1], width, "fast" if save == "recompute" else save)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +41,24 @@ class Case:
     @property
     def options(self) -> dict:
         return {"width": self.width, "activation": self.activation}
+
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+CASES = [
+    *(Case(dtype=d, save=s, activation=a) for d, s, a in itertools.product(DTYPES, SAVES, ("gelu", "gelu_tanh"))),
+    *(Case(rows=(m,), dtype=torch.bfloat16, save=s) for m in (1, 127, 197) for s in SAVES),
+    *(Case(rows=(3, 31), d=45, h=75, d_out=33, dtype=d, save=s) for d in DTYPES for s in SAVES),
+    *(Case(d=1, h=1, d_out=1, dtype=d) for d in DTYPES),
+    *(Case(width=w, dtype=d, save=s) for w in (16, 48, 96) for d in DTYPES[:2] for s in SAVES),
+    *(
+        Case(layout=layout, dtype=d, save="lean")
+        for layout in ("channels_first", "padded", "unaligned", "expanded")
+        for d in DTYPES[:2]
+    ),
+    *(Case(biases=b, save=s) for b in ((False, True), (True, False), (False, False)) for s in SAVES),
+    *(Case(scale=s, dtype=d, activation=a) for s in (10.0, 1e4) for d in DTYPES[:2] for a in ("gelu", "gelu_tanh")),
+]
 
 
 def make_arguments(case: Case, device: str = "cpu", seed: int = 0) -> list[Tensor | None]:
@@ -107,8 +126,8 @@ def compare(name: str, fused: Tensor, eager: Tensor, truth: Tensor) -> None:
     """Root-mean-square and largest error against twice eager's.
 
     The slack of 1e-6 (of the largest value) is the polynomial GELU's own error, and what a problem so small
-    that eager is exact needs. The largest error has one step of the dtype besides: it is one element's rounding,
-    and rounding the other way is not an error.
+    that eager is exact needs. The largest error has one step of the dtype besides: it is one element's
+    rounding, and rounding the other way is not an error.
     """
     truth = truth.double()
     assert not torch.isnan(fused).any(), f"{name}: NaN"

@@ -1,5 +1,7 @@
 """fused_mlp on a CPU without the interpreter: the eager path, and what it refuses."""
 
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -76,3 +78,23 @@ def test_meta_tensors_have_shapes():
 def test_compiles_whole_without_triton(arguments):
     compiled = torch.compile(lambda **a: fused_mlp(**a, width=16), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(**arguments), fused_mlp(**arguments, width=16))
+
+
+def test_works_without_triton():
+    """Triton ships for Linux alone; elsewhere importing and the eager path need torch only."""
+    script = """
+import sys
+sys.modules["triton"] = None
+import torch
+from scalevit.kernels import fused_mlp
+x, w1, w2 = torch.randn(2, 16), torch.randn(32, 16), torch.randn(16, 32)
+assert fused_mlp(x, w1, None, w2, None).shape == (2, 16)
+try:
+    fused_mlp(x, w1, None, w2, None, backend="triton")
+except RuntimeError as error:
+    assert "Triton cannot be imported" in str(error), error
+else:
+    raise SystemExit("no error")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from kernel_cases import SAVES, Case, make_arguments, run
+from kernel_training import parity
 from scalevit.kernels import eager_mlp, fused_mlp
 from torch.utils.checkpoint import checkpoint
 
@@ -17,11 +18,21 @@ def test_opcheck(save):
     torch.library.opcheck(torch.ops.scalevit.fused_mlp.default, (*arguments, 16, "gelu", save, False, False))
 
 
-def test_compiles_whole():
-    arguments = make_arguments(CASE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiles_whole(dtype):
+    case = Case(rows=(9,), d=16, h=32, d_out=16, dtype=dtype)
+    arguments = make_arguments(case)
     compiled = torch.compile(lambda *a, **k: fused_mlp(*a, **k) * 2, fullgraph=True)
-    plain = run(lambda *a, **k: fused_mlp(*a, **k) * 2, arguments, CASE)
-    assert all(torch.equal(a, b) for a, b in zip(run(compiled, arguments, CASE), plain, strict=True))
+    plain = run(lambda *a, **k: fused_mlp(*a, **k) * 2, arguments, case)
+    assert all(torch.equal(a, b) for a, b in zip(run(compiled, arguments, case), plain, strict=True))
+
+
+def test_compiles_whole_under_autocast():
+    arguments = make_arguments(CASE)
+    compiled = torch.compile(fused_mlp, fullgraph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        plain, traced = run(fused_mlp, arguments, CASE), run(compiled, arguments, CASE)
+    assert all(torch.equal(a, b) for a, b in zip(traced, plain, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -100,3 +111,11 @@ def test_double_backward_is_refused():
     (gradient,) = torch.autograd.grad(fused_mlp(*arguments).sum(), arguments[:1], create_graph=True)
     with pytest.raises(RuntimeError, match="double backward"):
         gradient.sum().backward()
+
+
+def test_a_short_training_run_follows_eager():
+    """The device test's 500 steps, in small: autocast, shared modules, AdamW."""
+    fused, spread, eager = parity("cpu", torch.bfloat16, steps=6, d=32, h=64, batch=4)
+    assert eager.isfinite().all()
+    # One pair of eager runs, summed in another order, estimates the spread.
+    assert fused <= 3 * spread + 1e-3

@@ -1,0 +1,102 @@
+"""What fused_mlp must do besides being right: repeat its bits, read only what it may, give what is asked."""
+
+import itertools
+
+import pytest
+import torch
+from kernel_cases import SAVES, Case, check_against_fp64, make_arguments, run
+from scalevit.kernels import fused_mlp
+
+
+@pytest.mark.parametrize("save", SAVES)
+def test_repeats_bit_for_bit(save):
+    case = Case(rows=(150,), dtype=torch.bfloat16, save=save)
+    first, second = (run(fused_mlp, make_arguments(case), case, save=save) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_fast_and_recompute_agree_bit_for_bit():
+    case = Case(dtype=torch.bfloat16)
+    fast, again = (run(fused_mlp, make_arguments(case), case, save=s) for s in ("fast", "recompute"))
+    assert all(torch.equal(a, b) for a, b in zip(fast, again, strict=True))
+
+
+def test_gradient_of_a_sum_has_no_strides():
+    """sum().backward() hands the op an expanded scalar: all strides zero."""
+    case = Case(rows=(5, 7))
+    check_against_fp64(case, dy=torch.ones((), dtype=torch.float64).expand(5, 7, case.d_out))
+
+
+@pytest.mark.parametrize("save", SAVES)
+@pytest.mark.parametrize("needs", [n for n in itertools.product((False, True), repeat=5) if sum(n) in (1, 2)])
+def test_subsets_of_gradients(needs, save):
+    case = Case(rows=(9,), d=16, h=32, d_out=16)
+    whole = run(fused_mlp, make_arguments(case), case, save=save)[1:]
+    arguments = [t.detach().requires_grad_(n) for t, n in zip(make_arguments(case), needs, strict=True)]
+    y = fused_mlp(*arguments, save=save)
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).float()
+    y.backward(dy)
+    for t, n, expected in zip(arguments, needs, whole, strict=True):
+        assert (t.grad is not None) == n
+        assert not n or torch.equal(t.grad, expected)
+
+
+@pytest.mark.parametrize("save", SAVES)
+def test_no_rows(save):
+    """An empty batch gives an empty result, and gradients of zero."""
+    case = Case(rows=(0, 5))
+    y, dx, *rest = run(fused_mlp, make_arguments(case), case, save=save)
+    assert y.shape == (0, 5, case.d_out)
+    assert dx.shape == (0, 5, case.d)
+    assert not any(g.any() for g in rest)
+
+
+@pytest.mark.parametrize("save", SAVES)
+@pytest.mark.parametrize("case", [Case(), Case(d=45, h=75, d_out=33)], ids=str)
+def test_reads_nothing_uninitialised(case, save):
+    """Every buffer the op allocates starts as NaN here; one unwritten element that is read would show."""
+    expected = run(fused_mlp, make_arguments(case), case, save=save)
+    torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
+    try:
+        assert torch.empty(3).isnan().all()
+        poisoned = run(fused_mlp, make_arguments(case), case, save=save)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for a, b in zip(expected, poisoned, strict=True))
+
+
+@pytest.mark.parametrize("save", SAVES)
+def test_never_reads_weights_beyond_the_width(save):
+    case = Case(width=48, save=save)
+    clean = make_arguments(case)
+    dirty = [t.detach().clone() for t in clean]
+    for tail in (dirty[1][48:], dirty[2][48:], dirty[3][:, 48:]):
+        tail.fill_(float("nan"))
+    dirty = [t.requires_grad_() for t in dirty]
+    expected = run(fused_mlp, clean, case, save=save)
+    assert all(torch.equal(a, b) for a, b in zip(expected, run(fused_mlp, dirty, case, save=save), strict=True))
+
+
+@pytest.mark.parametrize("save", SAVES)
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
+def test_gradcheck_in_fp64(save, activation):
+    case = Case(rows=(3,), d=5, h=16, d_out=4, dtype=torch.float64)
+    arguments = make_arguments(case)
+    assert torch.autograd.gradcheck(
+        lambda *a: fused_mlp(*a, activation=activation, save=save), arguments, fast_mode=True
+    )
+
+
+@pytest.mark.parametrize("save", SAVES)
+def test_weights_of_any_strides(save):
+    """A transposed weight has no descriptor; it is read where it lies, like every other."""
+    case = Case(save=save, width=48)
+    plain = make_arguments(case)
+    turned = [t.detach() for t in plain]
+    for i in (1, 3):
+        turned[i] = turned[i].T.contiguous().T
+    turned = [t.requires_grad_() for t in turned]
+    assert not turned[1].is_contiguous()
+    for a, b in zip(run(fused_mlp, plain, case, save=save), run(fused_mlp, turned, case, save=save), strict=True):
+        # The pointer tile sums in blocks of another size: a few fp32 steps of the largest value.
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * max(1.0, a.abs().max().item()))
