@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scalevit.data.batches import Batching, MicroBatch
+    from scalevit.data.batches import Batching, MicroBatch, spread_rank
     from scalevit.data.dataset import ShardDataset
     from scalevit.data.embedded import ensure_digits
     from scalevit.data.faults import Fault, FaultLog
@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from scalevit.data.loader import Batch, EvaluationBatch, EvaluationLoader, TrainLoader, check_fingerprint
     from scalevit.data.locations import find_shards
     from scalevit.data.order import Order
+    from scalevit.data.reading import open_reader
     from scalevit.data.shards import write_image_folder, write_samples
+    from scalevit.data.streaming import StreamLoader
     from scalevit.data.transforms import Mix, evaluation_transform, training_transform
     from scalevit.data.transforms_fast import FastEvaluation, FastTraining, Finish
 
 _PUBLIC = {
-    "batches": ("Batching", "MicroBatch"),
+    "batches": ("Batching", "MicroBatch", "spread_rank"),
     "dataset": ("ShardDataset",),
     "embedded": ("ensure_digits",),
     "faults": ("Fault", "FaultLog"),
@@ -29,7 +31,9 @@ _PUBLIC = {
     "loader": ("Batch", "EvaluationBatch", "EvaluationLoader", "TrainLoader", "check_fingerprint"),
     "locations": ("find_shards",),
     "order": ("Order",),
+    "reading": ("open_reader",),
     "shards": ("write_image_folder", "write_samples"),
+    "streaming": ("StreamLoader",),
     "transforms": ("Mix", "evaluation_transform", "training_transform"),
     "transforms_fast": ("FastEvaluation", "FastTraining", "Finish"),
 }
@@ -50,12 +54,15 @@ __all__ = [
     "Mix",
     "Order",
     "ShardDataset",
+    "StreamLoader",
     "TrainLoader",
     "check_fingerprint",
     "ensure_digits",
     "evaluation_transform",
     "find_shards",
     "load_index",
+    "open_reader",
+    "spread_rank",
     "training_transform",
     "write_image_folder",
     "write_samples",

@@ -11,6 +11,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
@@ -100,7 +101,10 @@ def load_index(pattern: str | os.PathLike[str], *, label_key: str = DEFAULT_KEY,
     Raises:
         UserError: as `find_shards` and `build_index`.
     """
-    shards = [stat_shard(path) for path in find_shards(pattern)]
+    paths = find_shards(pattern)
+    # Each costs a round trip where the shards are elsewhere.
+    with ThreadPoolExecutor(16 if is_remote(paths[0]) else 1) as threads:
+        shards = list(threads.map(stat_shard, paths))
     index = _load(shards, label_key)
     if index is None:
         index = build_index(shards, label_key)

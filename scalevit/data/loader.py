@@ -104,6 +104,16 @@ class TrainLoader:
         _context(workers)  # so that the imports of the workers run beside the building of the model
 
     @property
+    def samples(self) -> int:
+        """In an epoch."""
+        return len(self.dataset)
+
+    @property
+    def index_faults(self) -> Sequence[Fault]:
+        """Samples of the shards that the order leaves out."""
+        return self.dataset.index.faults
+
+    @property
     def fingerprint(self) -> Fingerprint:
         """What must be equal for a step number to mean the same samples; by name, so that a difference can be told.
         See `check_fingerprint`.
@@ -135,7 +145,7 @@ class TrainLoader:
             distance=_READ_AHEAD * max(1, self._workers),
         )
         training = _Training(self.dataset)
-        return _items(_data_loader(training, requests, self._workers, self._pin_memory, keep_workers=False))
+        return items(data_loader(training, requests, self._workers, self._pin_memory, keep_workers=False))
 
     def epoch_end_step(self, epoch: int) -> int:
         """The first optimizer step after an epoch: epoch e has as many images as the set, and ends inside or at the
@@ -176,7 +186,7 @@ class EvaluationLoader:
         rows = -(-per_rank // self._count)
         padded = np.arange(self._count * rows) * world_size + rank
         requests = np.where(padded < len(dataset), padded, -1).reshape(self._count, rows)
-        self._loader = _data_loader(_Evaluation(dataset), requests, workers, pin_memory, keep_workers=True)
+        self._loader = data_loader(_Evaluation(dataset), requests, workers, pin_memory, keep_workers=True)
 
     def __len__(self) -> int:
         """Batches of each rank."""
@@ -184,7 +194,7 @@ class EvaluationLoader:
 
     def __iter__(self) -> Iterator[EvaluationBatch]:
         """Raises UserError while iterating: a shard that is gone, changed or out of reach."""
-        return _items(self._loader)
+        return items(self._loader)
 
 
 def check_fingerprint(saved: Mapping[str, str | int], present: Mapping[str, str | int], where: str) -> None:
@@ -304,10 +314,12 @@ class _Evaluation(Dataset[EvaluationBatch | UserError]):
 # --- torch's DataLoader -----------------------------------------------------------------------------------
 
 
-def _data_loader(
-    dataset: Dataset[Any], requests: Iterable[Any], workers: int, pin_memory: bool, *, keep_workers: bool
+def data_loader(
+    dataset: Dataset[Any], requests: Iterable[Any] | None, workers: int, pin_memory: bool, *, keep_workers: bool
 ) -> DataLoader[Any]:
-    """A DataLoader whose items are whole batches, each made from one request by one worker."""
+    """A DataLoader whose items are whole batches, each made from one request by one worker, or for an iterable data set
+    (without requests) by the workers in turn.
+    """
     return DataLoader(
         dataset,
         batch_size=None,
@@ -329,7 +341,8 @@ def _context(workers: int) -> BaseContext | None:
     return worker_context(tuple(name for name in _PRELOAD if name in sys.modules))
 
 
-def _items(loader: DataLoader[Any]) -> Iterator[Any]:
+def items(loader: DataLoader[Any]) -> Iterator[Any]:
+    """What workers made; raises the `UserError` that one handed over."""
     with hidden_main():
         iterator = iter(loader)
     for item in iterator:

@@ -38,17 +38,17 @@ def open_reader(index: Index, *, cache: str | None = None, cache_bytes: int | No
 
     Args:
         index: of the shards.
-        cache: folder on this machine for chunks of shards that are elsewhere; needed for those alone.
+        cache: folder on this machine for chunks of shards that are elsewhere, None to fetch each sample by itself.
         cache_bytes: most bytes in that folder, None for no limit.
 
     Raises:
-        UserError: shards elsewhere, and no cache.
+        UserError: the folder cannot be written.
     """
     if not is_remote(index.shards[0].path):
         return LocalReader(index)
-    from scalevit.data.cache import CachedReader
+    from scalevit.data.cache import CachedReader, DirectReader
 
-    return CachedReader(index, cache, cache_bytes)
+    return DirectReader(index) if cache is None else CachedReader(index, cache, cache_bytes)
 
 
 class LocalReader:

@@ -278,7 +278,7 @@ def test_a_lost_shard_is_one_line_whoever_finds_it(damaged, tmp_path, workers):
         with pytest.raises(UserError, match=r"shard .*shard-000001.tar: cannot be read") as caught:
             list(loader)
         assert "\n" not in str(caught.value)
-        # No cycle of the error and the frame that holds the workers: see `loader._items`.
+        # No cycle of the error and the frame that holds the workers: see `loader.items`.
         assert caught.value not in caught.traceback[-1].frame.f_locals.values()
 
 

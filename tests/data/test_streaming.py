@@ -1,0 +1,74 @@
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from scalevit.data.dataset import PixelTransform
+from scalevit.data.images import encode_png
+from scalevit.data.shards import write_samples
+from scalevit.data.streaming import StreamLoader
+from scalevit.errors import UserError
+
+
+class Grey(PixelTransform):
+    def __call__(self, pixels):
+        return torch.from_numpy(pixels[0, 0].copy())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stream") / "set"
+    samples = [(f"n{n}", "png", encode_png(np.full((2, 2), n, np.uint8)), n) for n in range(40)]
+    samples[7] = ("bad7", "jpg", b"no image", 7)
+    write_samples(samples, folder, shard_size=10)
+    return folder
+
+
+def stream(folder, **settings):
+    settings = {"samples": 40, "num_classes": 40, "global_batch": 6, "micro_batch": 3, **settings}
+    return StreamLoader(f"pipe:cat {folder}/shard-{{000000..000003}}.tar", Grey(), **settings)
+
+
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (2, 0), (2, 2)])
+def test_pipes_are_streamed_with_bad_samples_listed(folder, world_size, workers):
+    seen, bad = Counter(), set()
+    for rank in range(world_size):
+        loader = stream(folder, rank=rank, world_size=world_size, workers=workers)
+        batches = list(itertools.islice(loader.batches(5), 26))
+        places = [(batch.step, batch.micro_batch) for batch in batches]
+        per_step = 2 // world_size
+        assert places == [(5 + n // per_step, n % per_step * world_size + rank) for n in range(26)]
+        for batch in batches:
+            assert batch.images[:, 0].tolist() == batch.labels.tolist()
+            seen.update(batch.labels.tolist())
+            bad |= {(fault.key, fault.reason) for fault in batch.faults}
+    assert set(seen) == set(range(40)) - {7}
+    assert bad == {("bad7", "no known image format")}
+    assert stream(folder).epoch_end_step(0) == stream(folder).steps_in(1) == 7
+
+
+def test_it_says_that_it_cannot_be_resumed_exactly(folder):
+    assert "not exactly resumable" in stream(folder).fingerprint.values()
+    first, second = (next(stream(folder).batches(start)).labels.tolist() for start in (0, 1))
+    assert first != second
+    assert next(stream(folder).batches(0)).labels.tolist() == first
+
+
+def test_broken_streams_end_in_one_line(folder, tmp_path):
+    content = (folder / "shard-000000.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(content[:3000])
+    for pattern, message in (
+        (f"pipe:cat {tmp_path}/a.tar", "broken"),
+        (f"pipe:cat {tmp_path}/nothing.tar", "broken|holds no samples"),
+    ):
+        loader = StreamLoader(pattern, Grey(), samples=10, num_classes=9, global_batch=1, micro_batch=1)
+        with pytest.raises(UserError, match=message) as caught:
+            list(itertools.islice(loader.batches(0), 100))
+        assert "\n" not in str(caught.value)
+
+
+def test_too_few_shards(folder):
+    with pytest.raises(UserError, match="4 cannot be streamed by 2 ranks of 3 workers"):
+        stream(folder, world_size=2, workers=3)
