@@ -37,6 +37,8 @@ class RunState:
     epochs: list[dict[str, Any]] = field(default_factory=list)
     """One record per evaluated epoch."""
     wandb_id: str | None = None
+    order: dict[str, str | int] = field(default_factory=dict)
+    """`TrainLoader.fingerprint`: what the samples of a step follow from."""
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

@@ -146,6 +146,22 @@ class DataConfig(Section):
     """digits: write scikit-learn's handwritten digits as shards to those folders when they are missing."""
     workers: NonNegativeInt = 8
     """Loader processes per rank; 0 loads in the training process. The order does not depend on it."""
+    transforms: Literal["timm", "fast"] = "timm"
+    """timm: its own transforms; fast: the same recipe with the resize in torch (pixels within one level of timm's), and
+    normalisation and random erasing on the device."""
+    label_key: str = "label"
+    """Key of the label in `.json` members; `.cls` and `.txt` need none."""
+    max_faults: NonNegativeInt = 100
+    """So many bad samples may a run have, of training and validation together. They are listed in
+    `runs/NAME/data_faults.jsonl`; in training others are shown in their place, in evaluation they count as wrong."""
+    stream_samples: PositiveInt | None = None
+    """Read the training shards as a stream, so many samples an epoch: for `pipe:` commands and servers that give no
+    ranges. A stream is not exactly resumable, has no repeats, and needs a shard per worker; null reads at any place."""
+    cache: str | None = None
+    """Folder on each node for chunks of shards at an address (s3://, gs://, https://, ...); null fetches every sample
+    by itself."""
+    cache_gb: PositiveFloat | None = None
+    """Most gigabytes in that folder; null for no limit. `scalevit shards plan` tells how much is needed."""
     mean: tuple[float, float, float] | None = None
     """Per-channel mean of the normalisation; null takes the timm model's own."""
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None

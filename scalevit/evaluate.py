@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from scalevit.data import EvaluationLoader
+from scalevit.data import EvaluationLoader, Fault, Finish
 from scalevit.engines import Engine
 
 
@@ -19,10 +19,25 @@ class Accuracy:
 
 
 @torch.no_grad()
-def evaluate(engine: Engine, loader: EvaluationLoader, *, channels_last: bool = False) -> Accuracy:
+def evaluate(
+    engine: Engine,
+    loader: EvaluationLoader,
+    finish: Finish,
+    *,
+    channels_last: bool = False,
+    faults: list[Fault] | None = None,
+) -> Accuracy:
     """Evaluates the engine's present weights.
 
-    Rows that pad the last batches carry weight 0. With fewer than five classes, top-5 counts as top-all.
+    Rows that pad the last batches carry weight 0; an image that cannot be decoded counts as wrong, with the loss of
+    a blank one. With fewer than five classes, top-5 counts as top-all.
+
+    Args:
+        engine: holds the weights.
+        loader: of this rank.
+        finish: of the batches, on the device.
+        channels_last: memory format.
+        faults: takes this rank's bad samples.
     """
     engine.eval()
     device = engine.world.device
@@ -32,12 +47,14 @@ def evaluate(engine: Engine, loader: EvaluationLoader, *, channels_last: bool = 
     for _ in range(len(loader)):
         with engine.world.agreeing_on_errors():
             batch = next(batches)
-        images = batch.images.to(device, non_blocking=True, memory_format=layout)
+        if faults is not None:
+            faults += batch.faults
+        images = finish(batch.images.to(device, non_blocking=True, memory_format=layout))
         labels = batch.labels.to(device, non_blocking=True)
         weights = batch.weights.to(device, torch.float64)
         logits = engine(images).float()
         ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        hits = ranked == labels[:, None]
+        hits = (ranked == labels[:, None]) & batch.decoded.to(device)[:, None]
         loss = F.cross_entropy(logits, labels, reduction="none")
         rows = torch.stack([torch.ones_like(loss), hits[:, 0], hits.any(1), loss]).double()
         totals += (rows * weights).sum(1)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from scalevit import checkpoint
 from scalevit.assemble import Data
 from scalevit.config import Config
-from scalevit.data import Batch
+from scalevit.data import Batch, Fault, FaultLog, check_fingerprint
 from scalevit.ema import Ema
 from scalevit.engines import Engine, StepResult, World
 from scalevit.errors import UserError
@@ -57,6 +57,8 @@ class Trainer:
         self.state = checkpoint.RunState()
         self.interval = _Interval(world.device)
         self.lr = math.nan
+        self.faults = FaultLog(run.path / "data_faults.jsonl", limit=config.data.max_faults, writes=run.writes)
+        self._new_faults: list[Fault] = data.index_faults
         self._skipped_in_a_row = 0
 
     def fit(self, *, resume_from: Path | None = None) -> dict[str, Any]:
@@ -88,6 +90,8 @@ class Trainer:
                 counter.advance(self._note())
                 stopping = self.world.any(stop.requested)
                 due = self._due(epoch)
+                if due.log or due.save or stopping:
+                    self._record_faults()
                 if due.log:
                     self._log_training(epoch)
                 if due.evaluate:
@@ -130,6 +134,7 @@ class Trainer:
             batches = list(islice(micro_batches, accumulation))
         loss = torch.zeros((), device=self.world.device)
         for index, batch in enumerate(batches):
+            self._new_faults += batch.faults
             assert batch.step == self.state.step, f"the loader is at step {batch.step}, the run at {self.state.step}"
             last = index == accumulation - 1
             loss += self._forward_backward(batch, last=last) / accumulation
@@ -149,7 +154,7 @@ class Trainer:
         layout = torch.channels_last if self.config.train.channels_last else torch.contiguous_format
         images = batch.images.to(self.world.device, non_blocking=True, memory_format=layout)
         labels = batch.labels.to(self.world.device, non_blocking=True)
-        images, targets = self.data.mix(images, labels)
+        images, targets = self.data.mix(self.data.finish(images), labels)
         loss = F.cross_entropy(self.engine(images).float(), targets)
         self.engine.backward(loss, last=last)
         return loss.detach()
@@ -170,7 +175,7 @@ class Trainer:
     def _epoch_of(self, step: int) -> int:
         """The epoch (from 0) whose end is the first after this step began."""
         loader = self.data.train
-        epoch = step * self.config.train.global_batch // len(loader.dataset)
+        epoch = step * self.config.train.global_batch // loader.samples
         return epoch + 1 if loader.epoch_end_step(epoch) <= step else epoch
 
     # --- between steps --------------------------------------------------------------------------------------
@@ -189,6 +194,7 @@ class Trainer:
                 "loss_scale": self.engine.loss_scale.value,
                 "images_per_second": interval.steps * self.config.train.global_batch / interval.seconds,
                 "mfu": self.throughput.mfu,
+                "data_faults": self.faults.count,
             }
         )
         interval.reset()
@@ -197,10 +203,13 @@ class Trainer:
         """Evaluates weights and EMA, records both, keeps the best; returns a line for a person."""
         layout = self.config.train.channels_last
         record: dict[str, Any] = {"kind": "evaluation", "step": self.state.step, "epoch": epoch + 1}
-        results = {"": evaluate(self.engine, self.data.evaluation, channels_last=layout)}
+        data = self.data
+        settings: dict[str, Any] = {"channels_last": layout, "faults": self._new_faults}
+        results = {"": evaluate(self.engine, data.evaluation, data.finish_evaluation, **settings)}
         if self.ema is not None:
             with self.engine.using(self.ema.tensors):
-                results["ema_"] = evaluate(self.engine, self.data.evaluation, channels_last=layout)
+                results["ema_"] = evaluate(self.engine, data.evaluation, data.finish_evaluation, **settings)
+        self._record_faults()
         for prefix, accuracy in results.items():
             record |= {f"{prefix}{key}": value for key, value in vars(accuracy).items()}
         self.state.epochs.append(record)
@@ -209,6 +218,12 @@ class Trainer:
             if record is best_epoch(self.state.epochs, prefix):
                 self._save_weights(f"best_{prefix}".rstrip("_"), averaged=prefix == "ema_")
         return f"epoch {epoch + 1}: {describe_accuracies(results)}"
+
+    def _record_faults(self) -> None:
+        """Collective: lists the bad samples that any rank met, and stops the run beyond data.max_faults."""
+        faults, self._new_faults = self.world.gather(self._new_faults), []
+        with self.world.agreeing_on_errors():
+            self.faults.add(faults, step=self.state.step)
 
     def _save_weights(self, name: str, *, averaged: bool) -> None:
         """Collective: `NAME.safetensors` in the run folder, for use elsewhere."""
@@ -235,14 +250,18 @@ class Trainer:
         """Takes over a checkpoint's state and opens the run folder."""
         if resume_from is not None:
             self.state = checkpoint.load(resume_from, self.engine, self.ema)
+            if self.state.order:  # none in checkpoints of earlier versions
+                check_fingerprint(self.state.order, self.data.train.fingerprint, f"checkpoint {resume_from}")
             self.throughput.add(self.state.timed_images, self.state.seconds)
             if self.world.is_first:
                 print(f"resuming {self.run.path} at step {self.state.step}", flush=True)
+        self.state.order = self.data.train.fingerprint
         device = self.world.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         environment = describe_environment(self.world.size, name)
         with self.world.agreeing_on_errors():  # only the first rank writes, but all must leave if it cannot
             self.state.wandb_id = self.run.open(environment, step=self.state.step, wandb_id=self.state.wandb_id)
+        self._record_faults()
 
     def _finish(self) -> dict[str, Any]:
         self._save_weights("final", averaged=False)
@@ -255,6 +274,7 @@ class Trainer:
             "images_per_second": self.throughput.images_per_second,
             "mfu": self.throughput.mfu,
             "steps": self.state.step,
+            "data_faults": self.faults.count,
             "epochs": self.config.train.epochs,
             "parameters": self.costs.parameters,
             "mlp_parameters": self.costs.mlp_parameters,

@@ -3,12 +3,15 @@
 import json
 import os
 import runpy
+import shutil
 import signal
 import time
 from pathlib import Path
 
 import pytest
 from runs import QUICKSTART, SCRIPT, command, finish, losses, metrics, run, start
+
+from scalevit.data import load_index
 
 STEPS = 8
 # Mixing, drop-path and random erasing on: their randomness must not depend on ranks or restarts either.
@@ -187,3 +190,30 @@ def test_ranks_that_cannot_share_a_batch_end_with_one_line(
             expect_one_line(ended.value.code, errors, "train.global_batch", "train.micro_batch", "3 ranks")
         else:
             assert (ended.value.code, errors) == (2, ""), "only rank 0 speaks"
+
+
+def test_bad_samples_are_replaced_listed_and_counted_and_other_data_is_refused(workplace: Path, digits: Path) -> None:
+    """Two ranks; 3 training images and 1 validation image are damaged in place."""
+    folder = workplace / "damaged"
+    shutil.copytree(digits, folder, ignore=shutil.ignore_patterns(".*"))
+    for part, count in (("train", 3), ("validation", 1)):
+        index = load_index(digits / part)
+        for sample in range(count):
+            path = folder / part / Path(index.shards[index.shard[sample]].path).name
+            content = bytearray(path.read_bytes())
+            content[index.offset[sample] + index.size[sample] // 2] ^= 0x55
+            path.write_bytes(content)
+    settings = ["data.train=damaged/train", "data.validation=damaged/validation", "data.embedded=null"]
+    # An epoch, so that every image comes up.
+    settings += ["train.max_steps=46", "data.augmentation.repeats=1", "train.log_every_steps=23"]
+    run_folder = train(workplace, command("torchrun", processes=2), "damaged", *settings, "engine.name=fsdp")
+    records = [json.loads(line) for line in (run_folder / "data_faults.jsonl").read_text().splitlines()]
+    assert len(records) == 4
+    assert {record["reason"] for record in records} == {"the image's bytes have changed (wrong checksum)"}
+    assert json.loads((run_folder / "summary.json").read_text())["data_faults"] == 4
+    assert metrics(run_folder, "evaluation")[-1]["top1"] <= 100 * 359 / 360
+    base = [*command("python"), "--config", QUICKSTART, *SETTINGS, *settings]
+    limited = run([*base, "name=limited", "data.max_faults=2"], cwd=workplace)
+    expect_one_line(limited.status, limited.errors, "bad samples, more than data.max_faults = 2", "data_faults.jsonl")
+    other = run([*base, "name=damaged", "train.max_steps=50", "train.global_batch=64"], cwd=workplace)
+    expect_one_line(other.status, other.errors, "train.global_batch: 32 there, 64 now")
