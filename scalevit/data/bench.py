@@ -182,7 +182,8 @@ def measure(name: str, images: str, shards: str, batches: int, rounds: int) -> l
             batch = next(iterator)
             assert batch.shape == (_BATCH, 3, _SIZE, _SIZE)
             assert batch.dtype == torch.float32
-        rates.append(batches * _BATCH / (_cpu_seconds() - before))
+        # The kernel counts in ticks; a worker that was ahead may need none.
+        rates.append(batches * _BATCH / max(_cpu_seconds() - before, 0.01))
     return rates[1:]
 
 
