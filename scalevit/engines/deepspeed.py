@@ -18,15 +18,18 @@ if not torch.cuda.is_available():
 
 import deepspeed
 import torch.distributed as dist
+from deepspeed.runtime.config import DeepSpeedConfigError
 from deepspeed.utils import (
     safe_get_local_optimizer_state,
     safe_set_local_fp32_param,
     safe_set_local_optimizer_state,
 )
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from scalevit.config import DeepSpeedConfig
 from scalevit.engines.base import Engine, OptimizerState, Setup, StepResult, clip_factor, step_counter
+from scalevit.errors import UserError
 
 
 class DeepSpeedEngine(Engine):
@@ -46,9 +49,13 @@ class DeepSpeedEngine(Engine):
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.optimizer = self.setup.optimizer(module)
         deepspeed.init_distributed()  # takes over the process group that exists
-        self.engine, *_ = deepspeed.initialize(
-            model=module, optimizer=self.optimizer, config=self._native_config(), dist_init_required=False
-        )
+        try:
+            self.engine, *_ = deepspeed.initialize(
+                model=module, optimizer=self.optimizer, config=self._native_config(), dist_init_required=False
+            )
+        except (ValidationError, DeepSpeedConfigError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"config: engine.deepspeed is refused by DeepSpeed: {reason[:300]}") from error
         if self.stage == 3:
             _gather_with_readers(module)
         return self.engine.module

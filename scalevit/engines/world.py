@@ -115,8 +115,8 @@ class World:
         for rank, other in enumerate(found):
             if other != found[0]:
                 raise UserError(
-                    f"{what} is {other} on rank {rank} and {found[0]} on rank 0: output_dir must be one folder that all "
-                    "nodes share"
+                    f"{what} is {other} on rank {rank} and {found[0]} on rank 0: output_dir must be one folder that "
+                    "all nodes share"
                 )
 
     def any(self, flag: bool) -> bool:

@@ -42,8 +42,8 @@ def micro_batch(step: int, index: int) -> tuple[torch.Tensor, torch.Tensor]:
     return images, torch.randint(5, (MICRO_BATCH,), generator=generator)
 
 
-def reference(case: dict) -> dict:
-    """The same training in plain PyTorch, one process."""
+def reference(case: dict, skipped: int = 0) -> dict:
+    """The same training in plain PyTorch, one process, with the first `skipped` steps not taken."""
     model = tiny_model(case["reduction"])
     optimizer = build_optimizer(model, OPTIMIZER)
     losses, norms = [], []
@@ -56,7 +56,8 @@ def reference(case: dict) -> dict:
             (loss / MICRO_BATCHES).backward()
             total += loss.item() / MICRO_BATCHES
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), case.get("clip") or float("inf"))
-        optimizer.step()
+        if step >= skipped:
+            optimizer.step()
         optimizer.zero_grad()
         losses.append(total)
         norms.append(norm.item())

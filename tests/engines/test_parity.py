@@ -99,7 +99,6 @@ def test_fp16_skips_steps_that_overflow(results: dict[int, dict[str, Any]], case
     assert 0 < len(finite) < len(ours["norms"])
     assert ours["skipped"] == len(ours["norms"]) - len(finite)
     assert ours["moments"].steps == len(finite), "a skipped step is no optimizer step"
-    # The gradient that passes is the unscaled one.
-    assert finite == pytest.approx(
-        parity_worker.reference({**case, "precision": "fp32"})["norms"][: len(finite)], rel=0.2
-    )
+    # The gradient that passes is the unscaled one; fp16 has 11 significant bits, and errors add up over the layers.
+    expected = parity_worker.reference(case, skipped=ours["skipped"])["norms"][ours["skipped"] :]
+    assert finite == pytest.approx(expected, rel=0.05)
