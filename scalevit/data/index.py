@@ -108,7 +108,7 @@ def find_shards(pattern: str | os.PathLike[str]) -> list[str]:
     if "://" in text or text.startswith("pipe:"):
         raise UserError(f"shards at {text}: only local files can be read")
     if os.path.isdir(text):
-        found = sorted(glob.glob(os.path.join(glob.escape(text), "*.tar")))
+        found = sorted(filter(os.path.isfile, glob.glob(os.path.join(glob.escape(text), "*.tar"))))
         folder = text.rstrip("/")
     else:
         try:
