@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that win over the file's")
     arguments = parser.parse_intermixed_args()
-    with one_line_errors(speaks=os.environ.get("RANK", "0") == "0"):
+    with one_line_errors(rank=int(os.environ.get("RANK", "0"))):
         config = load_config(arguments.config, arguments.overrides)
         if config.model.initial_weights is None:
             raise UserError("model.initial_weights = null: name the weights to evaluate")
@@ -27,19 +27,20 @@ def main() -> None:
 
 
 def evaluate_weights(config: Config) -> None:
-    from scalevit.assemble import engine_setup, open_data, resolve_normalisation
+    from scalevit.assemble import engine_setup, open_evaluation, resolve_normalisation
     from scalevit.engines import World, build_engine
     from scalevit.evaluate import evaluate
     from scalevit.models import build_model, fuse_mlps
 
     world = World.from_environment()
     config = resolve_normalisation(config)
-    data = open_data(config, world)
+    loader = open_evaluation(config, world)
     model = build_model(config.model, config.reduction, seed=config.seed)
+    setup = engine_setup(config, world, model)
+    fuse_mlps(model, config.kernels, world.device)
     with world.process_group(loaders=config.data.workers):
-        setup = engine_setup(config, world, model, data)
-        engine = build_engine(fuse_mlps(model, config.kernels), setup, config.engine)
-        accuracy = evaluate(engine, data.evaluation, channels_last=config.train.channels_last)
+        engine = build_engine(model, setup, config.engine)
+        accuracy = evaluate(engine, loader, channels_last=config.train.channels_last)
     if world.is_first:
         print(json.dumps({"weights": config.model.initial_weights, **vars(accuracy)}))
 

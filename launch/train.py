@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that win over the file's")
     arguments = parser.parse_intermixed_args()
-    with one_line_errors(speaks=os.environ.get("RANK", "0") == "0"):
+    with one_line_errors(rank=int(os.environ.get("RANK", "0"))):
         train(load_config(arguments.config, arguments.overrides))
 
 
@@ -28,6 +28,7 @@ def train(config: Config) -> None:
     from scalevit.assemble import engine_setup, open_data, resolve_normalisation
     from scalevit.engines import World, build_engine
     from scalevit.models import build_model, fuse_mlps
+    from scalevit.models.statistics import statistics_of
     from scalevit.results import print_summary
     from scalevit.tracking import RunFolder
     from scalevit.train import Trainer, find_resumable
@@ -35,13 +36,16 @@ def train(config: Config) -> None:
     world = World.from_environment()
     config = resolve_normalisation(config)
     run = RunFolder(config, writes=world.is_first)
+    # Mistakes first, the cheapest to find before the others: the model's shapes, the run folder, the data.
+    costs = statistics_of(config.model, config.reduction)
     checkpoint = find_resumable(config, run)
     data = open_data(config, world)
     model = build_model(config.model, config.reduction, seed=config.seed)
+    setup = engine_setup(config, world, model)
+    fuse_mlps(model, config.kernels, world.device)
     with world.process_group(loaders=config.data.workers):
-        setup = engine_setup(config, world, model, data)
-        engine = build_engine(fuse_mlps(model, config.kernels), setup, config.engine)
-        summary = Trainer(config, world, engine, data, run).fit(resume_from=checkpoint)
+        engine = build_engine(model, setup, config.engine)
+        summary = Trainer(config, world, engine, data, run, costs).fit(resume_from=checkpoint)
     if world.is_first:
         print_summary(summary, run.path)
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -9,6 +10,7 @@ from torch import nn
 
 from scalevit.config import Config
 from scalevit.data import (
+    Batching,
     EvaluationLoader,
     FastEvaluation,
     FastTraining,
@@ -53,9 +55,6 @@ class Data:
     train: TrainLoader | StreamLoader
     evaluation: EvaluationLoader
     mix: Mix
-    finish: Finish
-    """Of training batches, on the device and before the mix."""
-    finish_evaluation: Finish
 
     @property
     def index_faults(self) -> list[Fault]:
@@ -69,53 +68,35 @@ def open_data(config: Config, world: World) -> Data:
     Raises:
         UserError: shards are missing or damaged, a label is out of range, or the ranks cannot share a batch.
     """
-    data, train, augmentation = config.data, config.train, config.data.augmentation
-    if data.embedded == "digits":
-        ensure_digits(data.train, data.validation)
-    assert data.crop_pct is not None, "see resolve_normalisation"
-    place: dict[str, Any] = {
-        "rank": spread_rank(world.rank, world.size, world.local_size),
-        "world_size": world.size,
-        "workers": data.workers,
-        "pin_memory": world.device.type == "cuda",
-    }
-    training = _train_loader(config, place)
-    validation = _dataset(config, data.validation, _evaluation_transform(config), seed=0)
+    augmentation = config.data.augmentation
     return Data(
-        train=training,
-        evaluation=EvaluationLoader(validation, batch=config.evaluation.batch, **place),
+        train=_open_training(config, world),
+        evaluation=open_evaluation(config, world),
         mix=Mix(
             mixup=augmentation.mixup,
             cutmix=augmentation.cutmix,
             probability=augmentation.mix_probability,
-            label_smoothing=train.label_smoothing,
+            label_smoothing=config.train.label_smoothing,
             num_classes=config.model.num_classes,
         ),
-        finish=Finish(**_normalisation(config), random_erasing=augmentation.random_erasing),
-        finish_evaluation=Finish(**_normalisation(config)),
     )
 
 
-def _dataset(config: Config, pattern: str, transform: Any, seed: int) -> ShardDataset:
-    data = config.data
-    index = load_index(pattern, label_key=data.label_key)
-    index.check_labels(config.model.num_classes)
-    cache_bytes = None if data.cache_gb is None else int(data.cache_gb * 1e9)
-    return ShardDataset(index, transform, seed, open_reader(index, cache=data.cache, cache_bytes=cache_bytes))
-
-
-def _train_loader(config: Config, place: dict[str, Any]) -> TrainLoader | StreamLoader:
-    data, train, transform = config.data, config.train, _training_transform(config)
+def _open_training(config: Config, world: World) -> TrainLoader | StreamLoader:
+    data, train = config.data, config.train
     sizes: dict[str, Any] = {"global_batch": train.global_batch, "micro_batch": train.micro_batch}
+    place = _place(config, world, Finish(**_normalisation(config), random_erasing=data.augmentation.random_erasing))
     if data.stream_samples is None:
-        dataset = _dataset(config, data.train, transform, config.seed)
+        dataset = _open_dataset(config, data.train, _training_transform(config), seed=config.seed)
+        _check_size(train.global_batch, len(dataset))
         order = Order(len(dataset), config.seed)
         return TrainLoader(dataset, order, **sizes, repeats=data.augmentation.repeats, **place)
     if data.augmentation.repeats > 1:
         raise UserError("data.stream_samples needs data.augmentation.repeats = 1: a stream shows each image once")
+    _check_size(train.global_batch, data.stream_samples)
     return StreamLoader(
         data.train,
-        transform,
+        _training_transform(config),
         samples=data.stream_samples,
         num_classes=config.model.num_classes,
         seed=config.seed,
@@ -125,8 +106,37 @@ def _train_loader(config: Config, place: dict[str, Any]) -> TrainLoader | Stream
     )
 
 
+def _check_size(global_batch: int, samples: int) -> None:
+    if global_batch > samples:
+        raise UserError(f"train.global_batch = {global_batch} is more than the {samples} training images")
+
+
+def open_evaluation(config: Config, world: World) -> EvaluationLoader:
+    """The validation images alone.
+
+    Raises:
+        UserError: as `open_data`.
+    """
+    dataset = _open_dataset(config, config.data.validation, _evaluation_transform(config))
+    place = _place(config, world, Finish(**_normalisation(config)))
+    return EvaluationLoader(dataset, batch=config.evaluation.batch, **place)
+
+
+def _open_dataset(config: Config, path: str, transform: Any, seed: int = 0) -> ShardDataset:
+    data = config.data
+    if data.embedded == "digits":
+        for folder in (data.train, data.validation):
+            if Path(folder).exists() and not Path(folder).is_dir():
+                raise UserError(f"data.embedded = 'digits': {folder} is no folder")
+        ensure_digits(data.train, data.validation)
+    index = load_index(path, label_key=data.label_key)
+    index.check_labels(config.model.num_classes)
+    cache_bytes = None if data.cache_gb is None else int(data.cache_gb * 1e9)
+    return ShardDataset(index, transform, seed, open_reader(index, cache=data.cache, cache_bytes=cache_bytes))
+
+
 def _training_transform(config: Config) -> Any:
-    augmentation, fast = config.data.augmentation, config.data.transforms == "fast"
+    augmentation = config.data.augmentation
     settings: dict[str, Any] = {
         "image_size": config.model.image_size,
         "crop_scale": augmentation.crop_scale,
@@ -136,7 +146,7 @@ def _training_transform(config: Config) -> Any:
         "auto_augment": augmentation.auto_augment,
         "interpolation": augmentation.interpolation,
     }
-    if fast:
+    if config.data.transforms == "fast":
         return FastTraining(**settings, mean=_normalisation(config)["mean"])
     return training_transform(**settings, **_normalisation(config), random_erasing=augmentation.random_erasing)
 
@@ -153,14 +163,26 @@ def _normalisation(config: Config) -> dict[str, Any]:
     return {"mean": config.data.mean, "std": config.data.std}
 
 
-def engine_setup(config: Config, world: World, model: nn.Module, data: Data) -> Setup:
+def _place(config: Config, world: World, finish: Finish) -> dict[str, Any]:
+    """Where a loader stands among its peers, and what it leaves to the device."""
+    return {
+        # So that the ranks of a node read the same chunks, whatever their numbers.
+        "rank": spread_rank(world.rank, world.size, world.local_size),
+        "world_size": world.size,
+        "workers": config.data.workers,
+        "pin_memory": world.device.type == "cuda",
+        "finish": finish,
+    }
+
+
+def engine_setup(config: Config, world: World, model: nn.Module) -> Setup:
     """What an engine is built from, besides the model and its own section of the config."""
     return Setup(
         world=world,
         blocks=mlp_blocks(model),
         optimizer=partial(build_optimizer, config=config.optimizer),
         micro_batch=config.train.micro_batch,
-        accumulation=data.train.accumulation,
+        accumulation=Batching(config.train.global_batch, config.train.micro_batch).accumulation(world.size),
         precision=config.train.precision,
         clip_grad_norm=config.optimizer.clip_grad_norm,
         activation_checkpointing=config.train.activation_checkpointing,

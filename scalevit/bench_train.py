@@ -96,7 +96,7 @@ def _measure(config: Config, world: World, steps: int, first: Row | None) -> Row
         clip_grad_norm=config.optimizer.clip_grad_norm,
         activation_checkpointing=config.train.activation_checkpointing,
     )
-    engine = build_engine(fuse_mlps(model, config.kernels), setup, config.engine)
+    engine = build_engine(fuse_mlps(model, config.kernels, world.device), setup, config.engine)
     engine.train()
     generator = torch.Generator(world.device).manual_seed(config.seed)
     images = torch.randn(batch, 3, size, size, device=world.device, generator=generator)

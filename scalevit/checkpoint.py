@@ -37,8 +37,6 @@ class RunState:
     epochs: list[dict[str, Any]] = field(default_factory=list)
     """One record per evaluated epoch."""
     wandb_id: str | None = None
-    order: dict[str, str | int] = field(default_factory=dict)
-    """`TrainLoader.fingerprint`: what the samples of a step follow from."""
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -46,8 +44,11 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob(f"step-*/{_STATE}"))
 
 
-def save(folder: Path, engine: Engine, ema: Ema | None, state: RunState, config: dict[str, Any], *, keep: int) -> None:
+def save(folder: Path, engine: Engine, ema: Ema | None, state: RunState, about: dict[str, Any], *, keep: int) -> None:
     """Writes `folder/step-NNNNNNNN` and removes all but the newest `keep`. Collective; rank 0 writes.
+
+    Args:
+        about: what a resumed run is compared with: "config" and "data", the loader's fingerprint.
 
     Raises:
         UserError: the disk is full or the folder cannot be written; on every rank.
@@ -61,7 +62,7 @@ def save(folder: Path, engine: Engine, ema: Ema | None, state: RunState, config:
             "state": asdict(state),
             "optimizer_steps": moments.steps,
             "loss_scale": asdict(engine.loss_scale),
-            "config": config,
+            **about,
         }
         files = {
             "weights": weights,
@@ -74,7 +75,7 @@ def save(folder: Path, engine: Engine, ema: Ema | None, state: RunState, config:
         try:
             _write(folder, state.step, files, record)
             for old in list_checkpoints(folder)[:-keep]:
-                shutil.rmtree(old)
+                _remove(old)
         except (OSError, SafetensorError) as error:
             problem = str(error)
     if engine.world.first_decides(bool(problem)):
@@ -92,11 +93,20 @@ def _write(folder: Path, step: int, files: dict[str, dict[str, Tensor]], record:
         (temporary / _STATE).write_text(json.dumps(record, indent=1) + "\n")
         for path in [*temporary.iterdir(), temporary]:
             _flush(path)
-        shutil.rmtree(target, ignore_errors=True)
+        if target.exists():
+            _remove(target)
         temporary.rename(target)
         _flush(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove(checkpoint: Path) -> None:
+    # First out of sight: a checkpoint of which half is gone must not be found.
+    hidden = checkpoint.with_name(f".{checkpoint.name}.old")
+    shutil.rmtree(hidden, ignore_errors=True)
+    checkpoint.rename(hidden)
+    shutil.rmtree(hidden)
 
 
 def _flush(path: Path) -> None:
@@ -119,35 +129,56 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {checkpoint}: cannot be read ({error})") from None
 
 
-def load(checkpoint: Path, engine: Engine, ema: Ema | None) -> RunState:
-    """Puts weights, moments, EMA and loss scale back, at any engine and world size. Every rank reads the files.
+@dataclass(frozen=True)
+class Contents:
+    """A checkpoint as it was read."""
+
+    path: Path
+    record: dict[str, Any]
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    ema: dict[str, Tensor]
+
+
+def read(checkpoint: Path) -> Contents:
+    """Reads all of a checkpoint. Not collective; every rank reads the files.
 
     Raises:
-        UserError: a file is damaged, or it is of another model.
+        UserError: a file is missing or damaged.
     """
-    record = read_state(checkpoint)
     files = {}
     for name in ("weights", "optimizer", "ema"):
         try:
             files[name] = load_file(checkpoint / f"{name}.safetensors")
         except (OSError, SafetensorError) as error:
             raise UserError(f"checkpoint {checkpoint}: {name}.safetensors cannot be read ({error})") from None
+    return Contents(checkpoint, read_state(checkpoint), **files)
+
+
+def restore(contents: Contents, engine: Engine, ema: Ema | None) -> RunState:
+    """Puts weights, moments, EMA and loss scale back, at any engine and world size. Collective.
+
+    Raises:
+        UserError: the checkpoint is of another model.
+    """
     expected = set(engine.local_parameters())
-    if set(files["weights"]) != expected:
-        different = sorted(set(files["weights"]) ^ expected)
-        raise UserError(f"checkpoint {checkpoint}: is of another model ({different[0]} is not in both)")
-    engine.load_weights(files["weights"])
-    if record["optimizer_steps"]:
-        moments = {
-            key: {name: files["optimizer"][f"{key}.{name}"] for name in expected} for key in ("exp_avg", "exp_avg_sq")
-        }
-        engine.load_optimizer_state(
-            OptimizerState(record["optimizer_steps"], moments["exp_avg"], moments["exp_avg_sq"])
-        )
+    moments = {
+        key: {name: contents.optimizer.get(f"{key}.{name}") for name in expected} for key in ("exp_avg", "exp_avg_sq")
+    }
+    steps = contents.record["optimizer_steps"]
+    incomplete = steps and any(tensor is None for moment in moments.values() for tensor in moment.values())
+    different = sorted(set(contents.weights) ^ expected)
+    if different or incomplete:
+        which = different[0] if different else "an optimizer moment"
+        raise UserError(f"checkpoint {contents.path}: is of another model ({which} is not in both)")
+    engine.load_weights(contents.weights)
+    engine.load_optimizer_state(
+        OptimizerState(steps, **{k: {n: t for n, t in m.items() if t is not None} for k, m in moments.items()})
+    )
     if ema is not None:
         # A run that had no EMA so far starts it at the weights.
-        ema.load(engine.scatter(files["ema"]) if files["ema"] else engine.local_parameters())
-    scale = record["loss_scale"]
+        ema.load(engine.scatter(contents.ema) if contents.ema else engine.local_parameters())
+    scale = contents.record["loss_scale"]
     if engine.loss_scale.enabled and scale["enabled"]:
         engine.loss_scale.value, engine.loss_scale.grown_steps = scale["value"], scale["grown_steps"]
-    return RunState(**record["state"])
+    return RunState(**contents.record["state"])

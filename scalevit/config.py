@@ -5,12 +5,15 @@ command-line overrides are read by `scalevit.config_file`; this module only says
 Nothing here imports torch, so that a mistake is reported before any process group starts.
 """
 
+import difflib
 import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
+FilePath = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$")]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 
@@ -41,7 +44,7 @@ class ModelConfig(Section):
     """Number of classes; every label must be below it."""
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Stochastic depth rate of the last block; it grows linearly from 0 at the first."""
-    initial_weights: str | None = None
+    initial_weights: FilePath | None = None
     """A `model.safetensors` (ours, reduced or not) or a plain timm state dict to start from. Whether it is already
     reduced is read from the file, so it is never reduced twice."""
     kwargs: dict[str, Any] = {}
@@ -119,7 +122,7 @@ class AugmentationConfig(Section):
     """Aspect ratio of the random crop."""
     hflip: Fraction = 0.5
     """Probability of a horizontal flip."""
-    color_jitter: NonNegativeFloat = 0.4
+    color_jitter: Fraction = 0.4
     """Strength of colour jitter; not used where auto_augment is (timm's rule)."""
     auto_augment: str | None = "rand-m9-mstd0.5-inc1"
     """timm's RandAugment / AutoAugment policy, or null."""
@@ -134,13 +137,22 @@ class AugmentationConfig(Section):
     mix_probability: Fraction = 1.0
     """Probability that a batch is mixed at all."""
 
+    @model_validator(mode="after")
+    def _ranges(self) -> "AugmentationConfig":
+        for name, (low, high) in (("crop_scale", self.crop_scale), ("crop_ratio", self.crop_ratio)):
+            if low > high:
+                raise ValueError(f"{name} = [{low}, {high}]: the first must not be above the second")
+        if self.crop_scale[1] > 1:
+            raise ValueError(f"crop_scale = {list(self.crop_scale)}: a crop has at most the image's area (1.0)")
+        return self
+
 
 class DataConfig(Section):
     """Where the WebDataset shards are and how images become tensors."""
 
-    train: str = "data/imagenet/train"
+    train: FilePath = "data/imagenet/train"
     """Training shards: a folder of .tar files, or a pattern with * or {000..146}."""
-    validation: str = "data/imagenet/validation"
+    validation: FilePath = "data/imagenet/validation"
     """Validation shards, likewise."""
     embedded: Literal["digits"] | None = None
     """digits: write scikit-learn's handwritten digits as shards to those folders when they are missing."""
@@ -162,13 +174,21 @@ class DataConfig(Section):
     by itself."""
     cache_gb: PositiveFloat | None = None
     """Most gigabytes in that folder; null for no limit. `scalevit shards plan` tells how much is needed."""
-    mean: tuple[float, float, float] | None = None
+    mean: tuple[Fraction, Fraction, Fraction] | None = None
     """Per-channel mean of the normalisation; null takes the timm model's own."""
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
     """Per-channel standard deviation; null takes the timm model's own."""
     crop_pct: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """Evaluation: central crop over resized side; null takes the timm model's own."""
     augmentation: AugmentationConfig = AugmentationConfig()
+
+    @model_validator(mode="after")
+    def _embedded_goes_to_folders(self) -> "DataConfig":
+        for name in ("train", "validation"):
+            path = getattr(self, name)
+            if self.embedded and (path.endswith(".tar") or "://" in path or set(path) & set("*?[]{}")):
+                raise ValueError(f"{name} = {path!r}: embedded data are written to a plain folder")
+        return self
 
 
 # --- training ---------------------------------------------------------------------------------------------
@@ -181,7 +201,7 @@ class OptimizerConfig(Section):
     """Peak learning rate, for the global batch as configured."""
     weight_decay: NonNegativeFloat = 0.05
     """Decoupled weight decay; biases, norms, tokens and position embeddings have none (timm's groups)."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: PositiveFloat = 1e-8
     warmup_epochs: NonNegativeFloat = 5
     warmup_lr: NonNegativeFloat = 1e-5
@@ -201,7 +221,7 @@ class CheckpointConfig(Section):
     every_steps: PositiveInt | None = None
     """Also every so many optimizer steps."""
     keep: PositiveInt = 2
-    """How many of the newest checkpoints stay on disk; the best epoch's stays as well."""
+    """How many of the newest checkpoints stay on disk. The best epoch's weights stay as best.safetensors."""
 
 
 class TrainConfig(Section):
@@ -260,12 +280,36 @@ _SET_ELSEWHERE = {
     "scheduler": "the optimizer section",
     "fp16": "train.precision",
     "bf16": "train.precision",
+    "bfloat16": "train.precision",
     "amp": "train.precision",
     "torch_autocast": "train.precision",
     "activation_checkpointing": "train.activation_checkpointing",
     "zero_optimization.stage": "engine.stage",
     "wandb": "the tracking section",
 }
+# What DeepSpeed reads at the top level of its config; it ignores any other name in silence.
+_NATIVE_SETTINGS = (
+    "zero_optimization",
+    "zero_allow_untested_optimizer",
+    "zero_force_ds_cpu_optimizer",
+    "communication_data_type",
+    "prescale_gradients",
+    "gradient_predivide_factor",
+    "sparse_gradients",
+    "data_types",
+    "aio",
+    "compile",
+    "steps_per_print",
+    "wall_clock_breakdown",
+    "memory_breakdown",
+    "dump_state",
+    "flops_profiler",
+    "comms_logger",
+    "tensorboard",
+    "csv_monitor",
+    "comet",
+    "timers",
+)
 
 
 class DeepSpeedConfig(Section):
@@ -282,10 +326,14 @@ class DeepSpeedConfig(Section):
         zero = self.deepspeed.get("zero_optimization", {})
         if not isinstance(zero, dict):
             raise ValueError("deepspeed.zero_optimization must be a section")
-        native = [*self.deepspeed, *(f"zero_optimization.{key}" for key in zero)]
-        for key in native:
+        for key in [*self.deepspeed, *(f"zero_optimization.{key}" for key in zero)]:
             if key in _SET_ELSEWHERE:
                 raise ValueError(f"deepspeed.{key} is set by {_SET_ELSEWHERE[key]}: remove it here")
+        for key in self.deepspeed:
+            if key not in _NATIVE_SETTINGS:
+                near = difflib.get_close_matches(key, _NATIVE_SETTINGS, n=1)
+                nearest = f"; nearest: {near[0]}" if near else ""
+                raise ValueError(f"deepspeed.{key} is no setting of DeepSpeed's that scalevit passes on{nearest}")
         return self
 
 
@@ -314,9 +362,9 @@ class Config(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
     """Name of the run and of its folder."""
-    output_dir: str = "runs"
+    output_dir: FilePath = "runs"
     """Folder that holds the run folders."""
-    seed: NonNegativeInt = 42
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     model: ModelConfig = ModelConfig()
     reduction: Reduction = NoReduction()
     kernels: KernelsConfig = KernelsConfig()

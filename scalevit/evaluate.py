@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from scalevit.data import EvaluationLoader, Fault, Finish
+from scalevit.data import EvaluationLoader, Fault
 from scalevit.engines import Engine
 
 
@@ -20,12 +20,7 @@ class Accuracy:
 
 @torch.no_grad()
 def evaluate(
-    engine: Engine,
-    loader: EvaluationLoader,
-    finish: Finish,
-    *,
-    channels_last: bool = False,
-    faults: list[Fault] | None = None,
+    engine: Engine, loader: EvaluationLoader, *, channels_last: bool = False, faults: list[Fault] | None = None
 ) -> Accuracy:
     """Evaluates the engine's present weights.
 
@@ -35,7 +30,6 @@ def evaluate(
     Args:
         engine: holds the weights.
         loader: of this rank.
-        finish: of the batches, on the device.
         channels_last: memory format.
         faults: takes this rank's bad samples.
     """
@@ -49,7 +43,7 @@ def evaluate(
             batch = next(batches)
         if faults is not None:
             faults += batch.faults
-        images = finish(batch.images.to(device, non_blocking=True, memory_format=layout))
+        images = loader.finish(batch.images.to(device, non_blocking=True, memory_format=layout))
         labels = batch.labels.to(device, non_blocking=True)
         weights = batch.weights.to(device, torch.float64)
         logits = engine(images).float()

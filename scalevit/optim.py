@@ -29,14 +29,10 @@ class Schedule:
 
     config: OptimizerConfig
     epochs: int
-    steps_per_epoch: float
 
-    def lr(self, step: int) -> float:
-        """The learning rate of optimizer step `step` (counted from 0)."""
+    def lr(self, epoch: float) -> float:
+        """The learning rate after so many epochs (whole ones, where it moves once per epoch)."""
         config = self.config
-        epoch: float = step / self.steps_per_epoch
-        if config.lr_changes == "epoch":
-            epoch = math.floor(epoch + 1e-9)
         if epoch < config.warmup_epochs:
             return config.warmup_lr + epoch / config.warmup_epochs * (config.lr - config.warmup_lr)
         progress = min(epoch / self.epochs, 1.0)

@@ -11,12 +11,17 @@ from scalevit.tables import print_table
 
 def best_epoch(epochs: list[dict[str, Any]], prefix: str) -> dict[str, Any]:
     """The record with the highest top-1, the earliest of equals."""
-    return max(epochs, key=lambda record: record[f"{prefix}top1"])
+    return max(_having(epochs, prefix), key=lambda record: record[f"{prefix}top1"])
+
+
+def _having(epochs: list[dict[str, Any]], prefix: str) -> list[dict[str, Any]]:
+    """Those that were evaluated with these weights: an EMA may be turned on in the middle of a run."""
+    return [record for record in epochs if f"{prefix}top1" in record]
 
 
 def summarise(epochs: list[dict[str, Any]], prefix: str) -> dict[str, Any]:
     """Best and last epoch, and the gap between them as in the paper (best top-1 minus last top-1)."""
-    best, last = best_epoch(epochs, prefix), epochs[-1]
+    best, last = best_epoch(epochs, prefix), _having(epochs, prefix)[-1]
     return {
         "top1": best[f"{prefix}top1"],
         "top5": best[f"{prefix}top5"],

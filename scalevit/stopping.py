@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM as a wish to stop between two steps, when a checkpoint can be saved."""
 
+import os
 import signal
-import sys
 from types import FrameType, TracebackType
 
 
@@ -15,7 +15,9 @@ class StopSignal:
     Launchers turn one Ctrl-C into an interrupt and a termination, so only a second *interrupt* counts as impatience.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, speaks: bool) -> None:
+        """speaks: whether this process says that it heard."""
+        self._speaks = speaks
         self._received: int | None = None
         self._previous: dict[int, object] = {}
 
@@ -36,9 +38,11 @@ class StopSignal:
         if number == signal.SIGINT and self._received == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             raise KeyboardInterrupt
-        if self._received is None:
-            print("stopping after this step", file=sys.stderr, flush=True)
-        self._received = number if self._received is None else self._received
+        if self._received is not None:
+            return
+        self._received = number
+        if self._speaks:
+            os.write(2, b"stopping after this step\n")  # print may be what the signal interrupted
 
     def leave(self) -> None:
         """Ends the process the way the signal asked for.

@@ -4,6 +4,7 @@ Only rank 0 holds a `RunFolder` that writes. Knows files and JSON; must not know
 """
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -73,7 +74,7 @@ class RunFolder:
         if not self.writes:
             return
         with self._metrics.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps({key: _finite(value) for key, value in record.items()}, allow_nan=False) + "\n")
         if self._wandb is not None:
             kind = record["kind"]
             numbers = {f"{kind}/{k}": v for k, v in record.items() if isinstance(v, int | float) and k != "step"}
@@ -93,11 +94,6 @@ class RunFolder:
         if self._wandb is not None:
             self._wandb.finish()
             self._wandb = None
-
-    def summary(self) -> dict[str, Any] | None:
-        """That of a run that has ended, or None."""
-        path = self.path / "summary.json"
-        return json.loads(path.read_text()) if path.is_file() else None
 
     # --- helpers --------------------------------------------------------------------------------------------
 
@@ -158,6 +154,11 @@ def describe_environment(world_size: int, device: str) -> dict[str, Any]:
         "device": device,
         "world_size": world_size,
     }
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN and no infinity: null stands for them."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _version(package: str) -> str | None:

@@ -25,7 +25,7 @@ from scalevit.engines import Engine, StepResult, World
 from scalevit.errors import UserError
 from scalevit.evaluate import evaluate
 from scalevit.models import save_weights
-from scalevit.models.statistics import statistics_of
+from scalevit.models.statistics import Statistics
 from scalevit.optim import Schedule
 from scalevit.progress import Counter
 from scalevit.results import best_epoch, describe_accuracies, summarise
@@ -41,19 +41,19 @@ _SKIPPED_STEPS_LIMIT = 50
 class Trainer:
     """One run, from its newest checkpoint (or the start) to its end (or a signal to stop)."""
 
-    def __init__(self, config: Config, world: World, engine: Engine, data: Data, run: RunFolder):
+    def __init__(self, config: Config, world: World, engine: Engine, data: Data, run: RunFolder, costs: Statistics):
+        self.costs = costs
         self.config, self.world, self.engine, self.data, self.run = config, world, engine, data, run
         train = config.train
         self.total_steps = min(data.train.steps_in(train.epochs), train.max_steps or math.inf)
-        self.schedule = Schedule(config.optimizer, train.epochs, data.train.steps_in(train.epochs) / train.epochs)
+        self.schedule = Schedule(config.optimizer, train.epochs)
         self.ema: Ema | None = None
         if config.ema.enabled:
             repeated = config.ema.shared_updates_per_step == "per_use"
             updates = uses_per_parameter(engine.module) if repeated else None
             self.ema = Ema(engine.local_parameters(), config.ema.decay, updates)
-        self.costs = statistics_of(config.model, config.reduction)
         peak = peak_flops(world.device, train.precision)
-        self.throughput = Throughput(self.costs.training_flops, peak * world.size if peak else None)
+        self.throughput = Throughput(costs.training_flops, peak * world.size if peak else None)
         self.state = checkpoint.RunState()
         self.interval = _Interval(world.device)
         self.lr = math.nan
@@ -79,7 +79,7 @@ class Trainer:
         micro_batches = self.data.train.batches(state.step)
         first_step = state.step
         with (
-            StopSignal() as stop,
+            StopSignal(speaks=self.world.is_first) as stop,
             Counter(self.config.name, total, "steps", done=state.step, visible=self.world.is_first) as counter,
         ):
             self.engine.train()
@@ -88,20 +88,21 @@ class Trainer:
                 # The first step of a process warms up and waits for its loader: it does not count for the rate.
                 self._step(micro_batches, timed=state.step > first_step)
                 counter.advance(self._note())
-                stopping = self.world.any(stop.requested)
                 due = self._due(epoch)
-                if due.log or due.save or stopping:
-                    self._record_faults()
                 if due.log:
                     self._log_training(epoch)
                 if due.evaluate:
                     counter.line(self._evaluate(epoch))
+                stopping = self.world.any(stop.requested)
                 if due.save or stopping:
+                    self._record_faults()
                     self._save_checkpoint()
                 if stopping and state.step < total:
                     counter.line(f"stopped after step {state.step}; start again with the same command to go on")
+                    self.run.close()
                     stop.leave()
-        if not state.epochs:  # resumed past its end, for example with a smaller train.max_steps
+        if not state.epochs or state.epochs[-1]["step"] != state.step:
+            # Stopped by a signal, and then resumed with a train.max_steps that it has passed.
             self._evaluate(self._epoch_of(state.step - 1))
         return self._finish()
 
@@ -128,7 +129,7 @@ class Trainer:
         """One optimizer step with everything that belongs to it."""
         config, accumulation = self.config, self.data.train.accumulation
         started = time.perf_counter()
-        self.lr = self.schedule.lr(self.state.step)
+        self.lr = self.schedule.lr(self._schedule_epoch())
         # All of the step's data first: a rank whose data fails must say so before its peers wait for its gradients.
         with self.world.agreeing_on_errors():
             batches = list(islice(micro_batches, accumulation))
@@ -154,7 +155,7 @@ class Trainer:
         layout = torch.channels_last if self.config.train.channels_last else torch.contiguous_format
         images = batch.images.to(self.world.device, non_blocking=True, memory_format=layout)
         labels = batch.labels.to(self.world.device, non_blocking=True)
-        images, targets = self.data.mix(self.data.finish(images), labels)
+        images, targets = self.data.mix(self.data.train.finish(images), labels)
         loss = F.cross_entropy(self.engine(images).float(), targets)
         self.engine.backward(loss, last=last)
         return loss.detach()
@@ -173,15 +174,22 @@ class Trainer:
         return f"loss {self.interval.shown_loss:.4f}, lr {self.lr:.2e}{shown}"
 
     def _epoch_of(self, step: int) -> int:
-        """The epoch (from 0) whose end is the first after this step began."""
-        loader = self.data.train
-        epoch = step * self.config.train.global_batch // loader.samples
-        return epoch + 1 if loader.epoch_end_step(epoch) <= step else epoch
+        """The epoch (from 0) in which a step begins."""
+        return step * self.config.train.global_batch // self.data.train.samples
+
+    def _schedule_epoch(self) -> float:
+        """Where the schedule stands: at the epoch's start, or moving with every step."""
+        step, train = self.state.step, self.data.train
+        if self.config.optimizer.lr_changes == "epoch":
+            return self._epoch_of(step)
+        epochs = self.config.train.epochs
+        return step * epochs / train.steps_in(epochs)
 
     # --- between steps --------------------------------------------------------------------------------------
 
     def _log_training(self, epoch: int) -> None:
         interval = self.interval
+        self._record_faults()
         self.run.log(
             {
                 "kind": "train",
@@ -203,15 +211,16 @@ class Trainer:
         """Evaluates weights and EMA, records both, keeps the best; returns a line for a person."""
         layout = self.config.train.channels_last
         record: dict[str, Any] = {"kind": "evaluation", "step": self.state.step, "epoch": epoch + 1}
-        data = self.data
-        settings: dict[str, Any] = {"channels_last": layout, "faults": self._new_faults}
-        results = {"": evaluate(self.engine, data.evaluation, data.finish_evaluation, **settings)}
+        faults = self._new_faults
+        results = {"": evaluate(self.engine, self.data.evaluation, channels_last=layout, faults=faults)}
         if self.ema is not None:
             with self.engine.using(self.ema.tensors):
-                results["ema_"] = evaluate(self.engine, data.evaluation, data.finish_evaluation, **settings)
+                results["ema_"] = evaluate(self.engine, self.data.evaluation, channels_last=layout, faults=faults)
         self._record_faults()
         for prefix, accuracy in results.items():
             record |= {f"{prefix}{key}": value for key, value in vars(accuracy).items()}
+        # A run that goes on after a train.max_steps evaluates the epoch in which it stopped a second time.
+        self.state.epochs = [earlier for earlier in self.state.epochs if earlier["epoch"] != epoch + 1]
         self.state.epochs.append(record)
         self.run.log(record)
         for prefix in results:
@@ -244,18 +253,26 @@ class Trainer:
         self.state.seconds, self.state.timed_images = self.throughput.seconds, self.throughput.images
         config = self.config.model_dump(mode="json")
         keep = self.config.train.checkpoint.keep
-        checkpoint.save(self.run.checkpoints, self.engine, self.ema, self.state, config, keep=keep)
+        checkpoint.save(
+            self.run.checkpoints,
+            self.engine,
+            self.ema,
+            self.state,
+            {"config": config, "data": self.data.train.fingerprint},
+            keep=keep,
+        )
 
     def _open(self, resume_from: Path | None) -> None:
         """Takes over a checkpoint's state and opens the run folder."""
+        self.world.agree_on("the checkpoint to resume from", resume_from.name if resume_from else None)
         if resume_from is not None:
-            self.state = checkpoint.load(resume_from, self.engine, self.ema)
-            if self.state.order:  # none in checkpoints of earlier versions
-                check_fingerprint(self.state.order, self.data.train.fingerprint, f"checkpoint {resume_from}")
+            with self.world.agreeing_on_errors():
+                contents = checkpoint.read(resume_from)
+                check_fingerprint(contents.record["data"], self.data.train.fingerprint, f"checkpoint {resume_from}")
+            self.state = checkpoint.restore(contents, self.engine, self.ema)
             self.throughput.add(self.state.timed_images, self.state.seconds)
             if self.world.is_first:
                 print(f"resuming {self.run.path} at step {self.state.step}", flush=True)
-        self.state.order = self.data.train.fingerprint
         device = self.world.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         environment = describe_environment(self.world.size, name)
@@ -351,7 +368,7 @@ def find_resumable(config: Config, run: RunFolder) -> Path | None:
         )
     before = checkpoint.read_state(found[-1])["config"]
     now = config.model_dump(mode="json")
-    for section, ignored in (("model", {"initial_weights"}), ("reduction", set()), ("seed", set())):
+    for section, ignored in (("model", {"initial_weights", "drop_path"}), ("reduction", set()), ("seed", set())):
         if _without(before[section], ignored) != _without(now[section], ignored):
             raise UserError(
                 f"run folder {run.path}: was made with another {section} ({before[section]}): choose another name, "

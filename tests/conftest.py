@@ -3,8 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from scalevit.data import ensure_digits
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA or ROCm device")
 
 
 @pytest.fixture(scope="session")

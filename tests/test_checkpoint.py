@@ -47,7 +47,9 @@ class OneRank:
 
 
 def save(folder: Path, step: int, keep: int = 2) -> None:
-    checkpoint.save(folder, OneRank(float(step)), None, checkpoint.RunState(step=step), {"seed": 1}, keep=keep)
+    checkpoint.save(
+        folder, OneRank(float(step)), None, checkpoint.RunState(step=step), {"config": {"seed": 1}}, keep=keep
+    )
 
 
 def test_saved_and_loaded_and_only_the_newest_kept(tmp_path: Path) -> None:
@@ -57,7 +59,7 @@ def test_saved_and_loaded_and_only_the_newest_kept(tmp_path: Path) -> None:
     assert [path.name for path in found] == ["step-00000010", "step-00000100"]
     engine = OneRank(0.0)
     engine.moments = OptimizerState()
-    state = checkpoint.load(found[-1], engine, None)
+    state = checkpoint.restore(checkpoint.read(found[-1]), engine, None)
     assert state.step == 100
     assert torch.equal(engine.weights["w"], torch.full((2, 3), 100.0))
     assert (engine.moments.steps, engine.moments.exp_avg_sq["w"][0, 0]) == (4, 2.0)
@@ -77,12 +79,12 @@ def test_damage_is_one_line(tmp_path: Path) -> None:
     whole = (folder / "weights.safetensors").read_bytes()
     (folder / "weights.safetensors").write_bytes(whole[:-5])
     with pytest.raises(UserError, match=r"weights.safetensors cannot be read"):
-        checkpoint.load(folder, OneRank(0.0), None)
+        checkpoint.read(folder)
     (folder / "weights.safetensors").write_bytes(whole)
     other = OneRank(0.0)
     other.weights = {"v": torch.zeros(1)}
     with pytest.raises(UserError, match="another model"):
-        checkpoint.load(folder, other, None)
+        checkpoint.restore(checkpoint.read(folder), other, None)
     (folder / "state.json").write_text("{")
     with pytest.raises(UserError, match=r"cannot be read"):
         checkpoint.read_state(folder)

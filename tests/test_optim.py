@@ -19,10 +19,11 @@ def test_the_schedule_is_timms(lr_changes: str) -> None:
     theirs = CosineLRScheduler(
         optimizer, t_initial=epochs * unit, lr_min=config.min_lr, warmup_t=5 * unit, warmup_lr_init=config.warmup_lr
     )
-    ours = Schedule(config, epochs, steps)
+    ours = Schedule(config, epochs)
     for step in range(epochs * steps):
         theirs.step(step // steps if lr_changes == "epoch" else step)
-        assert ours.lr(step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12), step
+        epoch = step // steps if lr_changes == "epoch" else step / steps
+        assert ours.lr(epoch) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12), step
 
 
 def test_groups_hold_every_parameter_once_and_vectors_do_not_decay() -> None:

@@ -6,7 +6,7 @@ decided by positions before a worker sees it, so neither workers nor ranks chang
 
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from multiprocessing.context import BaseContext
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ _PRELOAD = ("scalevit.data.loader", "scalevit.data.transforms", "scalevit.data.t
 _READ_AHEAD = 4
 
 Fingerprint = dict[str, str | int]
+Finisher = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Batch(NamedTuple):
@@ -76,6 +77,7 @@ class TrainLoader:
         world_size: number of ranks.
         workers: processes that load; 0 loads in this one.
         pin_memory: copy batches to page-locked memory, for faster transfers to an accelerator.
+        finish: what is left to do to a batch's images on their device, kept for the training loop as `finish`.
 
     Raises:
         UserError: batch sizes that the ranks cannot share.
@@ -93,7 +95,9 @@ class TrainLoader:
         world_size: int = 1,
         workers: int = 0,
         pin_memory: bool = False,
+        finish: Finisher | None = None,
     ) -> None:
+        self.finish = finish or unchanged
         if len(order) != len(dataset):
             raise ValueError(f"an order of {len(order)} for {len(dataset)} samples")
         self.dataset, self.order = dataset, order
@@ -167,7 +171,7 @@ class EvaluationLoader:
         rank: of this process.
         world_size: number of ranks.
         workers: processes that load and stay between evaluations; 0 loads in this one.
-        pin_memory: as for `TrainLoader`.
+        pin_memory, finish: as for `TrainLoader`.
     """
 
     def __init__(
@@ -179,8 +183,9 @@ class EvaluationLoader:
         world_size: int = 1,
         workers: int = 0,
         pin_memory: bool = False,
+        finish: Finisher | None = None,
     ) -> None:
-        self.dataset = dataset
+        self.dataset, self.finish = dataset, finish or unchanged
         per_rank = -(-len(dataset) // world_size)
         self._count = -(-per_rank // batch)
         rows = -(-per_rank // self._count)
@@ -325,7 +330,7 @@ def data_loader(
         batch_size=None,
         sampler=requests,
         num_workers=workers,
-        collate_fn=_unchanged,
+        collate_fn=unchanged,
         pin_memory=pin_memory,
         worker_init_fn=initialise_worker,
         multiprocessing_context=_context(workers),
@@ -356,5 +361,6 @@ def items(loader: DataLoader[Any]) -> Iterator[Any]:
         yield item
 
 
-def _unchanged(item: Any) -> Any:
+def unchanged(item: Any) -> Any:
+    """The item."""
     return item

@@ -43,7 +43,7 @@ def find_shards(pattern: str | os.PathLike[str]) -> list[str]:
 
         return find_remote_shards(text)
     if os.path.isdir(text):
-        found = sorted(glob.glob(os.path.join(glob.escape(text), "*.tar")))
+        found = sorted(filter(os.path.isfile, glob.glob(os.path.join(glob.escape(text), "*.tar"))))
         folder = text.rstrip("/")
         _check_complete(folder, found)
     else:

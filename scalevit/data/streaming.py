@@ -37,7 +37,7 @@ class StreamLoader:
         num_classes: labels must be below it.
         seed: of the order and the augmentation.
         label_key: of labels in `.json` members.
-        global_batch, micro_batch, rank, world_size, workers, pin_memory: as for `TrainLoader`.
+        global_batch, micro_batch, rank, world_size, workers, pin_memory, finish: as for `TrainLoader`.
 
     Raises:
         UserError: too few shards for the ranks and workers, or batch sizes that the ranks cannot share.
@@ -58,7 +58,9 @@ class StreamLoader:
         world_size: int = 1,
         workers: int = 0,
         pin_memory: bool = False,
+        finish: loader.Finisher | None = None,
     ) -> None:
+        self.finish = finish or loader.unchanged
         self.samples, self.seed = samples, seed
         self.batching = Batching(global_batch, micro_batch)
         self.accumulation = self.batching.accumulation(world_size)

@@ -18,16 +18,18 @@ if not torch.cuda.is_available():
 
 import deepspeed
 import torch.distributed as dist
+from deepspeed.runtime.config import DeepSpeedConfigError
 from deepspeed.utils import (
     safe_get_local_optimizer_state,
     safe_set_local_fp32_param,
     safe_set_local_optimizer_state,
-    set_z3_leaf_modules,
 )
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from scalevit.config import DeepSpeedConfig
 from scalevit.engines.base import Engine, OptimizerState, Setup, StepResult, clip_factor, step_counter
+from scalevit.errors import UserError
 
 
 class DeepSpeedEngine(Engine):
@@ -45,15 +47,17 @@ class DeepSpeedEngine(Engine):
         if self.world.device.type == "cpu":
             # DeepSpeed would compile its own reduction over /dev/shm for a minute, and leave 67 MB there per run.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        if self.stage == 3:
-            leaves = {type(m) for m in module.modules() if getattr(m, "reads_parameters_of_children", False)}
-            if leaves:
-                set_z3_leaf_modules(module, list(leaves))
         self.optimizer = self.setup.optimizer(module)
         deepspeed.init_distributed()  # takes over the process group that exists
-        self.engine, *_ = deepspeed.initialize(
-            model=module, optimizer=self.optimizer, config=self._native_config(), dist_init_required=False
-        )
+        try:
+            self.engine, *_ = deepspeed.initialize(
+                model=module, optimizer=self.optimizer, config=self._native_config(), dist_init_required=False
+            )
+        except (ValidationError, DeepSpeedConfigError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"config: engine.deepspeed is refused by DeepSpeed: {reason[:300]}") from error
+        if self.stage == 3:
+            _gather_with_readers(module)
         return self.engine.module
 
     def _native_config(self) -> dict[str, Any]:
@@ -234,6 +238,18 @@ class DeepSpeedEngine(Engine):
                 slice(theirs.start, theirs.start + theirs.numel),
             )
         ]
+
+
+def _gather_with_readers(module: nn.Module) -> None:
+    """Lets a module that reads its children's parameters without calling them gather these with its own.
+
+    `set_z3_leaf_modules` would do it too, but a leaf that several blocks share enters the gradient bucket once per
+    use, and DeepSpeed 0.19.8 stops there.
+    """
+    for reader in module.modules():
+        if getattr(reader, "reads_parameters_of_children", False):
+            for parameter in reader.parameters():
+                deepspeed.zero.register_external_parameter(reader, parameter)
 
 
 def _quieten() -> None:

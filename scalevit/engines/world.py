@@ -80,10 +80,6 @@ class World:
             dist.all_reduce(values)
         return values
 
-    def barrier(self) -> None:
-        if self.size > 1:
-            dist.barrier()
-
     def first_decides(self, flag: bool) -> bool:
         """Rank 0's answer, on every rank."""
         answer = torch.tensor(float(flag), device=self.device)
@@ -116,6 +112,22 @@ class World:
         if self.size > 1:
             dist.all_gather_object(everyone, items)
         return [item for part in everyone for item in part]
+
+    def agree_on(self, what: str, value: str | None) -> None:
+        """Makes sure that all ranks found the same.
+
+        Raises:
+            UserError: on every rank, where one differs from the first.
+        """
+        found: list[str | None] = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(found, value)
+        for rank, other in enumerate(found):
+            if other != found[0]:
+                raise UserError(
+                    f"{what} is {other} on rank {rank} and {found[0]} on rank 0: output_dir must be one folder that "
+                    "all nodes share"
+                )
 
     def any(self, flag: bool) -> bool:
         """Whether any rank says so."""

@@ -12,6 +12,12 @@ from scalevit.errors import UserError
 from scalevit.models.reduction import ReductionConfig, factory_arguments, mlp_blocks, reduce_model
 from scalevit.models.weights import load_initial_weights
 
+_NOT_FOR_USERS = {
+    "in_chans": "images are loaded in RGB",
+    "pretrained": "name a file in model.initial_weights",
+    "checkpoint_path": "name a file in model.initial_weights",
+}
+
 
 def build_model(
     model: ModelConfig, reduction: ReductionConfig, *, seed: int, device: torch.device | str = "cpu"
@@ -47,16 +53,18 @@ def _create(model: ModelConfig, reduction: ReductionConfig) -> nn.Module:
         "drop_path_rate": model.drop_path,
         "img_size": model.image_size,
     }
-    taken = sorted(set(arguments) & set(model.kwargs))
-    if taken:
-        raise UserError(f"config: model.kwargs.{taken[0]} has a key of its own in the model section")
+    for key in model.kwargs:
+        if key in arguments:
+            raise UserError(f"config: model.kwargs.{key} has a key of its own in the model section")
+        if key in _NOT_FOR_USERS:
+            raise UserError(f"config: model.kwargs.{key}: {_NOT_FOR_USERS[key]}")
     arguments |= model.kwargs
     arguments |= factory_arguments(reduction, model.kwargs)
     try:
         return timm.create_model(model.name, **arguments)
-    except (TypeError, ValueError, AssertionError) as error:
+    except Exception as error:
+        # timm passes the user's arguments down to constructors that check little and fail in any way.
         with torch.device("meta"):
-            mlp_blocks(timm.create_model(model.name))  # another kind of model is the better explanation
-        # timm passes unknown and ill-fitting arguments down to a constructor, which refuses them.
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"config: model {model.name!r} does not take these arguments: {reason}") from error
+            mlp_blocks(timm.create_model(model.name.partition(".")[0]))  # another kind of model explains it better
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"config: model {model.name!r} cannot be built with these arguments ({reason})") from error

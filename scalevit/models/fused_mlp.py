@@ -1,7 +1,9 @@
 """The module through which a ViT's MLPs reach the fused kernels."""
 
+import os
 import warnings
 
+import torch
 from timm.layers import GELU, GELUTanh, Mlp
 from torch import Tensor, nn
 
@@ -44,17 +46,19 @@ class FusedMlp(nn.Module):
         return self.drop2(y)
 
 
-def fuse_mlps(model: nn.Module, kernels: KernelsConfig) -> nn.Module:
+def fuse_mlps(model: nn.Module, kernels: KernelsConfig, device: torch.device) -> nn.Module:
     """Puts a `FusedMlp` in the place of every MLP, in place; blocks that shared an MLP go on sharing one module.
 
     An MLP that the kernels cannot compute (an activation other than GELU, a norm or dropout in its middle) stays
     as it is, with one warning that says why.
 
     Raises:
-        UserError: such an MLP, where `kernels.mlp` is "triton".
+        UserError: such an MLP, or no accelerator to run the kernels, where `kernels.mlp` is "triton".
     """
     if kernels.mlp == "eager":
         return model
+    if kernels.mlp == "triton" and device.type == "cpu" and not os.environ.get("TRITON_INTERPRET"):
+        raise UserError("config: kernels.mlp = 'triton', but there is no GPU here: use 'auto' or 'eager'")
     fused: dict[int, nn.Module] = {}
     for block in mlp_blocks(model):
         mlp = block.mlp

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from timm.layers import Mlp
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from scalevit.config import (
@@ -41,7 +42,7 @@ def factory_arguments(reduction: ReductionConfig, given: dict[str, Any]) -> dict
 
 
 def reduce_model(model: nn.Module, reduction: ReductionConfig) -> nn.Module:
-    """Applies grouped or shallow to a built model, in place; none and thin leave it as it is.
+    """Applies grouped or shallow to a built model, in place; none and thin (which only is checked) leave it as it is.
 
     Args:
         model: a timm VisionTransformer; `model.blocks[i].mlp` must be timm's `Mlp`.
@@ -50,7 +51,7 @@ def reduce_model(model: nn.Module, reduction: ReductionConfig) -> nn.Module:
         The same model.
 
     Raises:
-        UserError: the model has no such blocks, or the grouping does not fit its depth.
+        UserError: the model has no such blocks, the grouping does not fit its depth, or no hidden unit is left.
     """
     blocks = mlp_blocks(model)
     if isinstance(reduction, GroupedReduction):
@@ -58,6 +59,13 @@ def reduce_model(model: nn.Module, reduction: ReductionConfig) -> nn.Module:
     elif isinstance(reduction, ShallowReduction):
         for block in blocks:
             narrow_mlp(block.mlp, reduction.keep, choose=reduction.choose)
+    elif isinstance(reduction, ThinReduction):
+        width = blocks[0].mlp.fc1.in_features
+        if int(width * reduction.mlp_ratio) < 1:
+            # timm would take the embedding width instead, in silence.
+            raise UserError(
+                f"config: reduction.mlp_ratio = {reduction.mlp_ratio} leaves no hidden units at width {width}"
+            )
     return model
 
 
@@ -68,9 +76,11 @@ def mlp_blocks(model: nn.Module) -> list[Any]:
         UserError: it is another kind of model, or its blocks carry another kind of MLP.
     """
     kind = type(model).__name__
-    blocks = getattr(model, "blocks", None)
-    if not isinstance(blocks, nn.Sequential | nn.ModuleList) or not len(blocks):
-        raise UserError(f"model {kind} has no transformer blocks: scalevit reduces timm's VisionTransformer models")
+    if not isinstance(model, VisionTransformer):
+        raise UserError(f"model {kind} is no timm VisionTransformer, which scalevit reduces (ViT, DeiT, DINOv2)")
+    blocks = list(model.blocks)
+    if not blocks:
+        raise UserError(f"model {kind} has no transformer blocks")
     for index, block in enumerate(blocks):
         mlp = getattr(block, "mlp", None)
         if not isinstance(mlp, Mlp) or not isinstance(mlp.fc1, nn.Linear):
@@ -78,7 +88,7 @@ def mlp_blocks(model: nn.Module) -> list[Any]:
             raise UserError(
                 f"model {kind}: blocks.{index} has {found}, but scalevit reduces timm's Mlp (fc1, act, fc2)"
             )
-    return list(blocks)
+    return blocks
 
 
 def resolve_groups(reduction: GroupedReduction, depth: int) -> list[list[int]]:

@@ -1,15 +1,18 @@
 """What a model costs: parameters, MLP parameters, multiply-accumulates. Counted on shapes alone (meta tensors)."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from timm.layers import Attention
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from scalevit.config import ModelConfig
+from scalevit.errors import UserError
 from scalevit.models.build import build_model
 from scalevit.models.reduction import ReductionConfig, mlp_blocks
+
+# Products with weights; what else torch counts (batched products, scaled_dot_product_attention) is attention.
+_LINEAR = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.convolution}
 
 
 @dataclass(frozen=True)
@@ -55,56 +58,41 @@ def count(model: nn.Module, image_size: int) -> Statistics:
         model: a timm VisionTransformer with plain layers (before MLPs are fused), on the meta device.
         image_size: side of the input in pixels.
 
-    Source: fvcore 0.1.5 `flop_count` for the paper's column; matmul counts are by definition.
+    Raises:
+        UserError: the model cannot process such images.
+
+    Source: torch's FlopCounterMode for products; fvcore 0.1.5 `flop_count` for what the paper's column adds.
     """
-    linear = norm = attention = 0
+    norm_elements = 0
 
-    def on_linear(layer: nn.Linear, inputs: tuple[Tensor], output: Tensor) -> None:
-        nonlocal linear
-        linear += output.numel() * layer.in_features
+    def on_norm(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        nonlocal norm_elements
+        norm_elements += output.numel()
 
-    def on_convolution(layer: nn.Conv2d, inputs: tuple[Tensor], output: Tensor) -> None:
-        nonlocal linear
-        linear += output.numel() * layer.weight[0].numel()
-
-    def on_norm(layer: nn.LayerNorm, inputs: tuple[Tensor], output: Tensor) -> None:
-        nonlocal norm
-        norm += 5 * output.numel()
-
-    def on_attention(layer: Attention, inputs: tuple[Tensor], output: Tensor) -> None:
-        nonlocal attention
-        _, tokens, _ = inputs[0].shape
-        attention += 2 * tokens * tokens * layer.attn_dim
-
-    hooks: dict[type[nn.Module], Any] = {
-        nn.Linear: on_linear,
-        nn.Conv2d: on_convolution,
-        nn.LayerNorm: on_norm,
-        Attention: on_attention,
-    }
-    handles = [
-        module.register_forward_hook(hook)
-        # A shared module runs once per block but is walked once, so it gets one hook, which fires per use.
-        for module in model.modules()
-        for kind, hook in hooks.items()
-        if isinstance(module, kind)
-    ]
+    handles = [m.register_forward_hook(on_norm) for m in model.modules() if isinstance(m, nn.LayerNorm)]
     training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model(torch.empty(1, 3, image_size, image_size, device="meta"))
+    except Exception as error:
+        # Shapes that do not fit together fail in whatever layer meets them first.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"config: the model cannot process images of {image_size} px ({reason[:200]})") from error
     finally:
         model.train(training)
         for handle in handles:
             handle.remove()
+    flops = counter.get_flop_counts()["Global"]
+    linear = sum(count for operation, count in flops.items() if operation in _LINEAR) // 2
+    attention = sum(count for operation, count in flops.items() if operation not in _LINEAR) // 2
 
     mlps = {id(block.mlp): block.mlp for block in mlp_blocks(model)}
     return Statistics(
         parameters=sum(p.numel() for p in model.parameters()),
         mlp_parameters=sum(p.numel() for mlp in mlps.values() for p in mlp.parameters()),
         unique_mlps=len(mlps),
-        paper_macs=linear + norm,
+        paper_macs=linear + 5 * norm_elements,
         attention_macs=attention,
         matmul_macs=linear + attention,
     )

@@ -79,15 +79,10 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 metadata = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
                 return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (no mapping)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        SafetensorError,
-        RuntimeError,
-        OSError,
-        EOFError,
-        ValueError,
-        torch.serialization.pickle.UnpicklingError,
-    ) as e:
-        raise UserError(f"weights {path}: cannot be read ({' '.join(str(e).split())[:200]})") from None
+    except Exception as error:
+        # A file that is none of these fails anywhere in torch's unpickler.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"weights {path}: cannot be read ({reason[:200]})") from error
     for key in ("state_dict", "model", "state_dict_ema"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

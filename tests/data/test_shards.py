@@ -265,7 +265,9 @@ def test_datasets_on_disk(image_folder, tmp_path):
         "label": [int(path.parent.name == "bee") for path in paths],
     }
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["ant", "bee"])})
-    split = datasets.Dataset.from_dict(content, features=features)
+    # Some versions of datasets and pyarrow cannot hash a table, so it is given a fingerprint.
+    table = datasets.table.InMemoryTable.from_pydict(content, schema=features.arrow_schema)
+    split = datasets.Dataset(table, fingerprint="0" * 16)
     datasets.DatasetDict({"train": split}).save_to_disk(tmp_path / "hf")
     with pytest.raises(UserError, match="name one of its splits, train, as --split"):
         DatasetsSource(str(tmp_path / "hf"))

@@ -3,18 +3,20 @@
 Usage: RANK=.. WORLD_SIZE=.. MASTER_ADDR=.. MASTER_PORT=.. python parity_worker.py CASES.json RESULTS.pt
 """
 
+import dataclasses
 import json
 import sys
 from functools import partial
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from scalevit.config import GroupedReduction, ModelConfig, NoReduction, OptimizerConfig, ShallowReduction
+from scalevit.config import GroupedReduction, KernelsConfig, ModelConfig, NoReduction, OptimizerConfig, ShallowReduction
 from scalevit.config_file import load_config
 from scalevit.engines import Setup, World, build_engine
-from scalevit.models import build_model, mlp_blocks
+from scalevit.models import build_model, fuse_mlps, mlp_blocks
 from scalevit.optim import build_optimizer
 from scalevit.tying import uses_per_parameter
 
@@ -40,8 +42,8 @@ def micro_batch(step: int, index: int) -> tuple[torch.Tensor, torch.Tensor]:
     return images, torch.randint(5, (MICRO_BATCH,), generator=generator)
 
 
-def reference(case: dict) -> dict:
-    """The same training in plain PyTorch, one process."""
+def reference(case: dict, skipped: int = 0) -> dict:
+    """The same training in plain PyTorch, one process, with the first `skipped` steps not taken."""
     model = tiny_model(case["reduction"])
     optimizer = build_optimizer(model, OPTIMIZER)
     losses, norms = [], []
@@ -54,7 +56,8 @@ def reference(case: dict) -> dict:
             (loss / MICRO_BATCHES).backward()
             total += loss.item() / MICRO_BATCHES
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), case.get("clip") or float("inf"))
-        optimizer.step()
+        if step >= skipped:
+            optimizer.step()
         optimizer.zero_grad()
         losses.append(total)
         norms.append(norm.item())
@@ -63,11 +66,13 @@ def reference(case: dict) -> dict:
 
 def run_case(case: dict, world: World) -> dict:
     model = tiny_model(case["reduction"])
+    blocks = mlp_blocks(model)
+    fuse_mlps(model, KernelsConfig(), torch.device("cpu"))
     config = load_config(None, case["settings"])
     accumulation = MICRO_BATCHES // world.size
     setup = Setup(
         world=world,
-        blocks=mlp_blocks(model),
+        blocks=blocks,
         optimizer=partial(build_optimizer, config=OPTIMIZER),
         micro_batch=MICRO_BATCH,
         accumulation=accumulation,
@@ -78,6 +83,8 @@ def run_case(case: dict, world: World) -> dict:
     uses = uses_per_parameter(model)
     engine = build_engine(model, setup, config.engine)
     engine.train()
+    if "loss_scale" in case:
+        engine.loss_scale.value = case["loss_scale"]
     result: dict = {"losses": [], "norms": [], "skipped": 0}
     for step in range(case.get("steps", STEPS)):
         if step == case.get("reload_at"):
@@ -104,17 +111,15 @@ def run_case(case: dict, world: World) -> dict:
 
 def _reloaded(engine, case, setup, config):
     """A fresh engine that takes over weights and optimizer state in their full form."""
-    import torch.distributed as dist
-
     weights, state = engine.gather(engine.local_parameters()), engine.optimizer_state()
     boxes = [weights, state]
     dist.broadcast_object_list(boxes, src=0)
-    model = tiny_model("none" if case["reduction"] == "none" else case["reduction"])
+    model = tiny_model(case["reduction"])
+    blocks = mlp_blocks(model)
+    fuse_mlps(model, KernelsConfig(), torch.device("cpu"))
     for parameter in model.parameters():
         parameter.data.fill_(float("nan"))  # everything must come from the state
-    import dataclasses
-
-    fresh = build_engine(model, dataclasses.replace(setup, blocks=mlp_blocks(model)), config.engine)
+    fresh = build_engine(model, dataclasses.replace(setup, blocks=blocks), config.engine)
     fresh.load_weights(boxes[0])
     fresh.load_optimizer_state(boxes[1])
     fresh.train()

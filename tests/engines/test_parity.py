@@ -33,9 +33,10 @@ CASES: dict[int, list[dict[str, Any]]] = {
     ],
 }
 SETTINGS = {f"zero{stage}": [f"engine.stage={stage}"] for stage in range(4)} | {"fsdp": ["engine.name=fsdp"]}
-# fp16 starts with a loss scale of 2^16, at which this model overflows: steps must be skipped, on all ranks alike.
+# From this loss scale on the first steps must overflow and be skipped, on all ranks alike, until it has come down.
 FP16_CASES = [
-    {"engine": engine, "reduction": "grouped", "precision": "fp16", "steps": 4} for engine in ("zero0", "zero2", "fsdp")
+    {"engine": engine, "reduction": "grouped", "precision": "fp16", "loss_scale": 2.0**28, "steps": 16}
+    for engine in ("zero0", "zero2", "fsdp")
 ]
 ALL = [(ranks, case) for ranks, cases in CASES.items() for case in cases]
 
@@ -95,9 +96,9 @@ def test_an_engine_equals_one_process(results: dict[int, dict[str, Any]], ranks:
 def test_fp16_skips_steps_that_overflow(results: dict[int, dict[str, Any]], case: dict[str, Any]) -> None:
     ours = results[2][name(case)]
     finite = [norm for norm in ours["norms"] if norm < float("inf")]
+    assert 0 < len(finite) < len(ours["norms"])
     assert ours["skipped"] == len(ours["norms"]) - len(finite)
     assert ours["moments"].steps == len(finite), "a skipped step is no optimizer step"
-    # The gradient that passes is the unscaled one.
-    assert finite == pytest.approx(
-        parity_worker.reference({**case, "precision": "fp32"})["norms"][: len(finite)], rel=0.2
-    )
+    # The gradient that passes is the unscaled one; fp16 has 11 significant bits, and errors add up over the layers.
+    expected = parity_worker.reference(case, skipped=ours["skipped"])["norms"][ours["skipped"] :]
+    assert finite == pytest.approx(expected, rel=0.05)
