@@ -42,14 +42,14 @@ class FaultLog:
 
     def __init__(self, path: str | os.PathLike[str], *, limit: int, writes: bool = True) -> None:
         self.path, self.limit, self._writes = Path(path), limit, writes
-        self._known: set[tuple[str, int]] = set()
+        self._known: set[tuple[str, str, int]] = set()
         with_end = b""
         if self.path.exists():
             with_end = self.path.read_bytes()
         # A process killed while it wrote leaves half a line, which is not a fault that was listed.
         for line in with_end.split(b"\n")[:-1]:
             record = json.loads(line)
-            self._known.add((record["shard"], record["offset"]))
+            self._known.add((record["shard"], record["key"], record["offset"]))
         self._whole = with_end.rpartition(b"\n")[0] + b"\n" if b"\n" in with_end else b""
         self._torn = len(self._whole) != len(with_end)
 
@@ -71,10 +71,11 @@ class FaultLog:
         Raises:
             UserError: there are more than the limit now; they are listed all the same.
         """
-        new: dict[tuple[str, int], Fault] = {}
+        new: dict[tuple[str, str, int], Fault] = {}
         for fault in faults:
-            if (fault.shard, fault.offset) not in self._known:
-                new.setdefault((fault.shard, fault.offset), fault)
+            place = fault.shard, fault.key, fault.offset
+            if place not in self._known:
+                new.setdefault(place, fault)
         self._known |= new.keys()
         if new and self._writes:
             self._append([asdict(fault) | where for fault in new.values()])

@@ -22,8 +22,10 @@ def test_each_is_listed_and_counted_once(tmp_path):
     assert log.add([fault(1), fault(2), fault(1)], step=3) == [fault(1), fault(2)]
     assert log.add([fault(2), fault(2, "b.tar")], step=4) == [fault(2, "b.tar")]
     assert log.count == 3
+    # A stream knows no offsets.
+    assert len(log.add([Fault("c.tar", key, 0, "is broken") for key in "xyx"], step=5)) == 2
     expected = {"shard": "a.tar", "key": "n1", "offset": 512, "reason": "is broken", "step": 3}
-    assert [lines(path)[0], len(lines(path))] == [expected, 3]
+    assert [lines(path)[0], len(lines(path))] == [expected, 5]
 
 
 def test_a_resumed_run_goes_on_with_the_list(tmp_path):
