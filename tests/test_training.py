@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import QUICKSTART, SCRIPT, command, finish, losses, metrics, run, start
+
+from launching import QUICKSTART, SCRIPT, command, finish, losses, metrics, run, start
 
 STEPS = 24
 # Mixing, drop-path and random erasing on: their randomness must not depend on ranks or restarts either.
