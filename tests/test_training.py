@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import QUICKSTART, SCRIPT, command, finish, losses, metrics, run, start
+
+from launching import QUICKSTART, SCRIPT, command, finish, losses, metrics, run, start
 
 from scalevit.data import load_index
 

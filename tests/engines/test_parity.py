@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import parity_worker
 import pytest
 import torch
-from runs import environment, free_port
+
+import parity_worker
+from launching import environment, free_port
 
 SECONDS = 400
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from scalevit.kernels import eager_mlp, fused_mlp, tuning
+
 from kernel_cases import CASES, SAVES, Case, check_against_fp64, make_arguments, run
 from kernel_training import parity
-from scalevit.kernels import eager_mlp, fused_mlp, tuning
 
 pytestmark = [
     pytest.mark.gpu,

@@ -4,8 +4,9 @@ import itertools
 
 import pytest
 import torch
-from kernel_cases import SAVES, Case, check_against_fp64, make_arguments, run
 from scalevit.kernels import fused_mlp
+
+from kernel_cases import SAVES, Case, check_against_fp64, make_arguments, run
 
 
 @pytest.mark.parametrize("save", SAVES)
