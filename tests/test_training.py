@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from launching import QUICKSTART, SCRIPT, command, finish, losses, metrics, run, start
-
 from scalevit.data import load_index
 
 STEPS = 24
