@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable
 from datetime import date
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,8 @@ def main(argv: list[str]) -> None:
         measured: Any = seconds_to_resume(shards, 10**6) if name == "resume" else None
         print(json.dumps(measured or measure(name, images, shards, arguments.batches, arguments.rounds)), flush=True)
         os._exit(0)  # others' workers and threads may outlast their loader
+    if find_spec("matplotlib") is None:  # before the minutes of measuring
+        raise UserError("the plot needs the package matplotlib; pip install matplotlib")
     with tempfile.TemporaryDirectory() as folder:
         images_path, shards_path = make_images(Path(folder), arguments.images)
         size = np.mean([path.stat().st_size for path in images_path.rglob("*.jpg")])
