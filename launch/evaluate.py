@@ -4,29 +4,16 @@
         model.initial_weights=runs/vit_base_grouped/best_ema.safetensors
 """
 
-import argparse
 import json
-import os
 
 from scalevit.config import Config
-from scalevit.config_file import load_config
-from scalevit.errors import UserError, one_line_errors
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="a JSON file, see configs/")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that win over the file's")
-    arguments = parser.parse_intermixed_args()
-    with one_line_errors(rank=int(os.environ.get("RANK", "0"))):
-        config = load_config(arguments.config, arguments.overrides)
-        if config.model.initial_weights is None:
-            raise UserError("model.initial_weights = null: name the weights to evaluate")
-        evaluate_weights(config)
+from scalevit.errors import UserError
+from scalevit.launching import launch
 
 
 def evaluate_weights(config: Config) -> None:
+    if config.model.initial_weights is None:
+        raise UserError("model.initial_weights = null: name the weights to evaluate")
     from scalevit.assemble import engine_setup, open_evaluation, resolve_normalisation
     from scalevit.engines import World, build_engine
     from scalevit.evaluate import evaluate
@@ -46,4 +33,4 @@ def evaluate_weights(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(evaluate_weights, __doc__)

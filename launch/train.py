@@ -5,22 +5,8 @@ torchrun --nproc-per-node 8 launch/train.py --config configs/fsdp.json
 python launch/train.py --config configs/quickstart.json
 """
 
-import argparse
-import os
-
 from scalevit.config import Config
-from scalevit.config_file import load_config
-from scalevit.errors import one_line_errors
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="a JSON file, see configs/")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that win over the file's")
-    arguments = parser.parse_intermixed_args()
-    with one_line_errors(rank=int(os.environ.get("RANK", "0"))):
-        train(load_config(arguments.config, arguments.overrides))
+from scalevit.launching import launch
 
 
 def train(config: Config) -> None:
@@ -51,4 +37,4 @@ def train(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(train, __doc__)

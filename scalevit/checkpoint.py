@@ -56,30 +56,20 @@ def save(folder: Path, engine: Engine, ema: Ema | None, state: RunState, about: 
     weights = engine.gather(engine.local_parameters())
     moments = engine.optimizer_state()
     averages = {} if ema is None else engine.gather(ema.tensors)
-    problem = ""
-    if engine.world.is_first:
-        record = {
-            "state": asdict(state),
-            "optimizer_steps": moments.steps,
-            "loss_scale": asdict(engine.loss_scale),
-            **about,
-        }
-        files = {
-            "weights": weights,
-            "optimizer": {
+    about = {"loss_scale": asdict(engine.loss_scale), **about}
+    with engine.world.agreeing_on_errors():  # the others must leave too if the first cannot write
+        if engine.world.is_first:
+            record = {"state": asdict(state), "optimizer_steps": moments.steps, **about}
+            optimizer = {
                 **{f"exp_avg.{name}": tensor for name, tensor in moments.exp_avg.items()},
                 **{f"exp_avg_sq.{name}": tensor for name, tensor in moments.exp_avg_sq.items()},
-            },
-            "ema": averages,
-        }
-        try:
-            _write(folder, state.step, files, record)
-            for old in list_checkpoints(folder)[:-keep]:
-                _remove(old)
-        except (OSError, SafetensorError) as error:
-            problem = str(error)
-    if engine.world.first_decides(bool(problem)):
-        raise UserError(f"checkpoint {folder}: cannot be written ({problem or 'see rank 0'})")
+            }
+            try:
+                _write(folder, state.step, {"weights": weights, "optimizer": optimizer, "ema": averages}, record)
+                for old in list_checkpoints(folder)[:-keep]:
+                    _remove(old)
+            except (OSError, SafetensorError) as error:
+                raise UserError(f"checkpoint {folder}: cannot be written ({error})") from None
 
 
 def _write(folder: Path, step: int, files: dict[str, dict[str, Tensor]], record: dict[str, Any]) -> None:

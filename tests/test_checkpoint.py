@@ -1,6 +1,7 @@
 """Checkpoint folders: whole or absent, and told from damaged ones in one line."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,8 @@ class OneRank:
         is_first = True
 
         @staticmethod
-        def first_decides(flag: bool) -> bool:
-            return flag
+        def agreeing_on_errors() -> nullcontext[None]:
+            return nullcontext()
 
     def __init__(self, value: float):
         self.weights = {"w": torch.full((2, 3), value)}

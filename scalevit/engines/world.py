@@ -80,13 +80,6 @@ class World:
             dist.all_reduce(values)
         return values
 
-    def first_decides(self, flag: bool) -> bool:
-        """Rank 0's answer, on every rank."""
-        answer = torch.tensor(float(flag), device=self.device)
-        if self.size > 1:
-            dist.broadcast(answer, src=0)
-        return bool(answer.item())
-
     @contextmanager
     def agreeing_on_errors(self) -> Iterator[None]:
         """Lets all ranks leave together when one meets a user's mistake: each raises the first rank's `UserError`.
