@@ -24,14 +24,14 @@ def train(config: Config) -> None:
     run = RunFolder(config, writes=world.is_first)
     # Mistakes first, the cheapest to find before the others: the model's shapes, the run folder, the data.
     costs = statistics_of(config.model, config.reduction)
-    checkpoint = find_resumable(config, run)
+    checkpoints = find_resumable(config, run)
     data = open_data(config, world)
     model = build_model(config.model, config.reduction, seed=config.seed)
     setup = engine_setup(config, world, model)
     fuse_mlps(model, config.kernels, world.device)
     with world.process_group(loaders=config.data.workers):
         engine = build_engine(model, setup, config.engine)
-        summary = Trainer(config, world, engine, data, run, costs).fit(resume_from=checkpoint)
+        summary = Trainer(config, world, engine, data, run, costs).fit(resume_from=checkpoints)
     if world.is_first:
         print_summary(summary, run.path)
 

@@ -221,7 +221,11 @@ class CheckpointConfig(Section):
     every_steps: PositiveInt | None = None
     """Also every so many optimizer steps."""
     keep: PositiveInt = 2
-    """How many of the newest checkpoints stay on disk. The best epoch's weights stay as best.safetensors."""
+    """How many of the newest checkpoints stay on disk."""
+    keep_best: bool = True
+    """Also keep the checkpoint with the best top-1 (of the EMA, where there is one), of those that were evaluated."""
+    asynchronous: bool = True
+    """Train on while a checkpoint is written; it takes one more copy of the state in host memory."""
 
 
 class TrainConfig(Section):

@@ -6,7 +6,7 @@ from (seed, step, micro-batch), so a run gives the same numbers at any world siz
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,8 +16,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from scalevit import checkpoint
 from scalevit.assemble import Data
+from scalevit.checkpoint import RunState, Saver, list_checkpoints, newest_whole, read_record, restore
 from scalevit.config import Config
 from scalevit.data import Batch, Fault, FaultLog, check_fingerprint
 from scalevit.ema import Ema
@@ -29,7 +29,7 @@ from scalevit.models.statistics import Statistics
 from scalevit.optim import Schedule
 from scalevit.progress import Counter
 from scalevit.results import best_epoch, describe_accuracies, summarise
-from scalevit.stopping import StopSignal
+from scalevit.stopping import Stopped, StopSignal
 from scalevit.throughput import Throughput, peak_flops
 from scalevit.tracking import RunFolder, describe_environment
 from scalevit.tying import uses_per_parameter
@@ -54,18 +54,19 @@ class Trainer:
             self.ema = Ema(engine.local_parameters(), config.ema.decay, updates)
         peak = peak_flops(world.device, train.precision)
         self.throughput = Throughput(costs.training_flops, peak * world.size if peak else None)
-        self.state = checkpoint.RunState()
+        self.state = RunState()
+        self.saver = Saver(run.checkpoints, world, train.checkpoint)
         self.interval = _Interval(world.device)
         self.lr = math.nan
         self.faults = FaultLog(run.path / "data_faults.jsonl", limit=config.data.max_faults, writes=run.writes)
         self._new_faults: list[Fault] = data.index_faults
         self._skipped_in_a_row = 0
 
-    def fit(self, *, resume_from: Path | None = None) -> dict[str, Any]:
+    def fit(self, *, resume_from: Sequence[Path] = ()) -> dict[str, Any]:
         """Trains to the end.
 
         Args:
-            resume_from: a checkpoint to go on from.
+            resume_from: checkpoints to go on from, the newest first; damaged ones are passed over.
 
         Returns:
             The summary, as in summary.json.
@@ -74,7 +75,16 @@ class Trainer:
             Stopped: a signal asked to stop; a checkpoint was saved.
             UserError: the data, the disk or the numbers do not let it go on.
         """
-        self._open(resume_from)
+        try:
+            self._open(resume_from)
+            self._train()
+            return self._finish()
+        except (UserError, Stopped):
+            # All ranks leave together here: what is still being written is worth the wait.
+            self.saver.wait()
+            raise
+
+    def _train(self) -> None:
         state, total = self.state, int(self.total_steps)
         micro_batches = self.data.train.batches(state.step)
         first_step = state.step
@@ -93,18 +103,20 @@ class Trainer:
                     self._log_training(epoch)
                 if due.evaluate:
                     counter.line(self._evaluate(epoch))
-                stopping = self.world.any(stop.requested)
-                if due.save or stopping:
+                interrupted = self.world.any(stop.requested or self.saver.failed)
+                if interrupted:
+                    self.saver.wait()  # raises where that is the reason
+                if due.save or interrupted:
                     self._record_faults()
                     self._save_checkpoint()
-                if stopping and state.step < total:
+                if interrupted and state.step < total:
+                    self.saver.wait()
                     counter.line(f"stopped after step {state.step}; start again with the same command to go on")
                     self.run.close()
                     stop.leave()
         if not state.epochs or state.epochs[-1]["step"] != state.step:
             # Stopped by a signal, and then resumed with a train.max_steps that it has passed.
             self._evaluate(self._epoch_of(state.step - 1))
-        return self._finish()
 
     def _due(self, epoch: int) -> "_Due":
         """What is to be done after the step that was just taken, in this epoch."""
@@ -251,25 +263,21 @@ class Trainer:
 
     def _save_checkpoint(self) -> None:
         self.state.seconds, self.state.timed_images = self.throughput.seconds, self.throughput.images
-        config = self.config.model_dump(mode="json")
-        keep = self.config.train.checkpoint.keep
-        checkpoint.save(
-            self.run.checkpoints,
-            self.engine,
-            self.ema,
-            self.state,
-            {"config": config, "data": self.data.train.fingerprint},
-            keep=keep,
-        )
+        about = {"config": self.config.model_dump(mode="json"), "data": self.data.train.fingerprint}
+        evaluated = self.state.epochs[-1] if self.state.epochs else {"step": None}
+        score = evaluated.get("ema_top1", evaluated["top1"]) if evaluated["step"] == self.state.step else None
+        self.saver.save(self.engine, self.ema, self.state, about, score)
 
-    def _open(self, resume_from: Path | None) -> None:
+    def _open(self, resume_from: Sequence[Path]) -> None:
         """Takes over a checkpoint's state and opens the run folder."""
-        self.world.agree_on("the checkpoint to resume from", resume_from.name if resume_from else None)
-        if resume_from is not None:
+        newest = resume_from[0].name if resume_from else None
+        self.world.agree_on("the checkpoint to resume from", newest)
+        if resume_from:
+            checkpoint = newest_whole(resume_from, self.world)
+            found = read_record(checkpoint)["data"]
             with self.world.agreeing_on_errors():
-                contents = checkpoint.read(resume_from)
-                check_fingerprint(contents.record["data"], self.data.train.fingerprint, f"checkpoint {resume_from}")
-            self.state = checkpoint.restore(contents, self.engine, self.ema)
+                check_fingerprint(found, self.data.train.fingerprint, f"checkpoint {checkpoint}")
+            self.state = restore(checkpoint, self.engine, self.ema)
             self.throughput.add(self.state.timed_images, self.state.seconds)
             if self.world.is_first:
                 print(f"resuming {self.run.path} at step {self.state.step}", flush=True)
@@ -281,6 +289,7 @@ class Trainer:
         self._record_faults()
 
     def _finish(self) -> dict[str, Any]:
+        self.saver.wait()
         self._save_weights("final", averaged=False)
         if self.ema is not None:
             self._save_weights("final_ema", averaged=True)
@@ -350,31 +359,41 @@ def seed_micro_batch(seed: int, step: int, micro_batch: int) -> None:
     np.random.seed(int(words[1] & np.uint64(0xFFFFFFFF)))
 
 
-def find_resumable(config: Config, run: RunFolder) -> Path | None:
-    """The checkpoint to go on from, or None to start anew.
+def find_resumable(config: Config, run: RunFolder) -> list[Path]:
+    """The checkpoints to go on from, the newest first; [] to start anew. Reads no tensors.
 
     Raises:
-        UserError: `train.resume` does not fit what is there, or the checkpoint is of another model.
+        UserError: `train.resume` does not fit what is there, or the checkpoints are of another model.
     """
-    found = checkpoint.list_checkpoints(run.checkpoints)
+    found = list_checkpoints(run.checkpoints)[::-1]
     wish = config.train.resume
     if not found:
         if wish is True:
             raise UserError(f"train.resume = true, but {run.checkpoints} holds no checkpoint")
-        return None
+        return []
     if wish is False:
         raise UserError(
             f"train.resume = false, but {run.path} holds the checkpoints of a run: choose another name, or remove it"
         )
-    before = checkpoint.read_state(found[-1])["config"]
+    before = _newest_config(found)
     now = config.model_dump(mode="json")
     for section, ignored in (("model", {"initial_weights", "drop_path"}), ("reduction", set()), ("seed", set())):
-        if _without(before[section], ignored) != _without(now[section], ignored):
+        if before is not None and _without(before[section], ignored) != _without(now[section], ignored):
             raise UserError(
                 f"run folder {run.path}: was made with another {section} ({before[section]}): choose another name, "
                 "or remove it"
             )
-    return found[-1]
+    return found
+
+
+def _newest_config(checkpoints: Sequence[Path]) -> dict[str, Any] | None:
+    """The config of the newest checkpoint whose record can be read; damage is dealt with when the run starts."""
+    for checkpoint in checkpoints:
+        try:
+            return read_record(checkpoint)["config"]
+        except UserError:
+            continue
+    return None
 
 
 def _without(value: Any, keys: set[str]) -> Any:

@@ -3,10 +3,11 @@
 from torch import nn
 
 from scalevit.config import DeepSpeedConfig, FsdpConfig
-from scalevit.engines.base import Engine, OptimizerState, Setup, StepResult
+from scalevit.engines.base import Engine, Setup, StepResult
+from scalevit.engines.pieces import Moments, Piece
 from scalevit.engines.world import World
 
-__all__ = ["Engine", "OptimizerState", "Setup", "StepResult", "World", "build_engine"]
+__all__ = ["Engine", "Moments", "Piece", "Setup", "StepResult", "World", "build_engine"]
 
 
 def build_engine(module: nn.Module, setup: Setup, settings: DeepSpeedConfig | FsdpConfig) -> Engine:

@@ -3,15 +3,15 @@
 An engine takes a module and shards it over the ranks. It knows precision, gradient accumulation and clipping,
 parameters and optimizer state; it must not know Vision Transformers, data or metrics.
 
-Weights leave and enter an engine in two forms. *Local*: `{canonical name: this rank's fp32 storage}`, the real thing,
-which an EMA follows without communication. *Full*: `{canonical name: whole fp32 tensor on the CPU}`, the
-engine-independent form of checkpoints, held by rank 0.
+Weights leave an engine in three forms. *Local*: `{canonical name: this rank's fp32 storage}`, the real thing, which an
+EMA follows without communication. *Pieces*: the same storage as ranges of the whole tensors, the engine-independent
+form of checkpoints. *Full*: `{canonical name: whole fp32 tensor on the CPU}`, held by rank 0, for weights files.
 """
 
 import abc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from scalevit.engines.pieces import Moments, Piece
 from scalevit.engines.world import World
 from scalevit.tying import tied_names
 
@@ -69,15 +70,6 @@ class LossScale:
             self.grown_steps += 1
             if self.grown_steps == growth_interval:
                 self.value, self.grown_steps = self.value * 2, 0
-
-
-@dataclass
-class OptimizerState:
-    """AdamW's state in engine-independent form: full tensors by canonical name, filled on rank 0 only."""
-
-    steps: int = 0
-    exp_avg: dict[str, Tensor] = field(default_factory=dict)
-    exp_avg_sq: dict[str, Tensor] = field(default_factory=dict)
 
 
 def clip_factor(grad_norm: float, limit: float | None) -> float:
@@ -163,26 +155,26 @@ class Engine(abc.ABC):
         """Tensors laid out like `local_parameters` -> full ones on rank 0's CPU ({} elsewhere)."""
 
     @abc.abstractmethod
-    def scatter(self, full: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Full tensors, present on every rank -> this rank's part. Not collective."""
+    def pieces(self, local: Mapping[str, Tensor]) -> dict[str, Piece]:
+        """Tensors laid out like `local_parameters`, as views that know which range they are. Not collective."""
 
     @abc.abstractmethod
-    def optimizer_state(self) -> OptimizerState:
-        """The optimizer's state, full on rank 0."""
+    def moment_pieces(self) -> dict[str, Piece]:
+        """The ranges of which this rank keeps AdamW's moments, by parameter name, not filled. Not collective."""
 
     @abc.abstractmethod
-    def load_optimizer_state(self, state: OptimizerState) -> None:
-        """Takes over a state that is full on every rank."""
+    def moments(self) -> Moments:
+        """The optimizer's state; without pieces before the first step. Not collective."""
+
+    @abc.abstractmethod
+    def load_moments(self, moments: Moments) -> None:
+        """Takes over a state whose pieces are laid out like `moment_pieces`."""
 
     def refresh(self) -> None:  # noqa: B027 (most engines hold no copy)
-        """Tells the engine that local parameters were changed from outside."""
+        """Tells the engine that local parameters were changed from outside, for a while."""
 
-    @torch.no_grad()
-    def load_weights(self, full: Mapping[str, Tensor]) -> None:
-        """Replaces the weights by full tensors, present on every rank."""
-        parts = self.scatter(full)
-        for name, parameter in self.local_parameters().items():
-            parameter.copy_(parts[name])
+    def adopt_weights(self) -> None:
+        """Tells the engine that local parameters were changed from outside, and that training goes on from them."""
         self.refresh()
 
     @contextmanager

@@ -28,7 +28,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from scalevit.config import DeepSpeedConfig
-from scalevit.engines.base import Engine, OptimizerState, Setup, StepResult, clip_factor, step_counter
+from scalevit.engines.base import Engine, Setup, StepResult, clip_factor, step_counter
+from scalevit.engines.pieces import Moments, Piece
 from scalevit.errors import UserError
 
 
@@ -141,76 +142,74 @@ class DeepSpeedEngine(Engine):
                 full[name] = whole.to("cpu", copy=True)
         return full
 
-    def scatter(self, full: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        parts = {}
-        for name, local in self.local_parameters().items():
-            whole = full[name].to(device=local.device, dtype=torch.float32, copy=True)
-            if self.stage == 3:
-                flat = whole.new_zeros(self.world.size * local.numel())
-                flat[: whole.numel()] = whole.flatten()
-                whole = flat[self.world.rank * local.numel() :][: local.numel()].clone()
-            parts[name] = whole
-        return parts
+    def pieces(self, local: Mapping[str, Tensor]) -> dict[str, Piece]:
+        world, pieces = self.world, {}
+        for name, parameter in self._named_parameters():
+            flat = local[name].view(-1)
+            if self.stage < 3:
+                pieces[name] = Piece(flat, 0, parameter.shape, replica=world.rank, replicas=world.size)
+            else:
+                # Every rank holds as many elements: the last ones' are padding.
+                start = min(world.rank * flat.numel(), parameter.ds_numel)
+                pieces[name] = Piece(flat[: parameter.ds_numel - start], start, parameter.ds_shape)
+        return pieces
 
-    def load_weights(self, full: Mapping[str, Tensor]) -> None:
-        super().load_weights(full)
+    def adopt_weights(self) -> None:
         # ZeRO optimizes its own sharded fp32 copy, and overwrites the module's weights from it at every step.
-        if self.stage > 0:
-            self._scatter_to_optimizer(full, key=None)
+        if self.stage == 3:
+            for _, parameter in self._named_parameters():
+                safe_set_local_fp32_param(parameter, parameter.ds_tensor.data)
+        elif self.stage > 0:
+            for _, parameter in self._named_parameters():
+                for ours, storage, theirs in self._partition_of(parameter):
+                    storage.data[theirs] = parameter.data.view(-1)[ours]
+        self.refresh()
 
-    def optimizer_state(self) -> OptimizerState:
+    def moment_pieces(self) -> dict[str, Piece]:
+        return {name: piece.empty_like() for name, piece in self._moments_as_pieces(None).items()}
+
+    def moments(self) -> Moments:
         states = list(self.optimizer.state.values())
         if not states or not all("exp_avg" in state for state in states):
-            return OptimizerState()  # before the first step
-        return OptimizerState(
-            int(states[0]["step"]), self._gather_from_optimizer("exp_avg"), self._gather_from_optimizer("exp_avg_sq")
-        )
+            return Moments(0, {}, {})  # before the first step
+        exp_avg, exp_avg_sq = (self._moments_as_pieces(key) for key in ("exp_avg", "exp_avg_sq"))
+        return Moments(int(states[0]["step"]), exp_avg, exp_avg_sq)
 
-    def load_optimizer_state(self, state: OptimizerState) -> None:
-        if not state.steps:
+    def load_moments(self, moments: Moments) -> None:
+        self.optimizer.state.clear()
+        if not moments.steps:
             return
         for storage in self._optimized_tensors():
             self.optimizer.state[storage] = {
-                "step": step_counter(self.optimizer, state.steps, self.world.device),
+                "step": step_counter(self.optimizer, moments.steps, self.world.device),
                 "exp_avg": torch.zeros_like(storage),
                 "exp_avg_sq": torch.zeros_like(storage),
             }
-        self._scatter_to_optimizer(state.exp_avg, "exp_avg")
-        self._scatter_to_optimizer(state.exp_avg_sq, "exp_avg_sq")
-
-    def _gather_from_optimizer(self, key: str) -> dict[str, Tensor]:
-        """One of AdamW's moments, full on rank 0."""
-        named = list(self.module.named_parameters())
-        if self.stage == 0:
-            return self.gather({name: self.optimizer.state[p][key] for name, p in named})
-        if self.stage == 3:
-            return self.gather({name: safe_get_local_optimizer_state(p, key) for name, p in named})
-        full = {}
-        for name, parameter in named:
-            whole = torch.zeros_like(parameter)
-            for ours, storage, theirs in self._partition_of(parameter):
-                whole.view(-1)[ours] = self.optimizer.state[storage][key][theirs]
-            self.world.all_reduce_sum(whole)
-            if self.world.is_first:
-                full[name] = whole.to("cpu", copy=True)
-        return full
-
-    def _scatter_to_optimizer(self, full: Mapping[str, Tensor], key: str | None) -> None:
-        """Writes one of AdamW's moments, or (key None) ZeRO's fp32 weights."""
-        parts = self.scatter(full)
-        for name, parameter in self.module.named_parameters():
-            part = parts[name]
-            if self.stage == 0:
-                self.optimizer.state[parameter][key].copy_(part)
-            elif self.stage == 3:
-                if key is None:
-                    safe_set_local_fp32_param(parameter, part)
-                else:
-                    safe_set_local_optimizer_state(parameter, part, key)
+        for key, kept in (("exp_avg", moments.exp_avg), ("exp_avg_sq", moments.exp_avg_sq)):
+            if self.stage == 3:
+                for name, parameter in self._named_parameters():
+                    padded = torch.zeros_like(parameter.ds_tensor, dtype=torch.float32)
+                    padded[: kept[name].values.numel()] = kept[name].values
+                    safe_set_local_optimizer_state(parameter, padded, key)
             else:
-                for ours, storage, theirs in self._partition_of(parameter):
-                    target = storage.data if key is None else self.optimizer.state[storage][key]
-                    target[theirs] = part.reshape(-1)[ours]
+                for name, piece in self._moments_as_pieces(key).items():
+                    piece.values.copy_(kept[name].values)
+
+    def _moments_as_pieces(self, key: str | None) -> dict[str, Piece]:
+        """One of AdamW's moments; (key None) what is laid out like them."""
+        if self.stage == 0 or (self.stage == 3 and key is None):
+            local = self.local_parameters()
+            return self.pieces(
+                local if key is None else {n: self.optimizer.state[p][key] for n, p in self._named_parameters()}
+            )
+        if self.stage == 3:
+            return self.pieces({n: safe_get_local_optimizer_state(p, key) for n, p in self._named_parameters()})
+        pieces = {}
+        for name, parameter in self._named_parameters():
+            for ours, storage, theirs in self._partition_of(parameter):
+                values = storage.data if key is None else self.optimizer.state[storage][key]
+                pieces[name] = Piece(values[theirs], ours.start, parameter.shape)
+        return pieces
 
     def _optimized_tensors(self) -> list[Tensor]:
         """What AdamW keeps state for: the parameters, or ZeRO's flat fp32 partitions."""

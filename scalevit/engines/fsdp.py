@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from scalevit.config import FsdpConfig
-from scalevit.engines.base import Engine, OptimizerState, Setup, StepResult, clip_factor, step_counter
+from scalevit.engines.base import Engine, Setup, StepResult, clip_factor, step_counter
+from scalevit.engines.pieces import Moments, Piece
 from scalevit.tying import shared_modules
 
 
@@ -82,41 +83,42 @@ class FsdpEngine(Engine):
                 full[name] = whole.cpu()
         return full
 
-    def scatter(self, full: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        parts = {}
-        for name, parameter in self.module.named_parameters():
-            like = _sharded(parameter)
-            whole = full[name].to(device=self.world.device, dtype=torch.float32)
-            # Every rank holds the same full tensor, so each cuts its part without communication.
-            parts[name] = distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None).to_local()
-        return parts
+    def pieces(self, local: Mapping[str, Tensor]) -> dict[str, Piece]:
+        return {name: _piece(local[name], parameter) for name, parameter in self.module.named_parameters()}
 
-    def optimizer_state(self) -> OptimizerState:
+    def moment_pieces(self) -> dict[str, Piece]:
+        return {name: piece.empty_like() for name, piece in self.pieces(self.local_parameters()).items()}
+
+    def moments(self) -> Moments:
+        self.refresh()  # AdamW keeps its state by the shards
         states = {name: self.optimizer.state.get(p, {}) for name, p in self.module.named_parameters()}
         if not all(states.values()):
-            return OptimizerState()  # before the first step
-        moments = {
-            key: self.gather({name: state[key].to_local() for name, state in states.items()})
+            return Moments(0, {}, {})  # before the first step
+        exp_avg, exp_avg_sq = (
+            self.pieces({name: _local(state[key]) for name, state in states.items()})
             for key in ("exp_avg", "exp_avg_sq")
-        }
-        steps = int(next(iter(states.values()))["step"])
-        return OptimizerState(steps, moments["exp_avg"], moments["exp_avg_sq"])
+        )
+        return Moments(int(next(iter(states.values()))["step"]), exp_avg, exp_avg_sq)
+
+    def load_moments(self, moments: Moments) -> None:
+        self.optimizer.state.clear()
+        if not moments.steps:
+            return
+        for name, parameter in self.module.named_parameters():
+            local = _sharded(parameter).to_local()
+            exp_avg, exp_avg_sq = (
+                kept[name].values.view(local.shape).to(local.device, copy=True)
+                for kept in (moments.exp_avg, moments.exp_avg_sq)
+            )
+            self.optimizer.state[parameter] = {
+                "step": step_counter(self.optimizer, moments.steps, self.world.device),
+                "exp_avg": _shard_like(exp_avg, parameter),
+                "exp_avg_sq": _shard_like(exp_avg_sq, parameter),
+            }
 
     def refresh(self) -> None:
         for unit in self._units:
             unit.reshard()
-
-    def load_optimizer_state(self, state: OptimizerState) -> None:
-        self.optimizer.state.clear()
-        if not state.steps:
-            return
-        exp_avg, exp_avg_sq = self.scatter(state.exp_avg), self.scatter(state.exp_avg_sq)
-        for name, parameter in self.module.named_parameters():
-            self.optimizer.state[parameter] = {
-                "step": step_counter(self.optimizer, state.steps, self.world.device),
-                "exp_avg": _shard_like(exp_avg[name], parameter),
-                "exp_avg_sq": _shard_like(exp_avg_sq[name], parameter),
-            }
 
 
 def _sharded(parameter: nn.Parameter) -> DTensor:
@@ -127,6 +129,15 @@ def _sharded(parameter: nn.Parameter) -> DTensor:
 def _local(tensor: Tensor) -> Tensor:
     assert isinstance(tensor, DTensor)
     return tensor.to_local()
+
+
+def _piece(local: Tensor, parameter: nn.Parameter) -> Piece:
+    """fully_shard cuts the first dimension like torch.chunk, over the mesh's last dimension; a first one replicates."""
+    mesh, shape = _sharded(parameter).device_mesh, parameter.shape
+    rows = -(-shape[0] // mesh.size(-1))  # of every rank but the last ones
+    start = min(mesh.get_local_rank(-1) * rows, shape[0]) * shape[1:].numel()
+    replica, replicas = (mesh.get_local_rank(0), mesh.size(0)) if mesh.ndim == 2 else (0, 1)
+    return Piece(local.view(-1), start, shape, replica, replicas)
 
 
 def _shard_like(local: Tensor, parameter: nn.Parameter) -> DTensor:

@@ -1,0 +1,148 @@
+"""Saving while training goes on: a copy is taken at once, a thread of each rank writes it."""
+
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import asdict
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from scalevit.checkpoint.folder import clean_up, commit, digest, point_and_prune, temporary_path
+from scalevit.checkpoint.state import RunState
+from scalevit.checkpoint.storage import write_pieces
+from scalevit.config import CheckpointConfig
+from scalevit.ema import Ema
+from scalevit.engines import Engine, Piece, World
+from scalevit.errors import UserError
+
+Result = TypeVar("Result")
+
+
+class Saver:
+    """Writes the checkpoints of one run. All ranks build one and call the same methods."""
+
+    def __init__(self, folder: Path, world: World, config: CheckpointConfig):
+        """Clears away what a killed run left half-written. Collective.
+
+        Raises:
+            UserError: that cannot be removed; on every rank.
+        """
+        self._folder, self._world, self._config = folder, world, config
+        # The threads talk while the training does, so over a group of their own; theirs are small things, on CPUs.
+        self._group: Any = dist.new_group(backend="gloo") if world.size > 1 else None
+        self._writing: Future[None] | None = None
+        self._on_first(lambda: clean_up(folder))
+
+    def save(
+        self, engine: Engine, ema: Ema | None, state: RunState, about: Mapping[str, Any], score: float | None
+    ) -> None:
+        """Copies the state of a run and has it written as `step-NNNNNNNN`. Waits for the save before. Collective.
+
+        Args:
+            about: what a resumed run is compared with: "config" and "data", the loader's fingerprint.
+            score: the accuracy of just these weights, where they were evaluated; the best one's checkpoint is kept.
+
+        Raises:
+            UserError: this save (where not asynchronous) or the one before failed; on every rank.
+        """
+        self.wait()
+        weights = engine.pieces(engine.local_parameters())
+        moments = engine.moments()
+        parts = {"weights": weights, "exp_avg": moments.exp_avg, "exp_avg_sq": moments.exp_avg_sq}
+        if ema is not None:
+            parts["ema"] = engine.pieces(ema.tensors)
+        copies = {f"{part}.{name}": _copy(piece) for part, held in parts.items() for name, piece in held.items()}
+        record = {
+            "state": asdict(state),
+            "score": score,
+            "optimizer_steps": moments.steps,
+            "loss_scale": asdict(engine.loss_scale),
+            **about,
+            "tensors": {name: list(piece.shape) for name, piece in weights.items()},
+            "parts": sorted(parts),
+            "tied": engine.tied,
+            "world_size": self._world.size,
+            "versions": {name: version(name) for name in ("scalevit", "torch", "timm", "deepspeed")},
+        }
+        self._writing = _in_thread(partial(self._write, state.step, copies, record))
+        if not self._config.asynchronous:
+            self.wait()
+
+    @property
+    def failed(self) -> bool:
+        """Whether the save under way is known to have failed; `wait` then tells why. Not collective."""
+        return self._writing is not None and self._writing.done() and self._writing.exception() is not None
+
+    def wait(self) -> None:
+        """Until the last save is on the disk. Collective.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written; on every rank.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    # --- in the threads -------------------------------------------------------------------------------------
+
+    def _write(self, step: int, pieces: Mapping[str, Piece], record: Mapping[str, Any]) -> None:
+        temporary = temporary_path(self._folder, step)
+        try:
+            self._on_first(lambda: temporary.mkdir(parents=True))
+            write_pieces(temporary, pieces, self._group)
+            own = temporary.glob(f"shard-{self._world.rank + 1:05d}-*.safetensors")
+            digests = self._together(lambda: {path.name: digest(path) for path in own})
+            files = {name: entry for part in digests for name, entry in part.items()}
+            self._on_first(lambda: commit(self._folder, step, record, files))
+        except UserError:
+            if self._world.is_first:  # on a full disk the half that was written is in the way
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        keep = partial(point_and_prune, keep=self._config.keep, keep_best=self._config.keep_best)
+        self._on_first(lambda: keep(self._folder))
+
+    def _on_first(self, action: Callable[[], None]) -> None:
+        """Has rank 0 do what only one may do; the others wait for it."""
+        self._together(action if self._world.is_first else lambda: None)
+
+    def _together(self, action: Callable[[], Result]) -> list[Result]:
+        """Every rank's result, or one rank's error on all of them."""
+        outcome: tuple[Result | None, str | None]
+        try:
+            outcome = action(), None
+        except OSError as error:
+            outcome = None, str(error)
+        outcomes = [outcome] * self._world.size
+        if self._group is not None:
+            dist.all_gather_object(outcomes, outcome, group=self._group)
+        for _, problem in outcomes:
+            if problem is not None:
+                raise UserError(f"checkpoint {self._folder}: cannot be written ({problem})")
+        return [result for result, _ in outcomes]  # type: ignore[misc]
+
+
+def _copy(piece: Piece) -> Piece:
+    """This rank's share of a piece, which training no longer changes."""
+    share = piece.share()
+    return Piece(share.values.to("cpu", copy=True), share.start, share.shape)
+
+
+def _in_thread(action: Callable[[], None]) -> "Future[None]":
+    """A daemon: a rank that must leave at once does not wait for peers that are gone, as pool threads would."""
+    future: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            action()
+        except BaseException as error:
+            future.set_exception(error)  # raised again in Saver.wait
+        else:
+            future.set_result(None)
+
+    threading.Thread(target=run, name="checkpoint", daemon=True).start()
+    return future

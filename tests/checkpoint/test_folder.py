@@ -1,0 +1,243 @@
+"""Checkpoint folders in one process: whole or absent, damage of every kind found, faults of the disk in one line."""
+
+import json
+import os
+import pickle
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pytest
+import torch
+from torch import Tensor
+
+from scalevit.checkpoint import RunState, Saver, list_checkpoints, newest_whole, restore
+from scalevit.checkpoint.folder import find_damage
+from scalevit.config import CheckpointConfig
+from scalevit.ema import Ema
+from scalevit.engines import Moments, Piece, World
+from scalevit.engines.base import LossScale
+from scalevit.errors import UserError
+
+ALONE = World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu"))
+
+
+class OneRank:
+    """As much of an engine as saving and loading need, without a process group."""
+
+    world = ALONE
+
+    def __init__(self, value: float, name: str = "w"):
+        self.weights = {name: torch.full((2, 3), value)}
+        self.steps = 4
+        self.loss_scale = LossScale()
+        self.tied = {"again": name}
+        self.kept = {key: torch.full((2, 3), value + number) for number, key in enumerate(("exp_avg", "exp_avg_sq"))}
+
+    def local_parameters(self) -> dict[str, Tensor]:
+        return self.weights
+
+    def pieces(self, local: dict[str, Tensor]) -> dict[str, Piece]:
+        return {name: Piece(tensor.view(-1), 0, tensor.shape) for name, tensor in local.items()}
+
+    def moment_pieces(self) -> dict[str, Piece]:
+        return {name: piece.empty_like() for name, piece in self.pieces(self.weights).items()}
+
+    def moments(self) -> Moments:
+        (name,) = self.weights
+        first, second = (self.pieces({name: self.kept[key]}) for key in ("exp_avg", "exp_avg_sq"))
+        return Moments(self.steps, first, second)
+
+    def load_moments(self, moments: Moments) -> None:
+        self.steps = moments.steps
+        for key, pieces in (("exp_avg", moments.exp_avg), ("exp_avg_sq", moments.exp_avg_sq)):
+            self.kept[key] = next(iter(pieces.values())).values.view(2, 3)
+
+    def adopt_weights(self) -> None:
+        pass
+
+
+def save(folder: Path, *steps: int, scores: dict[int, float] | None = None, **settings: Any) -> None:
+    saver = Saver(folder, ALONE, CheckpointConfig(**settings))
+    for step in steps:
+        saver.save(
+            OneRank(float(step)), None, RunState(step=step), {"config": {}, "data": {}}, (scores or {}).get(step)
+        )
+    saver.wait()
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in list_checkpoints(folder)]
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_saved_and_loaded_and_only_the_newest_kept(tmp_path: Path, asynchronous: bool) -> None:
+    save(tmp_path, 5, 10, 100, keep=2, asynchronous=asynchronous)
+    assert names(tmp_path) == ["step-00000010", "step-00000100"]
+    assert (tmp_path / "latest").read_text() == "step-00000100\n"
+    assert not (tmp_path / "best").exists()
+    engine = OneRank(0.0)
+    ema = Ema(engine.weights, 0.9)
+    state = restore(newest_whole(list_checkpoints(tmp_path)[::-1], ALONE), engine, ema)
+    assert (state.step, engine.steps) == (100, 4)
+    assert torch.equal(engine.weights["w"], torch.full((2, 3), 100.0))
+    assert torch.equal(engine.kept["exp_avg_sq"], torch.full((2, 3), 101.0))
+    assert torch.equal(ema.tensors["w"], engine.weights["w"]), "an EMA that is new starts at the weights"
+
+
+def test_what_is_saved_is_the_state_at_that_moment(tmp_path: Path) -> None:
+    saver = Saver(tmp_path, ALONE, CheckpointConfig())
+    engine, state = OneRank(1.0), RunState(step=1)
+    saver.save(engine, None, state, {"config": {}, "data": {}}, None)
+    engine.weights["w"].fill_(9.0)
+    state.epochs.append({"later": True})
+    saver.wait()
+    fresh = OneRank(0.0)
+    assert restore(tmp_path / "step-00000001", fresh, None).epochs == []
+    assert torch.equal(fresh.weights["w"], torch.full((2, 3), 1.0))
+
+
+def test_the_best_stays_beside_the_newest(tmp_path: Path) -> None:
+    scores = {1: 50.0, 2: 80.0, 3: 80.0, 4: 70.0}
+    save(tmp_path, 1, 2, 3, 4, 5, scores=scores, keep=1)
+    assert names(tmp_path) == ["step-00000003", "step-00000005"]
+    assert (tmp_path / "best").read_text() == "step-00000003\n"
+    save(tmp_path, 6, keep=1, keep_best=False)
+    assert names(tmp_path) == ["step-00000006"]
+
+
+def test_what_a_killed_run_was_doing_is_cleared_away(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    for name in (".step-00000007.tmp", ".step-00000004.gone"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text("{}")
+    (tmp_path / "step-00000005").rename(tmp_path / ".step-00000005.old")  # killed while it was being replaced
+    save(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000005"]
+    assert find_damage(tmp_path / "step-00000005") == []
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+class Attack:
+    """A pickle that leaves a trace when it is loaded."""
+
+    def __init__(self, trace: Path):
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.trace),)
+
+
+SHARD = "shard-00001-model-00001-of-00001.safetensors"
+DAMAGES = {
+    "one flipped bit of a tensor": lambda folder: flip_a_bit(folder / SHARD),
+    "a truncated file": lambda folder: os.truncate(folder / SHARD, 100),
+    "an empty file": lambda folder: os.truncate(folder / SHARD, 0),
+    "a missing file": lambda folder: (folder / SHARD).unlink(),
+    "one flipped bit of the state": lambda folder: flip_a_bit(folder / "state.json"),
+    "an altered state": lambda folder: (folder / "state.json").write_text('{"format": 1}'),
+    "one flipped bit of the manifest": lambda folder: flip_a_bit(folder / "manifest.json"),
+    "an empty manifest": lambda folder: (folder / "manifest.json").write_text(""),
+    "another manifest": lambda folder: (folder / "manifest.json").write_text('{"files": [1]}'),
+    "tensors that were added": lambda folder: (folder / "extra.safetensors").write_bytes((folder / SHARD).read_bytes()),
+    "a pickle as the tensors": lambda folder: (folder / SHARD).write_bytes(
+        pickle.dumps(Attack(folder.parent / "trace"))
+    ),
+    "a pickle as torch's metadata": lambda folder: (folder / ".metadata").write_bytes(
+        pickle.dumps(Attack(folder.parent / "trace"))
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_damage_is_found_and_the_one_before_is_taken(
+    tmp_path: Path, damage: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path, 5, 6)
+    damage(tmp_path / "step-00000006")
+    assert find_damage(tmp_path / "step-00000006")
+    found = newest_whole(list_checkpoints(tmp_path)[::-1], ALONE)
+    assert found.name == "step-00000005"
+    warning = capsys.readouterr().err
+    assert re.fullmatch(r"warning: checkpoint \S+step-00000006: .+; set aside as damaged-step-00000006\n", warning)
+    assert (tmp_path / "damaged-step-00000006").is_dir(), "nothing is lost"
+    assert not (tmp_path / "trace").exists(), "nothing was executed"
+    damage(found)
+    with pytest.raises(UserError, match="every checkpoint is damaged"):
+        newest_whole([found], ALONE)
+
+
+def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
+    """In every file, everywhere in steps of 97 bits (a prime, so that all bits of a byte come up)."""
+    save(tmp_path, 5)
+    folder = tmp_path / "step-00000005"
+    for path in folder.iterdir():
+        whole = path.read_bytes()
+        for bit in range(0, 8 * len(whole), 97):
+            content = bytearray(whole)
+            content[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(content)
+            changed_meaning = path.name != "manifest.json" or _read(content) != _read(whole)
+            assert bool(find_damage(folder)) == changed_meaning, (path.name, bit)
+        path.write_bytes(whole)
+    assert find_damage(folder) == []
+
+
+def _read(content: bytes) -> Any:
+    """What a manifest says of files; spaces and its format number say nothing about them."""
+    try:
+        return json.loads(content)["files"]
+    except (ValueError, KeyError):
+        return None
+
+
+def test_another_model_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    with pytest.raises(UserError, match=r"is of another model \(v is not there, \[2, 3\] here\)"):
+        restore(tmp_path / "step-00000005", OneRank(0.0, name="v"), None)
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    path = tmp_path / "step-00000005" / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
+    with pytest.raises(UserError, match="format 99, this version of scalevit reads format 1"):
+        restore(tmp_path / "step-00000005", OneRank(0.0), None)
+
+
+def test_a_place_that_cannot_be_written_is_one_line_and_the_old_stay(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    saver = Saver(tmp_path, ALONE, CheckpointConfig())
+    (tmp_path / ".step-00000006.tmp").write_text("a file where the folder should go")
+    saver.save(OneRank(6.0), None, RunState(step=6), {"config": {}, "data": {}}, None)
+    with pytest.raises(UserError, match="cannot be written"):
+        saver.wait()
+    assert not saver.failed
+    assert names(tmp_path) == ["step-00000005"]
+    assert find_damage(tmp_path / "step-00000005") == []
+
+
+@contextmanager
+def full_disk(*arguments: Any) -> Iterator[BinaryIO]:
+    with Path("/dev/full").open("wb") as file:
+        yield file
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full disk")
+def test_a_full_disk_is_one_line_and_the_old_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 5)
+    # The tensors' file goes to a device that is always full, as a disk may be by then.
+    monkeypatch.setattr("torch.distributed.checkpoint.filesystem.FileSystem.create_stream", full_disk)
+    saver = Saver(tmp_path, ALONE, CheckpointConfig())
+    saver.save(OneRank(6.0), None, RunState(step=6), {"config": {}, "data": {}}, None)
+    with pytest.raises(UserError, match=r"cannot be written .*No space left on device"):
+        saver.wait()
+    assert names(tmp_path) == ["step-00000005"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000005"], "the half is removed"
