@@ -14,6 +14,7 @@ _BENCHMARKS = {"data": "scalevit.data.bench", "kernels": "scalevit.kernels.bench
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; a user's mistake is one line and exit status 2."""
+    from scalevit.checkpoint import commands as checkpoint
     from scalevit.data import commands as shards
 
     parser = argparse.ArgumentParser(prog="scalevit", description="Train parameter-reduced Vision Transformers.")
@@ -28,6 +29,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     shards_parser = commands.add_parser("shards", help="make WebDataset shards")
     shards.add_arguments(shards_parser)
     shards_parser.set_defaults(run=shards.run)
+
+    checkpoint_parser = commands.add_parser("checkpoint", help="look at checkpoints and convert them")
+    checkpoint.add_arguments(checkpoint_parser)
+    checkpoint_parser.set_defaults(run=checkpoint.run)
 
     bench = commands.add_parser("bench", help="measure speed; `scalevit bench WHAT --help` tells more", add_help=False)
     bench.add_argument("what", choices=sorted(_BENCHMARKS))

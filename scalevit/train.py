@@ -17,7 +17,10 @@ import torch
 import torch.nn.functional as F
 
 from scalevit.assemble import Data
-from scalevit.checkpoint import RunState, Saver, list_checkpoints, newest_whole, read_record, restore
+from scalevit.checkpoint.folder import list_checkpoints, read_record
+from scalevit.checkpoint.restoring import newest_whole, restore
+from scalevit.checkpoint.saver import Saver
+from scalevit.checkpoint.state import RunState
 from scalevit.config import Config
 from scalevit.data import Batch, Fault, FaultLog, check_fingerprint
 from scalevit.ema import Ema
@@ -275,8 +278,9 @@ class Trainer:
         if resume_from:
             checkpoint = newest_whole(resume_from, self.world)
             found = read_record(checkpoint)["data"]
-            with self.world.agreeing_on_errors():
-                check_fingerprint(found, self.data.train.fingerprint, f"checkpoint {checkpoint}")
+            if found is not None:  # a run of another program's: its order is not ours anyway
+                with self.world.agreeing_on_errors():
+                    check_fingerprint(found, self.data.train.fingerprint, f"checkpoint {checkpoint}")
             self.state = restore(checkpoint, self.engine, self.ema)
             self.throughput.add(self.state.timed_images, self.state.seconds)
             if self.world.is_first:

@@ -67,9 +67,9 @@ class Saver:
             "parts": sorted(parts),
             "tied": engine.tied,
             "world_size": self._world.size,
-            "versions": {name: version(name) for name in ("scalevit", "torch", "timm", "deepspeed")},
+            "versions": versions(),
         }
-        self._writing = _in_thread(partial(self._write, state.step, copies, record))
+        self._writing = _in_thread(partial(self.write, state.step, copies, record))
         if not self._config.asynchronous:
             self.wait()
 
@@ -90,7 +90,15 @@ class Saver:
 
     # --- in the threads -------------------------------------------------------------------------------------
 
-    def _write(self, step: int, pieces: Mapping[str, Piece], record: Mapping[str, Any]) -> None:
+    def write(self, step: int, pieces: Mapping[str, Piece], record: Mapping[str, Any]) -> None:
+        """Writes a checkpoint and returns when it is on the disk. Collective.
+
+        Args:
+            pieces: by "part.name", on the CPU; those of all ranks together are each tensor once.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written; on every rank.
+        """
         temporary = temporary_path(self._folder, step)
         try:
             self._on_first(lambda: temporary.mkdir(parents=True))
@@ -124,6 +132,11 @@ class Saver:
             if problem is not None:
                 raise UserError(f"checkpoint {self._folder}: cannot be written ({problem})")
         return [result for result, _ in outcomes]  # type: ignore[misc]
+
+
+def versions() -> dict[str, str]:
+    """What wrote a checkpoint."""
+    return {name: version(name) for name in ("scalevit", "torch", "timm", "deepspeed")}
 
 
 def _copy(piece: Piece) -> Piece:

@@ -8,6 +8,7 @@ reduction is replaced by gloo.
 import logging
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,11 +20,14 @@ if not torch.cuda.is_available():
 import deepspeed
 import torch.distributed as dist
 from deepspeed.runtime.config import DeepSpeedConfigError
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils import (
     safe_get_local_optimizer_state,
     safe_set_local_fp32_param,
     safe_set_local_optimizer_state,
 )
+from deepspeed.utils.tensor_fragment import fragment_address
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -31,6 +35,9 @@ from scalevit.config import DeepSpeedConfig
 from scalevit.engines.base import Engine, Setup, StepResult, clip_factor, step_counter
 from scalevit.engines.pieces import Moments, Piece
 from scalevit.errors import UserError
+
+# What DeepSpeed's own checkpoints hold beside tensors and plain values.
+CLASSES_IN_CHECKPOINTS: list[Any] = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
 
 
 class DeepSpeedEngine(Engine):
@@ -194,6 +201,11 @@ class DeepSpeedEngine(Engine):
             else:
                 for name, piece in self._moments_as_pieces(key).items():
                     piece.values.copy_(kept[name].values)
+
+    def save_native(self, folder: Path, tag: str, step: int) -> None:
+        """Writes DeepSpeed's own checkpoint, for programs that use DeepSpeed without scalevit."""
+        self.engine.global_steps = step
+        self.engine.save_checkpoint(str(folder), tag=tag)
 
     def _moments_as_pieces(self, key: str | None) -> dict[str, Piece]:
         """One of AdamW's moments; (key None) what is laid out like them."""

@@ -19,7 +19,9 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 
-from scalevit.checkpoint import RunState, Saver, newest_whole, restore
+from scalevit.checkpoint.restoring import newest_whole, restore
+from scalevit.checkpoint.saver import Saver
+from scalevit.checkpoint.state import RunState
 from scalevit.config import (
     CheckpointConfig,
     GroupedReduction,
@@ -135,6 +137,8 @@ def save(cell: dict[str, Any], folder: Path, world: World) -> dict[str, Any]:
     saver = Saver(folder / cell["id"], world, CheckpointConfig())
     saver.save(run.engine, run.ema, RunState(step=SAVED_AT), {"config": {}, "data": {}}, score=None)
     before = run.tensors()
+    if cell["native"]:
+        run.engine.save_native(folder / f"{cell['id']}-native", "global_step", SAVED_AT)
     losses = run.train(SAVED_AT, STEPS)  # while it is written
     saver.wait()
     read = read_alone(folder / cell["id"] / f"step-{SAVED_AT:08d}")

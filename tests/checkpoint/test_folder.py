@@ -13,8 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from scalevit.checkpoint import RunState, Saver, list_checkpoints, newest_whole, restore
-from scalevit.checkpoint.folder import find_damage
+from scalevit.checkpoint.folder import find_damage, list_checkpoints
+from scalevit.checkpoint.restoring import newest_whole, restore
+from scalevit.checkpoint.saver import Saver
+from scalevit.checkpoint.state import RunState
 from scalevit.config import CheckpointConfig
 from scalevit.ema import Ema
 from scalevit.engines import Moments, Piece, World

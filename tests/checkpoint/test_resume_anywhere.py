@@ -11,6 +11,9 @@ import torch
 
 import resume_worker
 from launching import environment, free_port
+from scalevit.checkpoint.deepspeed_format import is_deepspeed, read_deepspeed
+from scalevit.models import build_model
+from scalevit.optim import build_optimizer
 
 GROUPS = (1, 2, 4)
 ENGINES = {f"zero{stage}": [f"engine.stage={stage}"] for stage in range(4)} | {"fsdp": ["engine.name=fsdp"]}
@@ -19,6 +22,8 @@ CELLS = [(ranks, engine) for ranks in GROUPS for engine in ENGINES]
 # pairs are in the slow test.
 MOVES = [(cell, CELLS[(number + 7) % len(CELLS)]) for number, cell in enumerate(CELLS)]
 STAYS = [(cell, cell) for cell in ((1, "zero0"), (2, "zero1"), (2, "zero3"), (4, "fsdp"))]
+# These also save in DeepSpeed's own form.
+NATIVE = [(2, f"zero{stage}") for stage in range(4)]
 
 
 def name(cell: tuple[int, str]) -> str:
@@ -32,7 +37,13 @@ def run_groups(folder: Path, reductions: dict[str, str], moves: list[tuple[Any, 
         reductions: of each cell, by its name.
     """
     cells = [
-        {"id": name(cell), "ranks": cell[0], "settings": ENGINES[cell[1]], "reduction": reductions[name(cell)]}
+        {
+            "id": name(cell),
+            "ranks": cell[0],
+            "settings": ENGINES[cell[1]],
+            "reduction": reductions[name(cell)],
+            "native": cell in NATIVE,
+        }
         for cell in CELLS
     ]
     cases = {"groups": GROUPS, "cells": cells, "moves": [(name(source), name(target)) for source, target in moves]}
@@ -71,13 +82,34 @@ def check_move(results: dict[str, Any], source: str, target: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run_groups(tmp_path_factory.mktemp("resume"), {name(cell): "grouped" for cell in CELLS}, MOVES + STAYS)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("resume")
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path) -> dict[str, Any]:
+    return run_groups(folder, {name(cell): "grouped" for cell in CELLS}, MOVES + STAYS)
 
 
 @pytest.mark.parametrize(("source", "target"), MOVES + STAYS, ids=lambda cell: name(cell))
 def test_a_run_moves(results: dict[str, Any], source: tuple[int, str], target: tuple[int, str]) -> None:
     check_move(results, name(source), name(target))
+
+
+@pytest.mark.parametrize("cell", NATIVE, ids=name)
+def test_deepspeeds_own_form_is_read(results: dict[str, Any], folder: Path, cell: tuple[int, str]) -> None:
+    ours = resume_worker.read_alone(folder / name(cell) / f"step-{resume_worker.SAVED_AT:08d}")
+    model = build_model(resume_worker.MODEL, resume_worker.REDUCTIONS["grouped"], seed=0)
+    names = {id(parameter): own for own, parameter in model.named_parameters()}
+    groups = build_optimizer(model, resume_worker.OPTIMIZER).param_groups
+    path = folder / f"{name(cell)}-native"
+    assert is_deepspeed(path)
+    native = read_deepspeed(path, [names[id(parameter)] for group in groups for parameter in group["params"]])
+    assert (native.step, native.optimizer_steps) == (resume_worker.SAVED_AT, resume_worker.SAVED_AT)
+    for part in ("weights", "exp_avg", "exp_avg_sq"):
+        for own, tensor in getattr(native, part).items():
+            assert torch.equal(tensor, ours[f"{part}.{own}"]), (part, own)
+    assert native.shapes == {own: parameter.shape for own, parameter in model.named_parameters()}
 
 
 @pytest.mark.slow
