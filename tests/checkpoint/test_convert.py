@@ -132,4 +132,4 @@ def test_refusals(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     for path in checkpoint.iterdir():
         (damaged / path.name).write_bytes(path.read_bytes()[:-1])
     assert "bytes instead of" in refused(capsys, "convert", damaged, tmp_path / "x.safetensors")
-    assert "manifest.json cannot be read" in refused(capsys, "inspect", damaged)
+    assert "bytes instead of" in refused(capsys, "inspect", damaged)

@@ -1,0 +1,162 @@
+"""Killed at random moments, also in the middle of a save, a run goes on from a whole checkpoint to the same weights."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fork_server
+from launching import QUICKSTART, environment, free_port
+from scalevit.checkpoint.folder import find_damage, list_checkpoints
+
+SECONDS = 120
+SETTINGS = [
+    "data.workers=0",
+    "data.augmentation.mixup=0.8",
+    "model.drop_path=0.2",
+    "model.kwargs.depth=2",
+    "model.kwargs.embed_dim=48",
+    "train.global_batch=16",
+    "train.micro_batch=4",
+    "train.log_every_steps=1",
+    "train.checkpoint.every_steps=3",
+    "evaluation.every_epochs=50",
+    "optimizer.warmup_epochs=0",
+    "optimizer.lr_changes=step",
+]
+ENGINES = {"zero2": ["engine.stage=2"], "fsdp": ["engine.name=fsdp"]}
+
+
+@dataclass
+class Server:
+    process: "subprocess.Popen[str]"
+    workplace: Path
+
+    def start(self, name: str, *settings: str) -> list[int]:
+        """Process ids of two ranks."""
+        request = {
+            "ranks": 2,
+            "port": str(free_port()),
+            "arguments": ["--config", QUICKSTART, f"name={name}", *SETTINGS, *settings],
+            "output": str(self.workplace / f"{name}.log"),
+        }
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def answer(self) -> Any:
+        assert self.process.stdout is not None
+        return json.loads(self.process.stdout.readline())
+
+    def log(self, name: str) -> str:
+        return (self.workplace / f"{name}.log").read_text()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Iterator[Server]:
+    workplace = tmp_path_factory.mktemp("killed")
+    (workplace / "data").mkdir()
+    (workplace / "data" / "digits").symlink_to(digits)
+    process = subprocess.Popen(
+        [sys.executable, fork_server.__file__],
+        cwd=workplace,
+        env=environment(PYTHONPATH=str(Path(__file__).parents[1])),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    yield Server(process, workplace)
+    process.kill()
+
+
+def steps_done(folder: Path) -> int:
+    metrics = folder / "metrics.jsonl"
+    return metrics.read_text().count('"kind": "train"') if metrics.exists() else 0
+
+
+def kill_when_due(server: Server, name: str, settings: list[str], chance: random.Random) -> str:
+    """Kills both ranks after a few steps: in the middle of a save, or at any moment. Returns what it waited for."""
+    folder = server.workplace / "runs" / name
+    wanted = chance.choice(["a save", "any moment"])
+    ranks = server.start(name, *settings)
+    begun, deadline = time.time(), time.monotonic() + SECONDS
+    steps = chance.randrange(1, 6)
+    resumed_at: int | None = None
+    while True:
+        assert time.monotonic() < deadline, server.log(name)[-3000:]
+        if resumed_at is None and (folder / "environment.json").exists():
+            if (folder / "environment.json").stat().st_mtime > begun:
+                resumed_at = steps_done(folder)  # its metrics were cut to where it goes on
+        elif resumed_at is not None and steps_done(folder) >= resumed_at + steps:
+            if wanted == "any moment":
+                time.sleep(chance.uniform(0, 0.3))
+                break
+            if any((folder / "checkpoints").glob(".step-*.tmp")):
+                break
+        time.sleep(0.001)
+    for rank in chance.sample(ranks, 2):
+        os.kill(rank, signal.SIGKILL)
+    assert server.answer() == [-signal.SIGKILL] * 2, server.log(name)[-3000:]
+    return wanted
+
+
+def check_kills(server: Server, engine: str, *, kills: int, steps: int) -> dict[str, Any]:
+    """Returns what happened."""
+    name, undisturbed = f"{engine}_{kills}", f"{engine}_{kills}_undisturbed"
+    settings = [*ENGINES[engine], f"train.max_steps={steps}"]
+    server.start(undisturbed, *settings, "train.checkpoint.asynchronous=false")
+    assert server.answer() == [0, 0], server.log(undisturbed)[-3000:]
+    chance = random.Random(kills)
+    folder = server.workplace / "runs" / name
+    torn, moments = 0, []
+    for _ in range(kills):
+        moments.append(kill_when_due(server, name, settings, chance))
+        checkpoints = list_checkpoints(folder / "checkpoints")
+        for checkpoint in checkpoints:
+            assert find_damage(checkpoint) == [], "a checkpoint with a name is whole"
+        torn += any((folder / "checkpoints").glob(".step-*"))
+    assert steps_done(folder) < steps, "the run was over before its kills"
+    server.start(name, *settings)
+    assert server.answer() == [0, 0], server.log(name)[-3000:]
+    log = server.log(name)
+    assert "warning" not in log
+    for file in ("final.safetensors", "final_ema.safetensors"):
+        ours, theirs = ((server.workplace / "runs" / run / file).read_bytes() for run in (name, undisturbed))
+        assert ours == theirs, f"{file} differs from the undisturbed run's"
+    losses = [
+        [json.loads(line)["loss"] for line in path.read_text().splitlines() if '"train"' in line]
+        for path in (server.workplace / "runs" / run / "metrics.jsonl" for run in (name, undisturbed))
+    ]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == steps
+    return {
+        "engine": engine,
+        "ranks": 2,
+        "kills": kills,
+        "aimed_at_a_save": moments.count("a save"),
+        "kills_that_left_a_half_written_checkpoint": torn,
+        "steps": steps,
+        "resumed": log.count("resuming"),
+        "final_weights": "bitwise equal",
+    }
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_killed_a_few_times(server: Server, engine: str) -> None:
+    check_kills(server, engine, kills=4, steps=60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_killed_thirty_times(server: Server, engine: str) -> None:
+    print(json.dumps(check_kills(server, engine, kills=30, steps=240)))  # see docs/results/kills.json
