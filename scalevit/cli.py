@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     schema.set_defaults(run=_schema)
 
     arguments = parser.parse_args(argv)
-    with one_line_errors():
+    with one_line_errors(rank=int(os.environ.get("RANK", "0"))):
         arguments.run(arguments)
 
 

@@ -372,6 +372,8 @@ def find_resumable(config: Config, run: RunFolder) -> list[Path]:
     found = list_checkpoints(run.checkpoints)[::-1]
     wish = config.train.resume
     if not found:
+        if any(run.checkpoints.glob("damaged-*")):
+            raise UserError(f"{run.checkpoints}: every checkpoint is damaged; remove {run.path} to start anew")
         if wish is True:
             raise UserError(f"train.resume = true, but {run.checkpoints} holds no checkpoint")
         return []
