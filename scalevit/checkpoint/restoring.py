@@ -31,9 +31,8 @@ def newest_whole(candidates: Sequence[Path], world: World) -> Path:
         with world.agreeing_on_errors():
             if world.is_first:
                 _set_aside(checkpoint, problems[0])
-    raise UserError(
-        f"{candidates[0].parent}: every checkpoint is damaged; look at the damaged-* folders, or remove them"
-    )
+    folder = candidates[0].parent
+    raise UserError(f"{folder}: every checkpoint is damaged; remove {folder.parent} to start anew")
 
 
 def _set_aside(checkpoint: Path, problem: str) -> None:
