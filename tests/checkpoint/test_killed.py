@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import fork_server
 from launching import QUICKSTART, environment, free_port
@@ -131,8 +133,10 @@ def check_kills(server: Server, engine: str, *, kills: int, steps: int) -> dict[
     log = server.log(name)
     assert "warning" not in log
     for file in ("final.safetensors", "final_ema.safetensors"):
-        ours, theirs = ((server.workplace / "runs" / run / file).read_bytes() for run in (name, undisturbed))
-        assert ours == theirs, f"{file} differs from the undisturbed run's"
+        ours, theirs = (load_file(server.workplace / "runs" / run / file) for run in (name, undisturbed))
+        assert ours.keys() == theirs.keys()
+        for key, tensor in ours.items():
+            assert torch.equal(tensor, theirs[key]), f"{file}: {key} differs from the undisturbed run's"
     losses = [
         [json.loads(line)["loss"] for line in path.read_text().splitlines() if '"train"' in line]
         for path in (server.workplace / "runs" / run / "metrics.jsonl" for run in (name, undisturbed))
