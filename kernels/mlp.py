@@ -60,8 +60,7 @@ def fused_mlp(
         save: what is kept for the backward besides x, in bytes per token for 2-byte dtypes: "fast" gelu and
             gelu' (4 * width), "lean" the pre-activation (2 * width), "recompute" nothing. "fast" and
             "recompute" give the same bits; "lean" rounds the pre-activation once more, as eager does.
-        backend: "auto" runs Triton where it can and plain torch elsewhere: silently on a CPU, with one
-        warning
+        backend: "auto" runs Triton where it can and plain torch elsewhere: silently on a CPU, with one warning
             that says why on an accelerator. "triton" raises where it cannot; "eager" is plain torch.
 
     Returns:
@@ -121,7 +120,9 @@ def _fused(
         save = "none"
     wide = (_wants_fp32_grad(w1), _wants_fp32_grad(w2))
     y, _, _ = torch.ops.scalevit.fused_mlp(rows, w1, b1, w2, b2, width, activation, save, *wide)
-    return y.reshape(*x.shape[:-1], w2.shape[0])
+    # The rows die here, so that this need not be a view of them to autograd: FSDP2 hooks the output of a module,
+    # and an addition in place to a view loses the hook.
+    return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], w2.shape[0]))
 
 
 def _autocasts(device: torch.device) -> bool:

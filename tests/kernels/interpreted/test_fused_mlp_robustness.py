@@ -1,10 +1,11 @@
 """What fused_mlp must do besides being right: repeat its bits, read only what it may, give what is asked."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
-from scalevit.kernels import fused_mlp
+from scalevit.kernels import fused_mlp, gelu_linear, tuning
 
 from kernel_cases import SAVES, Case, check_against_fp64, make_arguments, run
 
@@ -86,6 +87,17 @@ def test_gradcheck_in_fp64(save, activation):
     assert torch.autograd.gradcheck(
         lambda *a: fused_mlp(*a, activation=activation, save=save), arguments, fast_mode=True
     )
+
+
+def test_what_is_not_aligned_runs_the_pointer_tile():
+    """The gate compiles other tiles for aligned tensors alone: nothing else may reach them."""
+    tile, other = tuning.Tile(32, 32, 32), tuning.Tile(64, 32, 32)
+    x = torch.zeros(8, 64)
+    assert gelu_linear.aligned_tile(tile, other, x, x[:, :48], x[2:], x[0], None) == tile
+    assert gelu_linear.aligned_tile(tile, other, x.bfloat16()[:, 16:]) == tile
+    for bad in (x[:, :40], x[:, 1:49], x[0, 1:], x.T, x[:, ::2], x[:1].expand(8, 64), torch.zeros(8, 72)[:, :64]):
+        assert gelu_linear.aligned_tile(tile, other, x, bad) == other
+        assert gelu_linear.aligned_tile(replace(tile, descriptors=False), other, bad) == other
 
 
 @pytest.mark.parametrize("save", SAVES)

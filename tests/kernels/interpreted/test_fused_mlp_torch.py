@@ -58,6 +58,19 @@ def test_activation_checkpointing(save):
     assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
 
 
+@pytest.mark.parametrize("rows", [(), (9,), (3, 3)])
+def test_the_result_is_no_view(rows):
+    """A residual added in place must reach the result's own gradient, hooks included."""
+    arguments = make_arguments(Case(rows=rows, d=16, h=32, d_out=16))
+    y = fused_mlp(*arguments)
+    assert y._base is None
+    hooked = []
+    y.register_hook(lambda gradient: hooked.append(gradient.shape))
+    y += 1
+    y.sum().backward()
+    assert hooked == [y.shape]
+
+
 def test_inference_mode():
     arguments = make_arguments(CASE)
     expected = fused_mlp(*arguments)
