@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 import triton
 from torch import Tensor
+from torch._functorch import config as functorch
 
 from .mlp import fused_mlp
 from .reference import eager_mlp
@@ -235,7 +236,7 @@ def run(arguments: argparse.Namespace) -> int:
     device = torch.device("cuda", torch.cuda.current_device())
     dtype = getattr(torch, arguments.dtype)
     # The backward alone is timed over graphs that are kept; torch.compile would hand their buffers on.
-    torch._functorch.config.donated_buffer = False
+    functorch.donated_buffer = False
     ceilings = measure_ceilings(device, dtype)
     about = environment(device, ceilings, " ".join(sys.argv))
     ceiling = f"{ceilings.gemm_tflops:.0f} TFLOP/s, {ceilings.copy_bytes_per_second * 1e-12:.2f} TB/s"

@@ -293,7 +293,7 @@ def linear_gelu(
 ) -> tuple[Tensor, Tensor | None]:
     """act(x @ w.T + bias) in one kernel.
 
-    x: (M, K), w: (N, K), any strides; bias: (N,) or None. activation: "gelu", "gelu_tanh" or "none".
+    x: (M, K), w: (N, K), any strides; bias: (N,) contiguous, or None. activation: "gelu", "gelu_tanh" or "none".
     Returns post: (M, N) and, for save "pre" or "slope", the pre-activation or act' (M, N); for "none", None.
     """
     (m, k), n = x.shape, w.shape[0]

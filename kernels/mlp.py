@@ -181,13 +181,10 @@ def _check(
     for name, size in (("x", x.shape[-1]), ("fc1_weight", hidden), ("fc2_weight", w2.shape[0])):
         if size == 0:
             raise ValueError(f"{name} has a channel dimension of 0")
-    if width is not None and width != hidden:
-        if isinstance(width, bool) or not isinstance(width, int):
-            raise TypeError(f"width must be an int or None; got {type(width).__name__}")
-        if not 0 < width <= hidden or width % WIDTH_MULTIPLE:
-            raise ValueError(
-                f"width must be a multiple of {WIDTH_MULTIPLE} from {WIDTH_MULTIPLE} to {hidden}; got {width}"
-            )
+    if width is not None and (isinstance(width, bool) or not isinstance(width, int)):
+        raise TypeError(f"width must be an int or None; got {type(width).__name__}")
+    if width not in (None, hidden) and (not 0 < width <= hidden or width % WIDTH_MULTIPLE):
+        raise ValueError(f"width must be a multiple of {WIDTH_MULTIPLE} from {WIDTH_MULTIPLE} to {hidden}; got {width}")
 
 
 def _why_not(x: Tensor, weight: Tensor) -> str:
@@ -251,7 +248,7 @@ def _forward(
         w1, b1, w2 = _narrow(x, width, w1, b1, w2)
         plan = tuning.find_plan(x, width, save)
         post, saved = pieces.hidden(x, w1, b1, activation=activation, save=_KEEPS[save], plan=plan)
-        y = pieces.linear(post, w2, None if b2 is None else b2.to(x.dtype), tile=plan.fc2)
+        y = pieces.linear(post, w2, None if b2 is None else b2.to(x.dtype).contiguous(), tile=plan.fc2)
         if save == "fast":
             return y, post, saved
         return y, saved, x.new_empty(0)  # lean: pre; else empty
@@ -348,10 +345,11 @@ _backward.register_autograd(_no_double_backward)
 
 
 def _narrow(x: Tensor, width: int, w1: Tensor, b1: Tensor | None, w2: Tensor):
-    """Views of the first `width` hidden units; copies only where autocast asks for another dtype."""
+    """Views of the first `width` hidden units; weights are copied only where autocast asks for another dtype."""
     return (
         w1[:width].to(x.dtype),
-        None if b1 is None else b1[:width].to(x.dtype),
+        # The kernels read a bias without strides; it is small enough to copy.
+        None if b1 is None else b1[:width].to(x.dtype).contiguous(),
         w2[:, :width].to(x.dtype),
     )
 

@@ -88,11 +88,12 @@ def test_captures_into_a_graph():
     assert torch.equal(y, expected)
 
 
-def test_fp32_accumulation_where_an_engine_asks():
+@pytest.mark.parametrize("width", [None, 1536])
+def test_fp32_accumulation_where_an_engine_asks(width):
     x, *weights = make_arguments(BLOCK, "cuda")
     for index in (0, 2):
         weights[index].grad_dtype = torch.float32
-    fused_mlp(x, *weights, backend="triton").sum().backward()
+    fused_mlp(x, *weights, width=width, backend="triton").sum().backward()
     assert weights[0].grad.dtype == weights[2].grad.dtype == torch.float32
     assert not torch.equal(weights[0].grad, weights[0].grad.bfloat16().float())
 

@@ -43,11 +43,13 @@ def test_subsets_of_gradients(needs, save):
         assert not n or torch.equal(t.grad, expected)
 
 
+@pytest.mark.parametrize("plan", [tuning.INTERPRETER, tuning.LIBRARY], ids=["triton", "library"])
 @pytest.mark.parametrize("save", SAVES)
-def test_no_rows(save):
+def test_no_rows(save, plan):
     """An empty batch gives an empty result, and gradients of zero."""
     case = Case(rows=(0, 5))
-    y, dx, *rest = run(fused_mlp, make_arguments(case), case, save=save)
+    with tuning.use_plan(plan):
+        y, dx, *rest = run(fused_mlp, make_arguments(case), case, save=save)
     assert y.shape == (0, 5, case.d_out)
     assert dx.shape == (0, 5, case.d)
     assert not any(g.any() for g in rest)
@@ -87,6 +89,20 @@ def test_gradcheck_in_fp64(save, activation):
     assert torch.autograd.gradcheck(
         lambda *a: fused_mlp(*a, activation=activation, save=save), arguments, fast_mode=True
     )
+
+
+@pytest.mark.parametrize("plan", [tuning.INTERPRETER, tuning.LIBRARY], ids=["triton", "library"])
+def test_biases_of_any_strides(plan):
+    case = Case(width=48)
+    plain = make_arguments(case)
+    spread = [t.detach() for t in plain]
+    for i in (2, 4):
+        spread[i] = torch.stack([spread[i], torch.full_like(spread[i], float("nan"))], 1)[:, 0]
+        assert spread[i].stride() == (2,)
+    spread = [t.requires_grad_() for t in spread]
+    with tuning.use_plan(plan):
+        pairs = zip(run(fused_mlp, plain, case), run(fused_mlp, spread, case), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_what_is_not_aligned_runs_the_pointer_tile():

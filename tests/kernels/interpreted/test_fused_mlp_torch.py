@@ -90,6 +90,43 @@ def test_shared_weights_accumulate(uses):
         torch.testing.assert_close(whole, sum(parts), rtol=0, atol=1e-12)
 
 
+def test_shared_weights_in_sequence():
+    """Three blocks in a row with one MLP: each use's gradient passes through those before it."""
+    x, *weights = make_arguments(Case(rows=(9,), d=16, h=32, d_out=16, dtype=torch.float64))
+
+    def blocks(mlp):
+        y = x
+        for _ in range(3):
+            y = y + mlp(y, *weights)
+        return torch.autograd.grad(y.square().sum(), [x, *weights])
+
+    for fused, eager in zip(blocks(fused_mlp), blocks(eager_mlp), strict=True):
+        # Sums of other orders, in fp64: a few hundred steps of the largest value.
+        torch.testing.assert_close(fused, eager, rtol=0, atol=1e-13 * eager.abs().max().item())
+
+
+def test_random_widths_train_one_set_of_weights():
+    """A step at each of several widths: the tail's gradient is zero, and every width then computes what eager does."""
+    x, *weights = make_arguments(Case(rows=(9,), d=16, h=64, d_out=16))
+    mine, theirs = ([w.detach().clone().requires_grad_() for w in weights] for _ in range(2))
+    optimizers = [torch.optim.SGD(p, lr=0.1, momentum=0.9) for p in (mine, theirs)]
+    widths = [48, 16, 64, 32, 16, 64, 48]
+    for width in widths:
+        for mlp, parameters, optimizer in zip((fused_mlp, eager_mlp), (mine, theirs), optimizers, strict=True):
+            optimizer.zero_grad()
+            mlp(x.detach(), *parameters, width=width).square().mean().backward()
+            optimizer.step()
+        w1, b1, w2, _ = (p.grad for p in mine)
+        for used, tail in ((w1[:width], w1[width:]), (b1[:width], b1[width:]), (w2[:, :width], w2[:, width:])):
+            assert used.any()
+            assert not tail.any()
+    for width in sorted(set(widths)):
+        # Seven steps add a few fp32 roundings each, of values about 1.
+        torch.testing.assert_close(
+            fused_mlp(x, *mine, width=width), eager_mlp(x, *theirs, width=width), rtol=0, atol=1e-4
+        )
+
+
 def test_mixed_widths_share_one_set_of_weights():
     x, *weights = make_arguments(CASE)
     narrow, wide = (fused_mlp(x, *weights, width=w) for w in (16, 32))
