@@ -32,7 +32,7 @@ KERNEL_TESTS = ROOT / "tests" / "kernels"
 
 @dataclass(frozen=True)
 class Part:
-    """One step. seconds: its budget; needs: modules without which it is skipped."""
+    """One step. seconds: what it is sure to have; needs: modules without which it is skipped."""
 
     name: str
     seconds: int
@@ -41,7 +41,7 @@ class Part:
 
 
 def parts(output: Path) -> list[Part]:
-    """The steps in order: budgets add up to under nine minutes."""
+    """The steps in order; their seconds add up to under nine minutes."""
     # Triton compiles hundreds of kernels in the tests; side by side where pytest-xdist is installed.
     workers = ("-n", "8") if importlib.util.find_spec("xdist") else ()
     tests = ("-m", "pytest", "-m", "gpu", "-q", "--durations=10", *workers)
@@ -53,9 +53,9 @@ def parts(output: Path) -> list[Part]:
     config = str(ROOT / "configs" / "grouped.json")
     train = ("-c", command, "bench", "train", "--config", config, "--output", str(output))
     return [
-        Part("tests", 180, (*tests, str(ROOT / "tests" if installed else KERNEL_TESTS)), needs=("pytest",)),
-        Part("parity", 60, (str(KERNEL_TESTS / "kernel_training.py"), "--output", str(output))),
-        Part("tuning", 70, (*tuner, "--output", str(output / "tuning"))),
+        Part("tests", 170, (*tests, str(ROOT / "tests" if installed else KERNEL_TESTS)), needs=("pytest",)),
+        Part("parity", 50, (str(KERNEL_TESTS / "kernel_training.py"), "--output", str(output))),
+        Part("tuning", 80, (*tuner, "--output", str(output / "tuning"))),
         Part("bench", 160, (*bench, "--output", str(output))),
         Part("train", 60, train, needs=trainer),
     ]
@@ -128,9 +128,10 @@ def run_session(chosen: list[Part], output: Path, seconds: float, about: dict[st
     with importable(output) as environment:
         # What the tuner writes, the parts after it use.
         environment = environment | {"SCALEVIT_TUNING": str(output / "tuning")}
-        for part in chosen:
-            left = min(part.seconds, deadline - time.monotonic())
-            outcome = run_part(part, output, left, environment)
+        for i, part in enumerate(chosen):
+            # All but what the parts after it are sure to have: what is saved early is there for later.
+            reserved = sum(later.seconds for later in chosen[i + 1 :])
+            outcome = run_part(part, output, deadline - time.monotonic() - reserved, environment)
             outcomes.append(outcome)
             record = about | {"parts": [asdict(o) for o in outcomes]}
             (output / "session.json").write_text(json.dumps(record, indent=1) + "\n")
