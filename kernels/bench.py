@@ -15,7 +15,7 @@ import csv
 import datetime
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 import triton
 from torch import Tensor
+from torch._functorch import config as functorch
 
 from .mlp import fused_mlp
 from .reference import eager_mlp
@@ -42,7 +43,8 @@ PRODUCTS = {"forward": 2, "backward": 4, "full": 6, "inference": 2}
 
 @dataclass(frozen=True)
 class Result:
-    """One line of the CSV. Times in microseconds; peak_bytes: memory the call adds at its peak."""
+    """One line of the CSV. Times in microseconds; peak_bytes: memory the call adds at its peak; kept_bytes: what it
+    leaves for the backward beside its results."""
 
     shape: str
     d: int
@@ -56,6 +58,7 @@ class Result:
     tflops: float
     percent_of_gemm: float
     peak_bytes: int
+    kept_bytes: int
 
 
 def _tanh_epilogue(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
@@ -72,11 +75,12 @@ def providers(device: torch.device, names: list[str] | None = None) -> dict[str,
     everything: dict[str, Callable[..., Tensor]] = {
         "eager": eager_mlp,
         "compile": torch.compile(eager_mlp),
-        "max_autotune": torch.compile(eager_mlp, mode="max-autotune-no-cudagraphs"),
         "cublaslt_tanh": _tanh_epilogue,
         "fused_fast": fused("fast"),
         "fused_lean": fused("lean"),
         "fused_recompute": fused("recompute"),
+        # Last, because it compiles for minutes: what is before it is written by then.
+        "max_autotune": torch.compile(eager_mlp, mode="max-autotune-no-cudagraphs"),
     }
     if device.type == "cpu":
         del everything["cublaslt_tanh"]
@@ -113,16 +117,19 @@ def make_inputs(m: int, d: int, h: int, copies: int, device: torch.device, dtype
     return [[normal(m, d), *weights, normal(m, d).detach()] for _ in range(copies)]
 
 
-def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
-    """Memory that one call adds at its peak, beyond what was allocated before it."""
+def memory_of(call: Callable[[], object], device: torch.device) -> tuple[int, int]:
+    """Bytes that one call adds at its peak, and that it keeps beside its results: the activations of a forward."""
     if device.type == "cpu":
-        return 0
+        return 0, 0
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    call()
+    results = call()
     torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device) - before
+    tensors = results if isinstance(results, tuple) else (results,)
+    kept = torch.cuda.memory_allocated(device) - before
+    kept -= sum(t.untyped_storage().nbytes() for t in tensors if isinstance(t, Tensor))
+    return torch.cuda.max_memory_allocated(device) - before, kept
 
 
 @dataclass(frozen=True)
@@ -145,26 +152,21 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype, size: int = 8192,
 def measure_case(
     shape: str, d: int, h: int, batch: int, mlps: dict[str, Callable[..., Tensor]], ceilings: Ceilings,
     device: torch.device, dtype: torch.dtype = torch.bfloat16, tokens: int = TOKENS, seconds: float = 0.3,
-) -> list[Result]:  # fmt: skip
-    """Every pass of every provider at one shape and batch."""
+) -> Iterator[Result]:  # fmt: skip
+    """Every pass of every provider at one shape and batch, each as soon as it is measured."""
     m = batch * tokens
     inputs = make_inputs(m, d, h, copies_past_cache(m * d * dtype.itemsize, device), device, dtype)
-    results = []
-    for what in PASSES:
-        for name, mlp in mlps.items():
-            if name == "cublaslt_tanh" and what != "inference":
-                continue
+    for name, mlp in mlps.items():
+        for what in PASSES if name != "cublaslt_tanh" else ("inference",):
             calls = calls_for(what, mlp, inputs)
             timing: Timing = time_calls(calls, device, seconds=seconds)
             tflops = PRODUCTS[what] * 2 * m * d * h / timing.p50 * 1e-6
-            results.append(
-                Result(
-                    shape, d, h, batch, what, name, timing.p20, timing.p50, timing.p80, tflops,
-                    100 * tflops / ceilings.gemm_tflops, peak_bytes(calls[0], device),
-                )
+            peak, kept = memory_of(calls[0], device)
+            yield Result(
+                shape, d, h, batch, what, name, timing.p20, timing.p50, timing.p80, tflops,
+                100 * tflops / ceilings.gemm_tflops, peak, kept,
             )  # fmt: skip
             del calls
-    return results
 
 
 def environment(device: torch.device, ceilings: Ceilings, command: str) -> dict[str, object]:
@@ -179,7 +181,7 @@ def environment(device: torch.device, ceilings: Ceilings, command: str) -> dict[
 
 
 def write_results(folder: Path, results: list[Result], about: dict[str, object]) -> None:
-    """bench.csv, bench.json, and the plots where matplotlib is installed."""
+    """bench.csv and bench.json."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [asdict(r) for r in results]
     with open(folder / "bench.csv", "w", newline="") as file:
@@ -187,6 +189,10 @@ def write_results(folder: Path, results: list[Result], about: dict[str, object])
         writer.writeheader()
         writer.writerows(row | about for row in rows)
     (folder / "bench.json").write_text(json.dumps({"about": about, "results": rows}, indent=1) + "\n")
+
+
+def write_plots(folder: Path, results: list[Result], about: dict[str, object]) -> None:
+    """speedup.png and roofline.png, where matplotlib is installed."""
     try:
         from .bench_plots import plot_roofline, plot_speedup
     except ImportError:
@@ -200,12 +206,13 @@ def print_results(results: list[Result]) -> None:
     """A table with each provider's speed-up over eager."""
     eager = {(r.shape, r.batch, r.what): r.p50 for r in results if r.provider == "eager"}
     print(f"{'shape':12}{'batch':>6} {'pass':10}{'provider':16}{'p20':>9}{'p50':>9}{'p80':>9}  us"
-          f"{'TFLOP/s':>9}{'% GEMM':>8}{'MiB':>8}{'x eager':>9}")  # fmt: skip
+          f"{'TFLOP/s':>9}{'% GEMM':>8}{'peak MiB':>10}{'kept MiB':>10}{'x eager':>9}")  # fmt: skip
     for r in results:
         base = eager.get((r.shape, r.batch, r.what))
         ratio = f"{base / r.p50:9.2f}" if base else f"{'':9}"
+        memory = f"{r.peak_bytes / 2**20:10.0f}{r.kept_bytes / 2**20:10.0f}"
         print(f"{r.shape:12}{r.batch:6} {r.what:10}{r.provider:16}{r.p20:9.0f}{r.p50:9.0f}{r.p80:9.0f}    "
-              f"{r.tflops:9.0f}{r.percent_of_gemm:8.0f}{r.peak_bytes / 2**20:8.0f}{ratio}")  # fmt: skip
+              f"{r.tflops:9.0f}{r.percent_of_gemm:8.0f}{memory}{ratio}")  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -228,20 +235,24 @@ def run(arguments: argparse.Namespace) -> int:
         return resources.main([])
     device = torch.device("cuda", torch.cuda.current_device())
     dtype = getattr(torch, arguments.dtype)
+    # The backward alone is timed over graphs that are kept; torch.compile would hand their buffers on.
+    functorch.donated_buffer = False
     ceilings = measure_ceilings(device, dtype)
+    about = environment(device, ceilings, " ".join(sys.argv))
+    ceiling = f"{ceilings.gemm_tflops:.0f} TFLOP/s, {ceilings.copy_bytes_per_second * 1e-12:.2f} TB/s"
+    print(f"{about['device']}, torch {about['torch']}, triton {about['triton']}; measured ceilings {ceiling}")
     results: list[Result] = []
     for shape in arguments.shapes:
         for batch in arguments.batches:
             torch._dynamo.reset()  # each shape compiles for itself, as it would in its own run
             mlps = providers(device, arguments.providers)
-            results += measure_case(
+            for result in measure_case(
                 shape, *SHAPES[shape], batch, mlps, ceilings, device, dtype, seconds=arguments.seconds
-            )
-    about = environment(device, ceilings, " ".join(sys.argv))
-    ceiling = f"{ceilings.gemm_tflops:.0f} TFLOP/s, {ceilings.copy_bytes_per_second * 1e-12:.2f} TB/s"
-    print(f"{about['device']}, torch {about['torch']}, triton {about['triton']}; measured ceilings {ceiling}")
+            ):
+                results.append(result)
+                write_results(arguments.output, results, about)  # a run that is stopped leaves what it has
     print_results(results)
-    write_results(arguments.output, results, about)
+    write_plots(arguments.output, results, about)
     print(f"wrote {arguments.output}")
     return 0
 

@@ -181,12 +181,12 @@ def _linear_dgelu_epilogue(
         value, slope = gelu_and_grad(pre, ACTIVATION, EXACT)
         acc *= slope
     _store(dpre, acc, row, col, M, N, stride_dpre, BM, BN, DESCRIPTORS)
-    if SAVED == "pre":
-        _store(post, value, row, col, M, N, stride_post, BM, BN, DESCRIPTORS)
     if PARTIALS:
         # Rows beyond M are zero: dy was loaded as zero there.
         cols = col + tl.arange(0, BN)
         tl.store(partials + tile_m.to(tl.int64) * N + cols, tl.sum(acc, 0), mask=cols < N)
+    if SAVED == "pre":
+        _store(post, value, row, col, M, N, stride_post, BM, BN, DESCRIPTORS)
 
 
 @triton.jit
@@ -240,21 +240,21 @@ def reduce_rows_kernel(source, target, P, N, width, stride, BP: tl.constexpr, BN
 
 
 def aligned_tile(tile: Tile, unaligned: Tile, *tensors: Tensor | None) -> Tile:
-    """The tile, or the pointer tile `unaligned` if a descriptor cannot read one of the (M, N) tensors.
+    """The tile, or the pointer tile `unaligned` unless every tensor is as wide loads and descriptors want it.
 
-    Descriptors want a unit inner stride, and rows and base on 16 bytes.
+    That is: base on 16 bytes, unit inner stride, and for (M, N) rows of 16 n elements, 16 n apart. The gate of
+    `resources.py` compiles tiles for just that, and the unaligned ones for anything.
     """
-    describable = all(
+    aligned = all(
         t is None
         or (
-            t.stride(1) == 1
-            and t.stride(0) > 0
-            and (t.stride(0) * t.element_size()) % 16 == 0
-            and t.data_ptr() % 16 == 0
+            t.data_ptr() % 16 == 0
+            and t.stride(-1) == 1
+            and (t.dim() == 1 or (t.shape[1] % 16 == 0 and t.stride(0) % 16 == 0 and t.stride(0) > 0))
         )
         for t in tensors
     )
-    return tile if describable or not tile.descriptors else unaligned
+    return tile if aligned else unaligned
 
 
 def descriptor(tensor: Tensor | None, rows: int, cols: int) -> TensorDescriptor | None:
@@ -293,7 +293,7 @@ def linear_gelu(
 ) -> tuple[Tensor, Tensor | None]:
     """act(x @ w.T + bias) in one kernel.
 
-    x: (M, K), w: (N, K), any strides; bias: (N,) or None. activation: "gelu", "gelu_tanh" or "none".
+    x: (M, K), w: (N, K), any strides; bias: (N,) contiguous, or None. activation: "gelu", "gelu_tanh" or "none".
     Returns post: (M, N) and, for save "pre" or "slope", the pre-activation or act' (M, N); for "none", None.
     """
     (m, k), n = x.shape, w.shape[0]
@@ -301,7 +301,7 @@ def linear_gelu(
     saved = None if save == "none" else torch.empty_like(post)
     if m == 0:
         return post, saved
-    tile = aligned_tile(tile, UNALIGNED, x, w, post)
+    tile = aligned_tile(tile, UNALIGNED, x, w, bias, post)
     part = tile.block_n // tile.parts
     if tile.descriptors:
         operands = (
@@ -355,6 +355,10 @@ def linear_dgelu(
     return dpre, post, partials
 
 
+# Rows and columns of one step of the sum over many row blocks.
+REDUCE_MANY = (16, 64)
+
+
 def reduce_rows(partials: Tensor, out: Tensor) -> None:
     """out = partials.sum(0), always in the same order, rounded once to out's dtype.
 
@@ -362,7 +366,7 @@ def reduce_rows(partials: Tensor, out: Tensor) -> None:
     """
     p, n = partials.shape
     width, stride = (n, n) if out.dim() == 1 else (out.shape[1], out.stride(0))
-    block_p, block_n = (16, 64) if p > 16 else (triton.next_power_of_2(max(p, 1)), 256)
+    block_p, block_n = REDUCE_MANY if p > 16 else (triton.next_power_of_2(max(p, 1)), 256)
     reduce_rows_kernel[(triton.cdiv(n, block_n),)](
         partials, out, p, n, width, stride, BP=block_p, BN=block_n, num_warps=4
     )

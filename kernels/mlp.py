@@ -60,8 +60,7 @@ def fused_mlp(
         save: what is kept for the backward besides x, in bytes per token for 2-byte dtypes: "fast" gelu and
             gelu' (4 * width), "lean" the pre-activation (2 * width), "recompute" nothing. "fast" and
             "recompute" give the same bits; "lean" rounds the pre-activation once more, as eager does.
-        backend: "auto" runs Triton where it can and plain torch elsewhere: silently on a CPU, with one
-        warning
+        backend: "auto" runs Triton where it can and plain torch elsewhere: silently on a CPU, with one warning
             that says why on an accelerator. "triton" raises where it cannot; "eager" is plain torch.
 
     Returns:
@@ -121,7 +120,9 @@ def _fused(
         save = "none"
     wide = (_wants_fp32_grad(w1), _wants_fp32_grad(w2))
     y, _, _ = torch.ops.scalevit.fused_mlp(rows, w1, b1, w2, b2, width, activation, save, *wide)
-    return y.reshape(*x.shape[:-1], w2.shape[0])
+    # The rows die here, so that this need not be a view of them to autograd: FSDP2 hooks the output of a module,
+    # and an addition in place to a view loses the hook.
+    return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], w2.shape[0]))
 
 
 def _autocasts(device: torch.device) -> bool:
@@ -180,13 +181,10 @@ def _check(
     for name, size in (("x", x.shape[-1]), ("fc1_weight", hidden), ("fc2_weight", w2.shape[0])):
         if size == 0:
             raise ValueError(f"{name} has a channel dimension of 0")
-    if width is not None and width != hidden:
-        if isinstance(width, bool) or not isinstance(width, int):
-            raise TypeError(f"width must be an int or None; got {type(width).__name__}")
-        if not 0 < width <= hidden or width % WIDTH_MULTIPLE:
-            raise ValueError(
-                f"width must be a multiple of {WIDTH_MULTIPLE} from {WIDTH_MULTIPLE} to {hidden}; got {width}"
-            )
+    if width is not None and (isinstance(width, bool) or not isinstance(width, int)):
+        raise TypeError(f"width must be an int or None; got {type(width).__name__}")
+    if width not in (None, hidden) and (not 0 < width <= hidden or width % WIDTH_MULTIPLE):
+        raise ValueError(f"width must be a multiple of {WIDTH_MULTIPLE} from {WIDTH_MULTIPLE} to {hidden}; got {width}")
 
 
 def _why_not(x: Tensor, weight: Tensor) -> str:
@@ -250,7 +248,7 @@ def _forward(
         w1, b1, w2 = _narrow(x, width, w1, b1, w2)
         plan = tuning.find_plan(x, width, save)
         post, saved = pieces.hidden(x, w1, b1, activation=activation, save=_KEEPS[save], plan=plan)
-        y = pieces.linear(post, w2, None if b2 is None else b2.to(x.dtype), tile=plan.fc2)
+        y = pieces.linear(post, w2, None if b2 is None else b2.to(x.dtype).contiguous(), tile=plan.fc2)
         if save == "fast":
             return y, post, saved
         return y, saved, x.new_empty(0)  # lean: pre; else empty
@@ -347,10 +345,11 @@ _backward.register_autograd(_no_double_backward)
 
 
 def _narrow(x: Tensor, width: int, w1: Tensor, b1: Tensor | None, w2: Tensor):
-    """Views of the first `width` hidden units; copies only where autocast asks for another dtype."""
+    """Views of the first `width` hidden units; weights are copied only where autocast asks for another dtype."""
     return (
         w1[:width].to(x.dtype),
-        None if b1 is None else b1[:width].to(x.dtype),
+        # The kernels read a bias without strides; it is small enough to copy.
+        None if b1 is None else b1[:width].to(x.dtype).contiguous(),
         w2[:, :width].to(x.dtype),
     )
 

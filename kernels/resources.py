@@ -12,6 +12,7 @@ the chip.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -29,8 +30,10 @@ import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
 
-from .gelu_linear import INTERPRETED, linear_dgelu_kernel, linear_gelu_kernel
+from .gelu import POINTWISE_BLOCK, gelu_backward_kernel, gelu_forward_kernel
+from .gelu_linear import INTERPRETED, REDUCE_MANY, linear_dgelu_kernel, linear_gelu_kernel, reduce_rows_kernel
 from .tuning import SAVES, TABLES, Table, Tile, read_table
 from .weight_grad import weight_grad_kernel
 
@@ -60,14 +63,23 @@ ARCHITECTURES = {
 
 @dataclass(frozen=True)
 class Job:
-    """One kernel to compile. save: what fc1 writes or fc2_dgrad reads ("slope", "pre", "none")."""
+    """One kernel to compile, as one way of calling `fused_mlp` launches it.
+
+    piece: one of `tuning.PIECES`, or a kernel without a tile: "gelu", "dgelu", "reduce". save: what a piece
+    writes or reads for the backward ("slope", "pre", "none"). bias: the piece adds fc1's or fc2's bias, or
+    sums its gradient. layout: what the launcher sees of the tensors: "aligned" has unit inner strides and
+    everything but the number of tokens a multiple of 16, "even" the tokens too, "any" nothing of it.
+    """
 
     arch: str
     table: str
     piece: str
     save: str
-    tile: Tile
+    tile: Tile | None
     dtype: str = "bf16"
+    activation: str = "gelu"
+    bias: bool = False
+    layout: str = "aligned"
 
 
 @dataclass(frozen=True)
@@ -90,26 +102,50 @@ class Report:
         faults = []
         if self.stack or self.spills:
             faults.append(f"spills: {self.stack} bytes of stack, {self.spills} loads and stores")
-        if not self.matrix:
+        if self.job.tile and not self.matrix:
             faults.append(f"no {' or '.join(arch.matrix)}")
         if self.shared > arch.shared:
             faults.append(f"{self.shared} bytes of shared memory, the chip has {arch.shared}")
         return faults
 
 
-def jobs_for(archs: list[str], dtype: str = "bf16") -> list[Job]:
-    """Every kernel that the tables can launch on these architectures, each once."""
+def jobs_for(archs: list[str], *, every: bool = False) -> list[Job]:
+    """The kernels that the tables can launch on these architectures, each once.
+
+    `every` gives all ways of calling them: the product of dtypes, activations, biases and layouts. Without it
+    two corners of that product stand for each launch: the one of the least work and the one of the most.
+    """
     found: dict[Job, None] = {}
     for arch in archs:
         for name in (arch, "fallback"):
             path = TABLES / f"{name}.json"
             if not path.is_file():
                 continue
-            table = read_table(path)
-            for piece, save, tile in _launches(table):
-                # A piece that saves nothing is the same kernel for every number of programs.
-                found[Job(arch, name, piece, save, replace(tile, ctas_per_sm=0), dtype)] = None
+            for piece, save, tile in _launches(read_table(path)):
+                # A kernel is the same for every number of programs.
+                job = Job(arch, name, piece, save, replace(tile, ctas_per_sm=0))
+                found |= dict.fromkeys(_variants(job, every))
+        for piece, save in (("gelu", "none"), ("gelu", "slope"), ("dgelu", "slope"), ("dgelu", "pre")):
+            found |= dict.fromkeys(_variants(Job(arch, "", piece, save, None), every))
+        found |= dict.fromkeys(replace(Job(arch, "", "reduce", "none", None), dtype=d) for d in ("bf16", "fp16"))
     return list(found)
+
+
+def _variants(job: Job, every: bool) -> Iterator[Job]:
+    """The ways of calling that change a launch's machine code: all of them, or the least and the most work."""
+    tile = job.tile
+    activates = job.piece in ("fc1", "gelu") or (job.piece in ("fc2_dgrad", "dgelu") and job.save == "pre")
+    # fp32 multiplies by the library, and has pointwise kernels of ours alone.
+    axes = {
+        "activation": ("gelu", "gelu_tanh") if activates else ("gelu",),
+        "dtype": ("bf16", "fp16") if tile else ("bf16", "fp16", "fp32"),
+        "bias": (False, True) if job.piece in ("fc1", "fc2", "fc2_dgrad") else (False,),
+        # What descriptors cannot read runs on the fall-back's pointer tiles.
+        "layout": ("aligned", "even", *(("any",) if job.table == "fallback" else ())) if tile else ("aligned",),
+    }
+    corners = itertools.product(*axes.values()) if every else zip(*((v[0], v[-1]) for v in axes.values()), strict=True)
+    for corner in corners:
+        yield replace(job, **dict(zip(axes, corner, strict=True)))
 
 
 def _launches(table: Table) -> Iterator[tuple[str, str, Tile]]:
@@ -134,61 +170,90 @@ def _launches(table: Table) -> Iterator[tuple[str, str, Tile]]:
 
 
 def _source(job: Job) -> ASTSource:
-    """The kernel as the launchers call it: aligned pointers and strides, unit inner strides."""
-    tile, pointer = job.tile, f"*{job.dtype}"
+    """The kernel as its launcher calls it."""
+    kernel, types, constants = _pointwise(job) if job.tile is None else _product(job, job.tile)
+    names = kernel.arg_names
+    signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in names}
+    scalars = {"aligned": {"M", "SIZE", "P"}, "even": set()}.get(job.layout)
+    aligned = [n for n, t in signature.items() if t.startswith("*") or (t == "i32" and n not in (scalars or ()))]
+    return ASTSource(
+        fn=kernel,
+        signature=signature,
+        constexprs={(names.index(n),): value for n, value in constants.items()},
+        attrs={(names.index(n),): [["tt.divisibility", 16]] for n in aligned if scalars is not None},
+    )
+
+
+def _product(job: Job, tile: Tile) -> tuple[JITFunction, dict[str, str], dict[str, object]]:
+    """The kernel of a matrix product, the types of its pointers and descriptors, its constants."""
+    pointer = f"*{job.dtype}"
 
     def block(rows: int, cols: int) -> str:
         return f"tensordesc<{job.dtype}[{rows}, {cols}]>" if tile.descriptors else pointer
 
-    part = tile.block_n // tile.parts
-    output = block(tile.block_m, part)
+    output = block(tile.block_m, tile.block_n // tile.parts)
     constants: dict[str, object] = {
         "BM": tile.block_m, "BN": tile.block_n, "BK": tile.block_k, "GROUP_M": tile.group_m,
         "PARTS": tile.parts, "DESCRIPTORS": tile.descriptors, "ACC": tl.float32, "PRECISION": "ieee",
     }  # fmt: skip
+    unit_strides = ("stride_xk", "stride_wk")
+    unused: list[str] = []
     if job.piece in ("fc1", "fc2"):
         kernel = linear_gelu_kernel
         types = {
             "x": block(tile.block_m, tile.block_k), "w": block(tile.block_n, tile.block_k),
             "bias": pointer, "post": output, "saved": output,
         }  # fmt: skip
-        constants |= {"stride_xk": 1, "stride_wk": 1, "SAVE": job.save, "HAS_BIAS": True, "EXACT": False}
-        constants["ACTIVATION"] = "gelu" if job.piece == "fc1" else "none"
-        unused = ["saved"] if job.save == "none" else []
+        constants |= {"SAVE": job.save, "HAS_BIAS": job.bias, "EXACT": False}
+        constants["ACTIVATION"] = job.activation if job.piece == "fc1" else "none"
+        unused = [*(["saved"] if job.save == "none" else []), *([] if job.bias else ["bias"])]
     elif job.piece in ("fc2_dgrad", "fc1_dgrad"):
         kernel = linear_dgelu_kernel
         types = {
             "dy": block(tile.block_m, tile.block_k), "w": block(tile.block_k, tile.block_n),
             "saved": output, "post": output, "dpre": output, "partials": "*fp32",
         }  # fmt: skip
-        constants |= {"stride_dyk": 1, "stride_wn": 1, "SAVED": job.save, "EXACT": False}
-        constants |= {"ACTIVATION": "gelu", "PARTIALS": job.piece == "fc2_dgrad"}
-        unused = [] if job.save == "pre" else ["post"] if job.save == "slope" else ["post", "saved", "partials"]
+        unit_strides = ("stride_dyk", "stride_wn")
+        sums = job.bias and job.piece == "fc2_dgrad"
+        constants |= {"SAVED": job.save, "EXACT": False, "PARTIALS": sums}
+        constants["ACTIVATION"] = job.activation if job.piece == "fc2_dgrad" else "none"
+        unused = {"pre": [], "slope": ["post"], "none": ["post", "saved"]}[job.save]
+        unused = unused if sums else [*unused, "partials"]
     else:
         kernel = weight_grad_kernel
         types = {
             "dy": block(tile.block_k, tile.block_m), "x": block(tile.block_k, tile.block_n),
             "out": "*fp32" if tile.splits > 1 else pointer,
         }  # fmt: skip
-        constants |= {"stride_dyn": 1, "stride_xk": 1, "SPLITS": tile.splits}
-        unused = []
-    constants |= dict.fromkeys(unused)
-    names = kernel.arg_names
-    signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in names}
-    # M, the tokens, is any number; everything else of a ViT is a multiple of 16.
-    aligned = [n for n, t in signature.items() if t.startswith("*") or (t == "i32" and n != "M")]
-    return ASTSource(
-        fn=kernel,
-        signature=signature,
-        constexprs={(names.index(n),): value for n, value in constants.items()},
-        attrs={(names.index(n),): [["tt.divisibility", 16]] for n in aligned},
-    )
+        unit_strides = ("stride_dyn", "stride_xk")
+        constants |= {"SPLITS": tile.splits}
+    constants |= dict.fromkeys(unused) | dict.fromkeys(unit_strides if job.layout != "any" else (), 1)
+    return kernel, types, constants
+
+
+def _pointwise(job: Job) -> tuple[JITFunction, dict[str, str], dict[str, object]]:
+    """The same for a kernel without a tile."""
+    pointer = f"*{job.dtype}"
+    if job.piece == "reduce":
+        block_p, block_n = REDUCE_MANY
+        return reduce_rows_kernel, {"source": "*fp32", "target": pointer}, {"BP": block_p, "BN": block_n}
+    constants: dict[str, object] = {
+        "ACTIVATION": job.activation, "EXACT": job.dtype == "fp32", "ACC": tl.float32, "BLOCK": POINTWISE_BLOCK,
+    }  # fmt: skip
+    if job.piece == "gelu":
+        types = dict.fromkeys(("pre", "post", "slope"), pointer)
+        return gelu_forward_kernel, types, constants | {"SAVE_SLOPE": job.save == "slope"}
+    types = dict.fromkeys(("dpost", "saved", "dpre", "post"), pointer)
+    unused = {} if job.save == "pre" else {"post": None}
+    return gelu_backward_kernel, types, constants | {"SAVED": job.save} | unused
 
 
 def compile_job(job: Job) -> Report:
     """Compiles one kernel and reads what it needs. Raises whatever the compiler raises."""
     arch = ARCHITECTURES[job.arch]
-    options = {"num_warps": job.tile.warps, "num_stages": job.tile.stages, "enable_fp_fusion": True}
+    tile = job.tile
+    options = {"num_warps": tile.warps if tile else 4, "num_stages": tile.stages if tile else 3}
+    options["enable_fp_fusion"] = True
     compiled = triton.compile(_source(job), target=arch.target, options=options)
     reader = _read_amd if arch.target.backend == "hip" else _read_nvidia
     registers, stack, opcodes = reader(compiled)
@@ -260,6 +325,7 @@ COLUMNS = (
     "table",
     "piece",
     "save",
+    "call",
     "tile",
     "regs",
     "stack",
@@ -271,15 +337,20 @@ COLUMNS = (
 )
 
 
+def _describe(tile: Tile | None) -> str:
+    if tile is None:
+        return "-"
+    text = f"{tile.block_m}x{tile.block_n}x{tile.block_k} w{tile.warps} s{tile.stages} p{tile.parts}"
+    return text + (" desc" if tile.descriptors else " ptr") + (f" split{tile.splits}" if tile.splits > 1 else "")
+
+
 def format_table(results: list[tuple[Job, Report | str]]) -> str:
     """The results as aligned columns, faults at the end of their line."""
     rows: list[tuple[str, ...]] = [COLUMNS]
     notes = [""]
     for job, report in results:
-        t = job.tile
-        tile = f"{t.block_m}x{t.block_n}x{t.block_k} w{t.warps} s{t.stages} p{t.parts}"
-        tile += (" desc" if t.descriptors else " ptr") + (f" split{t.splits}" if t.splits > 1 else "")
-        row = (job.arch, job.table, job.piece, job.save, tile)
+        how = f"{job.dtype} {job.activation} {'bias' if job.bias else 'plain'} {job.layout}"
+        row = (job.arch, job.table or "-", job.piece, job.save, how, _describe(job.tile))
         if isinstance(report, str):
             rows.append((*row, *("-" * 7)))
             notes.append(f"  FAILED: {report}")
@@ -313,13 +384,14 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scalevit.kernels.resources", description=summary)
     parser.add_argument("--arch", nargs="+", choices=list(ARCHITECTURES), default=list(ARCHITECTURES))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compile processes")
-    parser.add_argument("--dtype", choices=("bf16", "fp16"), default="bf16")
+    every = "all dtypes, activations, biases and layouts of each tile, instead of the least and the most work"
+    parser.add_argument("--every", action="store_true", help=every)
     parser.add_argument("--json", type=Path, help="also write the table to this file")
     arguments = parser.parse_args(argv)
     if INTERPRETED:
         parser.error("TRITON_INTERPRET is set: the kernels are interpreted and cannot be compiled")
-    results = compile_all(jobs_for(arguments.arch, arguments.dtype), arguments.jobs)
-    print(f"triton {triton.__version__}, {arguments.dtype}, {len(results)} kernels")
+    results = compile_all(jobs_for(arguments.arch, every=arguments.every), arguments.jobs)
+    print(f"triton {triton.__version__}, {len(results)} kernels")
     print(format_table(results))
     if arguments.json:
         arguments.json.write_text(json.dumps(as_records(results), indent=1) + "\n")

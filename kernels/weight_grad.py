@@ -65,7 +65,8 @@ def weight_grad(dy: Tensor, x: Tensor, out: Tensor, *, tile: Tile) -> None:
     if m == 0:
         out.zero_()
         return
-    tile = aligned_tile(tile, replace(UNALIGNED_WGRAD, splits=tile.splits), dy, x)
+    written = out if tile.splits == 1 else None
+    tile = aligned_tile(tile, replace(UNALIGNED_WGRAD, splits=tile.splits), dy, x, written)
     rows = triton.cdiv(triton.cdiv(m, tile.splits), tile.block_k) * tile.block_k
     target, stride_split, stride_out = out, 0, out.stride(0)
     if tile.splits > 1:

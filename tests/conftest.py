@@ -5,8 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from scalevit.data import ensure_digits
-
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
@@ -16,6 +14,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the digits' `train` and `validation` shards."""
+    # Here and not above: the kernel tests need torch, Triton and numpy alone.
+    from scalevit.data import ensure_digits
+
     folder = tmp_path_factory.mktemp("digits")
     ensure_digits(folder / "train", folder / "validation")
     return folder

@@ -101,9 +101,9 @@ def _parse_tile(value: object, where: str) -> Tile | None:
 
 
 LIBRARY = Plan()
-# What runs where a plan wants descriptors and the operands' alignment does not allow them: the tiles of
-# fallback.json, which compile without spills on every target.
-UNALIGNED = Tile(128, 64, 32, warps=4, stages=3, parts=2, descriptors=False)
+# What runs where the operands are not aligned as a plan's tiles want them: the tiles of fallback.json, which
+# compile without spills on every target for any sizes, strides and addresses.
+UNALIGNED = Tile(128, 64, 32, warps=8, stages=3, parts=4, descriptors=False)
 UNALIGNED_WGRAD = Tile(64, 64, 32, warps=8, stages=3, descriptors=False)
 # Architectures that share another's instructions and limits.
 ALIASES = {"sm_86": "sm_89", "sm_87": "sm_89", "sm_103": "sm_100"}

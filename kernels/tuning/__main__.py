@@ -120,6 +120,12 @@ def main(argv: list[str] | None = None) -> int:
     table = read_table(table_path(name))
     sms = torch.cuda.get_device_properties(device).multi_processor_count
     entries = [e for e in table.entries if e["sms"] != sms]
+    measured = {
+        "device": torch.cuda.get_device_name(device), "sms": sms, "torch": torch.__version__,
+        "triton": triton.__version__, "date": datetime.date.today().isoformat(),
+        "command": " ".join(["python -m scalevit.kernels.tuning", *(sys.argv[1:] if argv is None else argv)]),
+    }  # fmt: skip
+    path = arguments.output / f"{name}.json"
     for d, h in shapes:
         for m in sorted(set(arguments.tokens)):
             for save in SAVES:
@@ -128,14 +134,8 @@ def main(argv: list[str] | None = None) -> int:
                     {"sms": sms, "tokens": token_bucket(m), "d": d, "h": h, "save": save, "plan": plan,
                      "microseconds": times}
                 )  # fmt: skip
+                write_table(path, table, entries, measured)  # a run that is stopped leaves what it has
                 print(f"{m} tokens {d}x{h} {save}: " + ", ".join(_summary(p, t) for p, t in times.items()))
-    measured = {
-        "device": torch.cuda.get_device_name(device), "sms": sms, "torch": torch.__version__,
-        "triton": triton.__version__, "date": datetime.date.today().isoformat(),
-        "command": " ".join(["python -m scalevit.kernels.tuning", *(sys.argv[1:] if argv is None else argv)]),
-    }  # fmt: skip
-    path = arguments.output / f"{name}.json"
-    write_table(path, table, entries, measured)
     print(f"wrote {path}; SCALEVIT_TUNING={arguments.output} uses it")
     return 0
 

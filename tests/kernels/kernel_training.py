@@ -1,10 +1,19 @@
-"""A short training run with shared MLPs, fused against eager from the same start."""
+"""A short training run with shared MLPs, fused against eager from the same start.
+
+python tests/kernels/kernel_training.py --output FOLDER [--steps 500]
+"""
 
 from __future__ import annotations
 
+import argparse
 import copy
+import csv
+import json
+import sys
+from pathlib import Path
 
 import torch
+import triton
 from scalevit.kernels import eager_mlp, fused_mlp
 from torch import nn
 
@@ -58,17 +67,84 @@ def permuted(model: Blocks) -> Blocks:
     return other
 
 
-def parity(
+def curves(
     device: str, dtype: torch.dtype, steps: int, d: int = 192, h: int = 768, batch: int = 64
-) -> tuple[float, float, torch.Tensor]:
-    """Largest difference of smoothed losses: fused to eager, and eager to eager summed in another order."""
+) -> dict[str, torch.Tensor]:
+    """The losses of three runs from one start: "eager", "reordered" (eager, summed in another order), "fused"."""
     torch.manual_seed(0)
     start = Blocks(eager_mlp, d, h).to(device)
-    runs = []
-    for model, mlp in ((start, eager_mlp), (permuted(start), eager_mlp), (start, fused_mlp)):
+    losses = {}
+    for name, model, mlp in (
+        ("eager", start, eager_mlp), ("reordered", permuted(start), eager_mlp), ("fused", start, fused_mlp),
+    ):  # fmt: skip
         mine = copy.deepcopy(model)
         mine.mlp = mlp
-        runs.append(train(mine, steps, device, dtype, batch))
-    window = min(20, steps)
-    eager, reordered, fused = (r.unfold(0, window, 1).mean(1) for r in runs)
-    return (fused - eager).abs().max().item(), (reordered - eager).abs().max().item(), eager
+        losses[name] = train(mine, steps, device, dtype, batch)
+    return losses
+
+
+def differences(losses: dict[str, torch.Tensor]) -> tuple[float, float]:
+    """Largest difference of smoothed losses: fused to eager, and eager to eager summed in another order."""
+    smooth = {name: run.unfold(0, min(20, len(run)), 1).mean(1) for name, run in losses.items()}
+    fused, reordered = ((smooth[name] - smooth["eager"]).abs().max().item() for name in ("fused", "reordered"))
+    return fused, reordered
+
+
+def agree(losses: dict[str, torch.Tensor]) -> bool:
+    """Whether fused differs from eager no more than eager from itself.
+
+    One pair of eager runs estimates that spread; three times it is what a second pair could well differ by.
+    """
+    fused, spread = differences(losses)
+    return fused <= 3 * spread + 1e-3
+
+
+def main() -> int:
+    """Writes parity.json, parity.csv and, where matplotlib is installed, parity.png; status 1 if a dtype disagrees."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--device", default="cuda")
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    rows, runs = [], {}
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        name = str(dtype).removeprefix("torch.")
+        runs[name] = losses = curves(arguments.device, dtype, arguments.steps)
+        fused, spread = differences(losses)
+        rows.append({"dtype": name, "fused_to_eager": fused, "eager_to_eager": spread, "agree": agree(losses)})
+        print(rows[-1], flush=True)
+        device = torch.cuda.get_device_name(0) if arguments.device == "cuda" else arguments.device
+        about = {"device": device, "torch": torch.__version__, "triton": triton.__version__, "steps": arguments.steps}
+        (arguments.output / "parity.json").write_text(json.dumps(about | {"runs": rows}, indent=1) + "\n")
+        with open(arguments.output / "parity.csv", "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["step", *(f"{kind}_{n}" for n, run in runs.items() for kind in run)])
+            columns = (values.tolist() for run in runs.values() for values in run.values())
+            writer.writerows(zip(range(arguments.steps), *columns, strict=True))
+    plot(runs, arguments.output / "parity.png")
+    return 0 if all(row["agree"] for row in rows) else 1
+
+
+def plot(runs: dict[str, dict[str, torch.Tensor]], path: Path) -> None:
+    try:
+        import matplotlib
+    except ImportError:
+        return
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(runs), figsize=(4 * len(runs), 3), sharey=True, squeeze=False)
+    for axis, (dtype, losses) in zip(axes[0], runs.items(), strict=True):
+        for name, values in losses.items():
+            axis.plot(values, label=name, linewidth=0.8)
+        axis.set_title(dtype)
+        axis.set_xlabel("step")
+    axes[0][0].set_ylabel("loss")
+    axes[0][0].legend()
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

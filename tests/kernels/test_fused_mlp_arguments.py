@@ -54,7 +54,7 @@ def test_values_that_do_not_fit_are_named(arguments, name, value):
     [
         ("x", torch.zeros(2, 16, dtype=torch.int64)), ("x", [[1.0]]), ("fc1_weight", None), ("fc2_weight", 3),
         ("fc1_weight", torch.zeros(32, 16, dtype=torch.bfloat16)), ("fc2_bias", torch.zeros(16).double()),
-        ("width", 16.0), ("width", True), ("width", "16"),
+        ("width", 16.0), ("width", 32.0), ("width", True), ("width", "16"),
     ],
 )  # fmt: skip
 def test_types_that_do_not_fit_are_named(arguments, name, value):

@@ -1,35 +1,72 @@
 """The gate: every shipped tile, compiled ahead of time, has no spills and fits its chip."""
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from scalevit.kernels import bench, resources
+from scalevit.kernels import bench, resources, tuning
 
-# One process for each group, two compile jobs in all, so that the gate takes under two minutes on two cores.
+# One process for each group, two compile jobs in all, so that the gate takes a few minutes on two cores.
 GROUPS = (("sm_80", "gfx942", "gfx90a"), ("sm_89", "sm_90"), ("sm_100",))
 
 
 def run_resources(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "scalevit.kernels.resources", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=5400)
+
+
+def check_gate(archs: tuple[str, ...], folder: Path, *arguments: str) -> list[dict]:
+    """The records of a run of the gate, which must pass."""
+    jobs = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
+    done = run_resources("--jobs", jobs, "--json", str(folder / "r.json"), "--arch", *archs, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads((folder / "r.json").read_text())
 
 
 @pytest.mark.parametrize("archs", GROUPS, ids="-".join)
 def test_every_shipped_tile_passes(archs, tmp_path):
-    jobs = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
-    done = run_resources("--jobs", jobs, "--json", str(tmp_path / "r.json"), "--arch", *archs)
-    assert done.returncode == 0, done.stdout + done.stderr
-    records = json.loads((tmp_path / "r.json").read_text())
+    """Each tile with the least and with the most work, so that every dtype, activation, bias and layout occurs."""
+    records = check_gate(archs, tmp_path)
+    pieces = {("fc1", s) for s in ("none", "slope", "pre")} | {("fc2_dgrad", s) for s in ("slope", "pre")}
+    pieces |= {("fc2", "none"), ("fc1_dgrad", "none"), ("fc1_wgrad", "none"), ("reduce", "none")}
+    pieces |= {("gelu", "none"), ("gelu", "slope"), ("dgelu", "slope"), ("dgelu", "pre")}
     for arch in archs:
-        pieces = {(r["piece"], r["save"]) for r in records if r["arch"] == arch}
-        expected = {("fc1", s) for s in ("none", "slope", "pre")} | {("fc2_dgrad", s) for s in ("slope", "pre")}
-        assert pieces >= expected | {("fc2", "none"), ("fc1_dgrad", "none"), ("fc1_wgrad", "none")}
+        mine = [r for r in records if r["arch"] == arch]
+        assert {(r["piece"], r["save"]) for r in mine} >= pieces
+        for piece in ("fc1", "fc2_dgrad"):
+            seen = [r for r in mine if r["piece"] == piece and r["save"] == "pre"]
+            assert {(r["dtype"], r["activation"], r["bias"]) for r in seen} == {
+                ("bf16", "gelu", False), ("fp16", "gelu_tanh", True),
+            }  # fmt: skip
+        assert {r["layout"] for r in mine} == {"aligned", "even", "any"}
+        assert {r["dtype"] for r in mine if r["piece"] == "gelu"} == {"bf16", "fp32"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", resources.ARCHITECTURES)
+def test_every_shipped_tile_passes_however_it_is_called(arch, tmp_path):
+    records = check_gate((arch,), tmp_path, "--every")
+    for piece, save in (("fc1", "none"), ("fc1", "slope"), ("fc1", "pre"), ("fc2_dgrad", "pre")):
+        seen = {(r["dtype"], r["activation"], r["bias"]) for r in records if (r["piece"], r["save"]) == (piece, save)}
+        assert seen == set(itertools.product(("bf16", "fp16"), ("gelu", "gelu_tanh"), (True, False)))
+
+
+def test_the_fall_back_is_what_unaligned_tensors_run():
+    """The gate compiles layout "any" for the fall-back's tiles alone."""
+    table = tuning.read_table(tuning.TABLES / "fallback.json")
+    for plan in table.default.values():
+        assert set(plan.tiles().values()) == {tuning.UNALIGNED}
+    for kind, tiles in table.candidates.items():
+        expected = tuning.UNALIGNED_WGRAD if kind == "wgrad" else tuning.UNALIGNED
+        assert {replace(t, splits=1) for t in tiles} == {expected}
 
 
 def test_a_tile_that_spills_fails(tmp_path):
@@ -38,8 +75,8 @@ def test_a_tile_that_spills_fails(tmp_path):
 import sys
 from scalevit.kernels import resources
 from scalevit.kernels.tuning import Tile
-job = resources.Job("sm_90", "test", "fc2_dgrad", "pre", Tile(128, 128, 64, parts=1))
-resources.jobs_for = lambda *_: [job]
+job = resources.Job("sm_90", "test", "fc2_dgrad", "pre", Tile(128, 128, 64, parts=1), bias=True)
+resources.jobs_for = lambda *_, **__: [job]
 sys.exit(resources.main(["--jobs", "1"]))
 """
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}

@@ -1,10 +1,11 @@
 """What fused_mlp must do besides being right: repeat its bits, read only what it may, give what is asked."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
-from scalevit.kernels import fused_mlp
+from scalevit.kernels import fused_mlp, gelu_linear, tuning
 
 from kernel_cases import SAVES, Case, check_against_fp64, make_arguments, run
 
@@ -42,11 +43,13 @@ def test_subsets_of_gradients(needs, save):
         assert not n or torch.equal(t.grad, expected)
 
 
+@pytest.mark.parametrize("plan", [tuning.INTERPRETER, tuning.LIBRARY], ids=["triton", "library"])
 @pytest.mark.parametrize("save", SAVES)
-def test_no_rows(save):
+def test_no_rows(save, plan):
     """An empty batch gives an empty result, and gradients of zero."""
     case = Case(rows=(0, 5))
-    y, dx, *rest = run(fused_mlp, make_arguments(case), case, save=save)
+    with tuning.use_plan(plan):
+        y, dx, *rest = run(fused_mlp, make_arguments(case), case, save=save)
     assert y.shape == (0, 5, case.d_out)
     assert dx.shape == (0, 5, case.d)
     assert not any(g.any() for g in rest)
@@ -86,6 +89,31 @@ def test_gradcheck_in_fp64(save, activation):
     assert torch.autograd.gradcheck(
         lambda *a: fused_mlp(*a, activation=activation, save=save), arguments, fast_mode=True
     )
+
+
+@pytest.mark.parametrize("plan", [tuning.INTERPRETER, tuning.LIBRARY], ids=["triton", "library"])
+def test_biases_of_any_strides(plan):
+    case = Case(width=48)
+    plain = make_arguments(case)
+    spread = [t.detach() for t in plain]
+    for i in (2, 4):
+        spread[i] = torch.stack([spread[i], torch.full_like(spread[i], float("nan"))], 1)[:, 0]
+        assert spread[i].stride() == (2,)
+    spread = [t.requires_grad_() for t in spread]
+    with tuning.use_plan(plan):
+        pairs = zip(run(fused_mlp, plain, case), run(fused_mlp, spread, case), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_what_is_not_aligned_runs_the_pointer_tile():
+    """The gate compiles other tiles for aligned tensors alone: nothing else may reach them."""
+    tile, other = tuning.Tile(32, 32, 32), tuning.Tile(64, 32, 32)
+    x = torch.zeros(8, 64)
+    assert gelu_linear.aligned_tile(tile, other, x, x[:, :48], x[2:], x[0], None) == tile
+    assert gelu_linear.aligned_tile(tile, other, x.bfloat16()[:, 16:]) == tile
+    for bad in (x[:, :40], x[:, 1:49], x[0, 1:], x.T, x[:, ::2], x[:1].expand(8, 64), torch.zeros(8, 72)[:, :64]):
+        assert gelu_linear.aligned_tile(tile, other, x, bad) == other
+        assert gelu_linear.aligned_tile(replace(tile, descriptors=False), other, bad) == other
 
 
 @pytest.mark.parametrize("save", SAVES)

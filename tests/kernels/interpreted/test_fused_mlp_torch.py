@@ -6,7 +6,7 @@ from scalevit.kernels import eager_mlp, fused_mlp
 from torch.utils.checkpoint import checkpoint
 
 from kernel_cases import SAVES, Case, make_arguments, run
-from kernel_training import parity
+from kernel_training import agree, curves, differences
 
 CASE = Case(rows=(9,), d=16, h=32, d_out=16)
 
@@ -58,6 +58,19 @@ def test_activation_checkpointing(save):
     assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
 
 
+@pytest.mark.parametrize("rows", [(), (9,), (3, 3)])
+def test_the_result_is_no_view(rows):
+    """A residual added in place must reach the result's own gradient, hooks included."""
+    arguments = make_arguments(Case(rows=rows, d=16, h=32, d_out=16))
+    y = fused_mlp(*arguments)
+    assert y._base is None
+    hooked = []
+    y.register_hook(lambda gradient: hooked.append(gradient.shape))
+    y += 1
+    y.sum().backward()
+    assert hooked == [y.shape]
+
+
 def test_inference_mode():
     arguments = make_arguments(CASE)
     expected = fused_mlp(*arguments)
@@ -75,6 +88,43 @@ def test_shared_weights_accumulate(uses):
     alone = [torch.autograd.grad(fused_mlp(x, *weights).sum(), weights) for x in xs]
     for whole, *parts in zip(together, *alone, strict=True):
         torch.testing.assert_close(whole, sum(parts), rtol=0, atol=1e-12)
+
+
+def test_shared_weights_in_sequence():
+    """Three blocks in a row with one MLP: each use's gradient passes through those before it."""
+    x, *weights = make_arguments(Case(rows=(9,), d=16, h=32, d_out=16, dtype=torch.float64))
+
+    def blocks(mlp):
+        y = x
+        for _ in range(3):
+            y = y + mlp(y, *weights)
+        return torch.autograd.grad(y.square().sum(), [x, *weights])
+
+    for fused, eager in zip(blocks(fused_mlp), blocks(eager_mlp), strict=True):
+        # Sums of other orders, in fp64: a few hundred steps of the largest value.
+        torch.testing.assert_close(fused, eager, rtol=0, atol=1e-13 * eager.abs().max().item())
+
+
+def test_random_widths_train_one_set_of_weights():
+    """A step at each of several widths: the tail's gradient is zero, and every width then computes what eager does."""
+    x, *weights = make_arguments(Case(rows=(9,), d=16, h=64, d_out=16))
+    mine, theirs = ([w.detach().clone().requires_grad_() for w in weights] for _ in range(2))
+    optimizers = [torch.optim.SGD(p, lr=0.1, momentum=0.9) for p in (mine, theirs)]
+    widths = [48, 16, 64, 32, 16, 64, 48]
+    for width in widths:
+        for mlp, parameters, optimizer in zip((fused_mlp, eager_mlp), (mine, theirs), optimizers, strict=True):
+            optimizer.zero_grad()
+            mlp(x.detach(), *parameters, width=width).square().mean().backward()
+            optimizer.step()
+        w1, b1, w2, _ = (p.grad for p in mine)
+        for used, tail in ((w1[:width], w1[width:]), (b1[:width], b1[width:]), (w2[:, :width], w2[:, width:])):
+            assert used.any()
+            assert not tail.any()
+    for width in sorted(set(widths)):
+        # Seven steps add a few fp32 roundings each, of values about 1.
+        torch.testing.assert_close(
+            fused_mlp(x, *mine, width=width), eager_mlp(x, *theirs, width=width), rtol=0, atol=1e-4
+        )
 
 
 def test_mixed_widths_share_one_set_of_weights():
@@ -116,7 +166,6 @@ def test_double_backward_is_refused():
 
 def test_a_short_training_run_follows_eager():
     """The device test's 500 steps, in small: autocast, shared modules, AdamW."""
-    fused, spread, eager = parity("cpu", torch.bfloat16, steps=6, d=32, h=64, batch=4)
-    assert eager.isfinite().all()
-    # One pair of eager runs, summed in another order, estimates the spread.
-    assert fused <= 3 * spread + 1e-3
+    losses = curves("cpu", torch.bfloat16, steps=6, d=32, h=64, batch=4)
+    assert all(values.isfinite().all() for values in losses.values())
+    assert agree(losses), differences(losses)

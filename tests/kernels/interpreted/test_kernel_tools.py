@@ -57,11 +57,12 @@ def test_the_benchmark_measures_and_writes(tmp_path):
     pytest.importorskip("matplotlib")
     mlps = bench.providers(CPU, ["eager", "fused_fast", "fused_lean", "fused_recompute"])
     ceilings = bench.measure_ceilings(CPU, torch.float32, size=64, copied=4096)
-    results = bench.measure_case("tiny", 32, 64, 2, mlps, ceilings, CPU, torch.float32, tokens=5)
+    results = list(bench.measure_case("tiny", 32, 64, 2, mlps, ceilings, CPU, torch.float32, tokens=5))
     assert {(r.what, r.provider) for r in results} == {(w, p) for w in bench.PASSES for p in mlps}
     assert all(0 < r.p20 <= r.p50 <= r.p80 for r in results)
     bench.print_results(results)
     bench.write_results(tmp_path, results, bench.environment(CPU, ceilings, "test"))
+    bench.write_plots(tmp_path, results, bench.environment(CPU, ceilings, "test"))
     rows = list(csv.DictReader((tmp_path / "bench.csv").open()))
     assert len(rows) == len(results)
     assert rows[0]["torch"] == torch.__version__

@@ -1,0 +1,173 @@
+"""Everything that wants a GPU, in one command and in bounded time: correctness first, then times.
+
+    python tests/gpu_session.py --output FOLDER [--seconds 530] [--parts tests tuning ...]
+
+Each part is a process with a time budget and a log of its own; one that fails or runs over stops none of the
+others, and what it had written stays. FOLDER then holds session.json (what ran, how it ended, device and
+versions) beside the parts' own CSV, JSON and PNG files. Needs what the kernels need (torch, Triton) and pytest;
+parts that need more are skipped with their reason. Ends with status 1 if a part failed, and well, saying so,
+where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+KERNEL_TESTS = ROOT / "tests" / "kernels"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One step. seconds: what it is sure to have; needs: modules without which it is skipped."""
+
+    name: str
+    seconds: int
+    command: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+
+
+def parts(output: Path) -> list[Part]:
+    """The steps in order; their seconds add up to under nine minutes."""
+    # Triton compiles hundreds of kernels in the tests; side by side where pytest-xdist is installed.
+    workers = ("-n", "8") if importlib.util.find_spec("xdist") else ()
+    tests = ("-m", "pytest", "-m", "gpu", "-q", "--durations=10", *workers)
+    bench = ("-m", "scalevit.kernels.bench", "--batches", "256", "--shapes", "vit_b", "vit_b_half")
+    tuner = ("-m", "scalevit.kernels.tuning", "--tokens", "50432", "--shape", "768x3072", "768x1536")
+    trainer = ("pydantic", "timm", "deepspeed", "webdataset", "rich")
+    installed = all(importlib.util.find_spec(module) for module in trainer)
+    command = "from scalevit.cli import main; main()"
+    config = str(ROOT / "configs" / "grouped.json")
+    train = ("-c", command, "bench", "train", "--config", config, "--output", str(output))
+    return [
+        Part("tests", 170, (*tests, str(ROOT / "tests" if installed else KERNEL_TESTS)), needs=("pytest",)),
+        Part("parity", 50, (str(KERNEL_TESTS / "kernel_training.py"), "--output", str(output))),
+        Part("tuning", 80, (*tuner, "--output", str(output / "tuning"))),
+        Part("bench", 160, (*bench, "--output", str(output))),
+        Part("train", 60, train, needs=trainer),
+    ]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a part ended. status: "passed", "failed", "out of time" or "skipped"; last: the end of its log."""
+
+    name: str
+    status: str
+    seconds: float
+    command: str
+    last: list[str]
+
+
+def run_part(part: Part, output: Path, seconds: float, environment: dict[str, str]) -> Outcome:
+    """Runs one part for at most `seconds`, its output in `<name>.log`; never raises for how it ends."""
+    command = "python " + " ".join(part.command)
+    missing = [module for module in part.needs if not importlib.util.find_spec(module)]
+    if missing:
+        return Outcome(part.name, "skipped", 0.0, command, [f"{', '.join(missing)} is not installed"])
+    if seconds < 1:
+        return Outcome(part.name, "skipped", 0.0, command, ["no time was left"])
+    started = time.monotonic()
+    log = output / f"{part.name}.log"
+    with open(log, "w") as file:
+        process = subprocess.Popen(
+            [sys.executable, *part.command], cwd=output, env=environment, stdout=file, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            status = "failed" if process.wait(seconds) else "passed"
+        except subprocess.TimeoutExpired:
+            status = "out of time"
+            os.killpg(process.pid, signal.SIGKILL)  # workers and compilers too
+            process.wait()
+    last = log.read_text(errors="replace").splitlines()[-40:]
+    return Outcome(part.name, status, round(time.monotonic() - started, 1), command, last)
+
+
+@contextmanager
+def importable(cwd: Path) -> Iterator[dict[str, str]]:
+    """An environment in which `scalevit.kernels` is this checkout's, where scalevit is not installed too.
+
+    The parts must not start in ROOT: the `scalevit` there, which Python would look at first, has no `kernels`.
+    """
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    probe = (
+        "import sys; from importlib.util import find_spec as f; sys.exit(not (f('scalevit') and f('scalevit.kernels')))"
+    )
+    if subprocess.run([sys.executable, "-c", probe], cwd=cwd, env=environment).returncode == 0:
+        yield environment
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder) / "scalevit"
+        package.mkdir()
+        for entry in (ROOT / "scalevit").iterdir():
+            (package / entry.name).symlink_to(entry)
+        (package / "kernels").symlink_to(ROOT / "kernels")
+        path = os.pathsep.join([folder, *filter(None, [environment.get("PYTHONPATH")])])
+        yield environment | {"PYTHONPATH": path}
+
+
+def run_session(chosen: list[Part], output: Path, seconds: float, about: dict[str, object]) -> list[Outcome]:
+    """Runs the parts within `seconds` altogether, and writes session.json anew after each."""
+    output.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + seconds
+    outcomes: list[Outcome] = []
+    with importable(output) as environment:
+        # What the tuner writes, the parts after it use.
+        environment = environment | {"SCALEVIT_TUNING": str(output / "tuning")}
+        for i, part in enumerate(chosen):
+            # All but what the parts after it are sure to have: what is saved early is there for later.
+            reserved = sum(later.seconds for later in chosen[i + 1 :])
+            outcome = run_part(part, output, deadline - time.monotonic() - reserved, environment)
+            outcomes.append(outcome)
+            record = about | {"parts": [asdict(o) for o in outcomes]}
+            (output / "session.json").write_text(json.dumps(record, indent=1) + "\n")
+            print(f"--- {part.name}: {outcome.status} after {outcome.seconds:.0f} s", *outcome.last[-12:], sep="\n")
+    return outcomes
+
+
+def describe() -> dict[str, object]:
+    import torch
+    import triton
+
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    return {
+        "device": torch.cuda.get_device_name(0), "torch": torch.__version__, "triton": triton.__version__,
+        "commit": done.stdout.strip() or "unknown", "date": datetime.datetime.now().isoformat(timespec="seconds"),
+        "command": " ".join(["python", *sys.argv]),
+    }  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Everything that wants a GPU, in bounded time.")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--seconds", type=float, default=530, help="for all parts together (default: %(default)s)")
+    parser.add_argument("--parts", nargs="+", choices=[p.name for p in parts(Path())], help="these alone")
+    arguments = parser.parse_args(argv)
+    import torch
+
+    if not torch.cuda.is_available():
+        print("no GPU on this machine: the tests and benchmarks that need one were not run")
+        return 0
+    output = arguments.output.resolve()
+    chosen = [p for p in parts(output) if arguments.parts is None or p.name in arguments.parts]
+    outcomes = run_session(chosen, output, arguments.seconds, describe())
+    print("\n".join(f"{o.name:8} {o.status:12} {o.seconds:6.1f} s" for o in outcomes))
+    return 1 if any(o.status in ("failed", "out of time") for o in outcomes) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

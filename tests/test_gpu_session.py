@@ -1,0 +1,75 @@
+"""`make gpu`, as far as a machine without a GPU shows: budgets, records, and commands that parse."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from scalevit.kernels import bench
+from scalevit.kernels.tuning import __main__ as tuner
+
+import gpu_session
+from gpu_session import Part
+
+
+def test_budgets_add_up_to_under_nine_minutes(tmp_path: Path) -> None:
+    assert sum(part.seconds for part in gpu_session.parts(tmp_path)) <= 530
+
+
+def test_every_part_leaves_its_record(tmp_path: Path) -> None:
+    """One that passes, one that fails, one that hangs with a child of its own, one that cannot run, one too late."""
+    hang = "import subprocess, sys; print('begun', flush=True); subprocess.run(['sleep', '60'])"
+    chosen = [
+        Part("hanging", 5, ("-c", hang)),
+        Part("good", 60, ("-c", "import os; print(os.environ['SCALEVIT_TUNING'])")),
+        Part("bad", 60, ("-c", "raise SystemExit('broken')")),
+        Part("missing", 60, ("-c", ""), needs=("no_such_module",)),
+    ]
+    outcomes = gpu_session.run_session(chosen, tmp_path, 60 + 60 + 60 + 5, {"device": "none"})
+    assert [o.status for o in outcomes] == ["out of time", "passed", "failed", "skipped"]
+    record = json.loads((tmp_path / "session.json").read_text())
+    assert record["device"] == "none"
+    last = {part["name"]: part["last"] for part in record["parts"]}
+    assert last == {
+        "good": [str(tmp_path / "tuning")],
+        "bad": ["broken"],
+        "hanging": ["begun"],
+        "missing": ["no_such_module is not installed"],
+    }
+    (late,) = gpu_session.run_session(chosen[1:2], tmp_path, 0, {})
+    assert late.last == ["no time was left"]
+
+
+def test_without_a_gpu_it_says_so(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu_session.main(["--output", str(tmp_path / "out")]) == 0
+    assert "no GPU on this machine" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+def test_commands_parse(tmp_path: Path, monkeypatch) -> None:
+    """A part that ends at its own arguments would be seen on a lent machine only."""
+    commands = {part.name: part.command for part in gpu_session.parts(tmp_path)}
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    assert parser.parse_args(commands["bench"][2:]).output == tmp_path
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert tuner.main(list(commands["tuning"][2:])) == 2  # no device; wrong arguments raise SystemExit
+    assert Path(commands["tests"][-1]).is_dir()
+    assert Path(commands["parity"][0]).is_file()
+    assert Path(commands["train"][commands["train"].index("--config") + 1]).is_file()
+
+
+@pytest.mark.parametrize("name", ["scalevit.kernels", "scalevit.errors"])
+def test_a_checkout_that_is_not_installed_is_found(tmp_path: Path, monkeypatch, name: str) -> None:
+    """-S leaves installed packages out, torch too; finding the modules is enough."""
+    real = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda command, **k: real([command[0], "-S", *command[1:]], **k))
+    with gpu_session.importable(tmp_path) as environment:
+        script = f"import importlib.util as u; print(u.find_spec({name!r}).origin)"
+        done = real([sys.executable, "-S", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "scalevit/" in done.stdout
