@@ -30,6 +30,7 @@ class FsdpEngine(Engine):
         # gathered between its uses; the blocks then leave its parameters alone.
         for shared in shared_modules(self.setup.blocks):
             fully_shard(shared, mesh=mesh, reshard_after_forward=False)
+            self._reduce_once(shared)
         for block in self.setup.blocks:
             fully_shard(block, mesh=mesh, reshard_after_forward=self.settings.reshard_after_forward)
         fully_shard(module, mesh=mesh, reshard_after_forward=False)
@@ -43,10 +44,25 @@ class FsdpEngine(Engine):
         self.optimizer = self.setup.optimizer(module)
         return module
 
+    def _reduce_once(self, shared: nn.Module) -> None:
+        """FSDP reduces and frees a unit after the backward of each of its uses: let it wait for the last of them."""
+        assert isinstance(shared, FSDPModule)
+        uses = sum(shared in block.modules() for block in self.setup.blocks)
+        left = 0
+
+        def before_backward(unit: nn.Module, gradient: object) -> None:
+            nonlocal left
+            left = (left or uses) - 1
+            shared.set_requires_gradient_sync(self._last and left == 0, recurse=False)
+            shared.set_reshard_after_backward(left == 0, recurse=False)
+
+        shared.register_full_backward_pre_hook(before_backward)
+
     def __call__(self, images: Tensor) -> Tensor:
         return self.module(images)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
+        self._last = last
         self._root.set_requires_gradient_sync(last)
         (loss * (self.loss_scale.value / self.setup.accumulation)).backward()
 
