@@ -89,12 +89,12 @@ def _notes(plan: Any) -> list[str]:
     notes = [
         "Bytes per rank; GB = 1e9 bytes. Buffers: gathered parameters and gradient buckets (DeepSpeed's are 2 GB each "
         "unless engine.deepspeed.zero_optimization.reduce_bucket_size says less). Sent: by each rank, ring algorithms.",
-        f"{device.name}: {device.memory_bytes / 1e9:g} GB of which {device.usable_memory:.0%} count as usable, "
-        f"{device.flops_16bit / 1e12:g} / {device.flops_32bit / 1e12:g} TFLOP/s (16 / 32 bit) at {device.compute_share:.0%}"
-        f", {device.memory_bandwidth / 1e12:g} TB/s at {device.memory_share:.0%}, links {device.link_bandwidth / 1e9:g} "
-        f"and network {device.network_bandwidth / 1e9:g} GB/s at {device.link_share:.0%}. Source: "
-        f"{device.source or 'the given file'}. The shares are assumptions, so steps/s are estimates; the loader is left "
-        "out.",
+        f"{device.name}: {device.memory_bytes / 1e9:g} GB, {device.usable_memory:.0%} of it usable; "
+        f"{device.flops_16bit / 1e12:g} / {device.flops_32bit / 1e12:g} TFLOP/s (16 / 32 bit) at "
+        f"{device.compute_share:.0%}; {device.memory_bandwidth / 1e12:g} TB/s at {device.memory_share:.0%}; links "
+        f"{device.link_bandwidth / 1e9:g}, network {device.network_bandwidth / 1e9:g} GB/s at {device.link_share:.0%}. "
+        f"Source: {device.source or 'the given file'}. The shares are assumptions, so steps/s are estimates; the "
+        "loader is left out.",
         "A larger micro-batch changes the run's numbers (mixup mixes within it).",
     ]
     baseline = {row.engine: row for row in plan.rows if row.strategy == "none"}

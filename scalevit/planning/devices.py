@@ -51,7 +51,7 @@ _KNOWN = {
         memory_bandwidth=4.8e12,
         link_bandwidth=450e9,
         network_bandwidth=50e9,
-        source="NVIDIA H200 data sheet (SXM); NVLink 900 GB/s in both directions; 400 Gbit/s per GPU as in DGX H200",
+        source="NVIDIA H200 data sheet (SXM); NVLink 900 GB/s in both directions; 400 Gbit/s per GPU (DGX H200)",
     ),
     "h100": Device(
         name="h100",
@@ -61,7 +61,7 @@ _KNOWN = {
         memory_bandwidth=3.35e12,
         link_bandwidth=450e9,
         network_bandwidth=50e9,
-        source="NVIDIA H100 data sheet (SXM); NVLink 900 GB/s in both directions; 400 Gbit/s per GPU as in DGX H100",
+        source="NVIDIA H100 data sheet (SXM); NVLink 900 GB/s in both directions; 400 Gbit/s per GPU (DGX H100)",
     ),
     "a100": Device(
         name="a100",
@@ -71,7 +71,7 @@ _KNOWN = {
         memory_bandwidth=2.039e12,
         link_bandwidth=300e9,
         network_bandwidth=25e9,
-        source="NVIDIA A100 80 GB data sheet (SXM); NVLink 600 GB/s in both directions; 200 Gbit/s per GPU as in DGX A100",
+        source="NVIDIA A100 80 GB data sheet (SXM); NVLink 600 GB/s in both directions; 200 Gbit/s per GPU (DGX A100)",
     ),
     "cpu": Device(
         name="cpu",
@@ -108,7 +108,8 @@ def load_device(name: str) -> Device:
     try:
         return Device.model_validate(content, strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        problems = error.errors(include_url=False)
+        first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")  # a typo explains a lack
         key = ".".join(map(str, first["loc"])) or "the file"
         if first["type"] == "extra_forbidden":
             reason = f"unknown key {key}; allowed: {', '.join(Device.model_fields)}"

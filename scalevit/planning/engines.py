@@ -25,7 +25,7 @@ class Held:
     optimizer: int
     """AdamW's moments, and the fp32 copy of the weights that ZeRO 1 to 3 update."""
     gradients: int
-    """Averaged ones, which the optimizer reads."""
+    """Averaged ones, which the optimizer reads; they replace the activations as the backward goes."""
     ema: int
     backward_buffers: int
     """At most beside the activations: gathered parameters, gradients that are not yet averaged, buckets."""
@@ -34,14 +34,10 @@ class Held:
     updated: int
     """Of the fp32 weights, what this rank's optimizer updates; no memory of its own."""
 
-    @property
-    def state(self) -> int:
-        """What is held throughout."""
-        return self.weights + self.optimizer + self.gradients + self.ema
-
     def peak(self, activations: float) -> float:
-        """With so many bytes of activations."""
-        return self.state + max(activations + self.backward_buffers, self.step_buffers)
+        """The most at any time, with so many bytes of activations."""
+        state = self.weights + self.optimizer + self.ema
+        return state + max(activations + self.backward_buffers, self.gradients + self.step_buffers)
 
 
 @dataclass(frozen=True)
@@ -117,14 +113,15 @@ def _zero(engine: DeepSpeedConfig, key: str, default: float) -> float:
 def _zero012(engine: DeepSpeedConfig, layout: Layout, ranks: int, accumulation: int, ema: bool) -> tuple[Held, Sent]:
     full = _bytes(layout.parameters)
     averages = full if ema else 0
+    accumulates = accumulation > 1
     if engine.stage == 0:
         # All gradients are flattened into one copy, and copied back from it.
-        held = Held(full, 2 * full, full, averages, backward_buffers=0, step_buffers=2 * full, updated=full)
+        backward = full * (2 if accumulates else 1)
+        held = Held(full, 2 * full, full, averages, backward, step_buffers=2 * full, updated=full)
         return held, Sent(all_reduce=full)
     part = full // ranks
     # A bucket has its full size, however small the model.
     buckets = _FP32 * int(_zero(engine, "reduce_bucket_size", 5e8)) * (2 if overlaps(engine) else 1)
-    accumulates = accumulation > 1
     if engine.stage == 1:  # whole gradients wait for the last micro-batch
         backward, step = buckets + full * (2 if accumulates else 1), buckets + 3 * full - part
     else:
@@ -146,14 +143,15 @@ def _zero3(engine: DeepSpeedConfig, layout: Layout, ranks: int, accumulation: in
     stays = 2 * count <= _zero(engine, "max_reuse_distance", 1e9) and count <= _zero(engine, "max_live_parameters", 1e9)
     bucket = _FP32 * int(_zero(engine, "reduce_bucket_size", 5e8))
     largest = max(_bytes(unit) for unit in [layout.root, *layout.blocks, *layout.shared])
-    gathered = full - persistent if stays else min(full - persistent, 2 * largest)
+    elsewhere = full - persistent if ranks > 1 else 0  # what has to be gathered
+    gathered = elsewhere if stays else min(elsewhere, 2 * largest)
     held = Held(
         weights=part + (persistent if ranks > 1 else 0),
         optimizer=3 * part,
         gradients=part,
         ema=part if ema else 0,
         # Whole gradients wait until they fill a bucket, and are then flattened beside themselves.
-        backward_buffers=bucket + gathered + min(full, bucket),
+        backward_buffers=part + bucket + gathered + min(full, bucket),
         step_buffers=bucket + gathered + 2 * min(full, bucket),
         updated=part,
     )
@@ -174,7 +172,7 @@ def _fsdp(engine: FsdpConfig, layout: Layout, ranks: int, accumulation: int, ema
     block = max(padded(unit) for unit in layout.blocks)
     largest = max(padded(unit) for unit in [layout.root, *layout.blocks, *layout.shared])
     # The root and what blocks share stay gathered from forward to backward, the blocks if told so; of the others the
-    # present one and the next are. A flat copy stands beside each while it is gathered or reduced.
+    # present one and the next are. A flat copy stands beside a unit while it is gathered or reduced.
     gathered = root + shared + (min(blocks, 2 * block) if engine.reshard_after_forward else blocks)
     held = Held(
         weights=part,
@@ -182,7 +180,7 @@ def _fsdp(engine: FsdpConfig, layout: Layout, ranks: int, accumulation: int, ema
         gradients=part,
         ema=part if ema else 0,
         # Gradients stay whole until the last micro-batch.
-        backward_buffers=gathered + 2 * largest + (full if accumulation > 1 else 0),
+        backward_buffers=gathered + largest + (full if accumulation > 1 else 0),
         step_buffers=0,
         updated=part,
     )

@@ -73,8 +73,13 @@ def trace(
         for module in network.modules():
             if isinstance(module, FusedMlp):
                 module.forward = partial(_fused_forward, module)  # type: ignore[method-assign]
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        return _trace(network.to_empty(device="cpu").train(), model, precision, batch)
+    with FakeTensorMode():
+        for module in network.modules():  # `Module.to_empty` cannot swap fake tensors reliably
+            for name, parameter in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype)))
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
+        return _trace(network.train(), model, precision, batch)
 
 
 def _trace(network: nn.Module, model: ModelConfig, precision: str, batch: int) -> Trace:
@@ -178,7 +183,7 @@ def saved_bytes(module: nn.Module) -> Iterator[Counted]:
 
 
 class Costs(TorchDispatchMode):
-    """Counts, while it is active, the bytes of the storages that operators create, FLOPs, and bytes read and written."""
+    """Counts FLOPs, bytes read and written, and the storages that operators create while it is active."""
 
     def __init__(self) -> None:
         super().__init__()

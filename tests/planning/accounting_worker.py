@@ -44,16 +44,19 @@ def count_collectives() -> None:
     group = torch._C._distributed_c10d.ProcessGroup
     names = [n for n in dir(group) if any(w in n for w in ("reduce", "gather", "broadcast", "alltoall", "send"))]
     for name in names:
-        kind = "all_gather" if "gather" in name else "all_reduce" if "allreduce" in name else name.rsplit("_single")[0]
-
-        def counted(self: Any, *args: Any, _call: Any = getattr(group, name), _kind: str = kind, **named: Any) -> Any:
-            # The full tensor is the input of a reduction and the output of a gather: in any case the larger.
-            sizes = [sum(t.nbytes for t in tree_leaves(a) if isinstance(t, Tensor)) for a in args]
-            _sent[_kind] += max(sizes, default=0)
-            return _call(self, *args, **named)
-
         if callable(getattr(group, name)):
-            setattr(group, name, counted)
+            kind = "all_gather" if "gather" in name else "all_reduce" if "allreduce" in name else name
+            setattr(group, name, _counted(getattr(group, name), "reduce_scatter" if "reduce_scatter" in name else kind))
+
+
+def _counted(call: Any, kind: str) -> Any:
+    def counted(*args: Any, **named: Any) -> Any:
+        # The full tensor is the input of a reduction and the output of a gather: in any case the larger.
+        sizes = [sum(t.nbytes for t in tree_leaves(a) if isinstance(t, Tensor)) for a in args]
+        _sent[kind] += max(sizes, default=0)
+        return call(*args, **named)
+
+    return counted
 
 
 class Peak(TorchDispatchMode):
