@@ -66,15 +66,19 @@ class Layout:
     blocks: list[list[nn.Parameter]]
     shared: list[list[nn.Parameter]]
     """Modules that several blocks use, in no block of the above."""
+    uses: list[int]
+    """How many blocks use each of these."""
 
     @classmethod
     def of(cls, model: nn.Module) -> "Layout":
         blocks = mlp_blocks(model)
-        shared = [list(module.parameters()) for module in shared_modules(blocks)]
+        modules = shared_modules(blocks)
+        shared = [list(module.parameters()) for module in modules]
+        uses = [sum(module in block.modules() for block in blocks) for module in modules]
         taken = {id(p) for unit in shared for p in unit}
         own = [[p for p in block.parameters() if id(p) not in taken] for block in blocks]
         taken |= {id(p) for unit in own for p in unit}
-        return cls([p for p in model.parameters() if id(p) not in taken], own, shared)
+        return cls([p for p in model.parameters() if id(p) not in taken], own, shared, uses)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -155,8 +159,12 @@ def _zero3(engine: DeepSpeedConfig, layout: Layout, ranks: int, accumulation: in
         step_buffers=bucket + gathered + 2 * min(full, bucket),
         updated=part,
     )
-    gathers = accumulation * (1 if stays else 2)
-    return held, Sent(reduce_scatter=accumulation * full, all_gather=gathers * (full - persistent) + persistent)
+    once = full - persistent
+    if not stays:  # in the forward and in the backward, a shared MLP for each of its uses
+        again = zip(layout.shared, layout.uses, strict=True)
+        once += sum((uses - 1) * _bytes(p for p in unit if p.numel() > threshold) for unit, uses in again)
+        once *= 2
+    return held, Sent(reduce_scatter=accumulation * full, all_gather=accumulation * once + persistent)
 
 
 def _fsdp(engine: FsdpConfig, layout: Layout, ranks: int, accumulation: int, ema: bool) -> tuple[Held, Sent]:
