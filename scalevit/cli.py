@@ -17,6 +17,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; a user's mistake is one line and exit status 2."""
     from scalevit.checkpoint import commands as checkpoint
     from scalevit.data import commands as shards
+    from scalevit.planning import command as planning
 
     parser = argparse.ArgumentParser(prog="scalevit", description="Train parameter-reduced Vision Transformers.")
     parser.add_argument("--version", action="version", version=f"scalevit {__version__}")
@@ -26,6 +27,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     describe.add_argument("--config", required=True, help="a JSON file, see configs/")
     describe.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that win over the file's")
     describe.set_defaults(run=_describe)
+
+    plan = commands.add_parser("plan", help="memory, traffic and speed of a config, per strategy and engine")
+    planning.add_arguments(plan)
+    plan.set_defaults(run=planning.run)
 
     shards_parser = commands.add_parser("shards", help="make WebDataset shards")
     shards.add_arguments(shards_parser)

@@ -251,6 +251,12 @@ class TrainConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     log_every_steps: PositiveInt = 50
     """Steps between lines of metrics.jsonl."""
+    profile: bool = False
+    """Write a trace and, on CUDA, a memory snapshot of some steps into `runs/NAME/profile/`, for each rank."""
+    profile_after: NonNegativeInt = 10
+    """So many steps of this process come before the profiled ones, for warming up."""
+    profile_steps: PositiveInt = 3
+    """How many steps are profiled."""
 
 
 class EmaConfig(Section):

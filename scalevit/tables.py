@@ -7,7 +7,7 @@ from rich.table import Table
 def print_table(table: Table, *notes: str) -> None:
     """Prints a table at its full width, then notes as lines."""
     console = Console()
-    needed = console.measure(table).maximum
+    needed = Console(width=10_000).measure(table).maximum  # a console measures no wider than it is
     wide = Console(width=max(console.width, needed))
     wide.print(table)
     for note in notes:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.profiler import record_function
 
 from scalevit.assemble import Data
 from scalevit.checkpoint.folder import list_checkpoints, read_record
@@ -30,6 +31,7 @@ from scalevit.evaluate import evaluate
 from scalevit.models import save_weights
 from scalevit.models.statistics import Statistics
 from scalevit.optim import Schedule
+from scalevit.profiling import Profiler
 from scalevit.progress import Counter
 from scalevit.results import best_epoch, describe_accuracies, summarise
 from scalevit.stopping import Stopped, StopSignal
@@ -92,6 +94,7 @@ class Trainer:
         micro_batches = self.data.train.batches(state.step)
         first_step = state.step
         with (
+            Profiler(self.config.train, self.run.path / "profile", self.world, first_step=first_step) as profiler,
             StopSignal(speaks=self.world.is_first) as stop,
             Counter(self.config.name, total, "steps", done=state.step, visible=self.world.is_first) as counter,
         ):
@@ -99,7 +102,8 @@ class Trainer:
             while state.step < total:
                 epoch = self._epoch_of(state.step)
                 # The first step of a process warms up and waits for its loader: it does not count for the rate.
-                self._step(micro_batches, timed=state.step > first_step)
+                with profiler.step(state.step):
+                    self._step(micro_batches, timed=state.step > first_step)
                 counter.advance(self._note())
                 due = self._due(epoch)
                 if due.log:
@@ -146,7 +150,7 @@ class Trainer:
         started = time.perf_counter()
         self.lr = self.schedule.lr(self._schedule_epoch())
         # All of the step's data first: a rank whose data fails must say so before its peers wait for its gradients.
-        with self.world.agreeing_on_errors():
+        with record_function("data wait"), self.world.agreeing_on_errors():
             batches = list(islice(micro_batches, accumulation))
         loss = torch.zeros((), device=self.world.device)
         for index, batch in enumerate(batches):
@@ -154,10 +158,12 @@ class Trainer:
             assert batch.step == self.state.step, f"the loader is at step {batch.step}, the run at {self.state.step}"
             last = index == accumulation - 1
             loss += self._forward_backward(batch, last=last) / accumulation
-        outcome = self.engine.step(self.lr)
+        with record_function("optimizer step"):
+            outcome = self.engine.step(self.lr)
         self.state.step += 1
         if self.ema is not None and not outcome.skipped:
-            self.ema.update(self.engine.local_parameters())
+            with record_function("EMA"):
+                self.ema.update(self.engine.local_parameters())
         seconds = time.perf_counter() - started
         self.interval.add(loss, outcome, seconds)
         if timed:
@@ -171,8 +177,10 @@ class Trainer:
         images = batch.images.to(self.world.device, non_blocking=True, memory_format=layout)
         labels = batch.labels.to(self.world.device, non_blocking=True)
         images, targets = self.data.mix(self.data.train.finish(images), labels)
-        loss = F.cross_entropy(self.engine(images).float(), targets)
-        self.engine.backward(loss, last=last)
+        with record_function("forward"):
+            loss = F.cross_entropy(self.engine(images).float(), targets)
+        with record_function("backward"):
+            self.engine.backward(loss, last=last)
         return loss.detach()
 
     def _check_divergence(self, outcome: StepResult) -> None:

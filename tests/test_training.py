@@ -1,7 +1,9 @@
 """Whole runs, started as a user starts them. Each process imports torch and DeepSpeed anew, so there are few."""
 
+import gzip
 import json
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -134,6 +136,49 @@ def test_a_finished_run_shows_its_results_again(single: Path, workplace: Path) -
     before = losses(single)
     folder = train(workplace, command("python"), "single")
     assert losses(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("launcher", "processes", "settings"),
+    [("python", 1, ["engine.stage=2"]), ("torchrun", 2, ["engine.name=fsdp"])],
+)
+def test_a_profile_holds_the_chosen_steps_and_their_parts(workplace: Path, launcher, processes, settings) -> None:
+    name = f"profile_{launcher}"
+    chosen = ["train.profile=true", "train.profile_after=2", "train.profile_steps=2", "train.max_steps=6"]
+    folder = train(workplace, command(launcher, processes), name, *settings, *chosen) / "profile"
+    traces = [folder / f"trace_rank{rank}.json.gz" for rank in range(processes)]
+    assert sorted(folder.glob("trace*")) == traces
+    accumulation = 4 // processes  # micro-batches of 8 in a global batch of 32
+    for path in traces:
+        events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+        labels = [event["name"] for event in events if event.get("cat") == "user_annotation"]
+        assert sorted(label for label in labels if re.fullmatch(r"step \d+", label)) == ["step 3", "step 4"]
+        counts = {label: labels.count(label) for label in ("data wait", "forward", "backward", "optimizer step", "EMA")}
+        assert counts == {
+            "data wait": 2,
+            "forward": 2 * accumulation,
+            "backward": 2 * accumulation,
+            "optimizer step": 2,
+            "EMA": 2,
+        }
+        assert any(event["name"] == "[memory]" for event in events)
+    assert "memory snapshots of CUDA devices alone" in (folder / "memory.txt").read_text()
+
+
+def test_a_profile_that_cannot_be_written_is_told_in_one_line(workplace: Path) -> None:
+    arguments = [*command("python"), "--config", QUICKSTART, *SETTINGS, "train.profile=true", "train.max_steps=2"]
+    outcome = run([*arguments, "name=early"], cwd=workplace)
+    assert outcome.status == 0, outcome.errors
+    said = [line for line in outcome.output.splitlines() if "no profile was written" in line]
+    assert len(said) == 1, outcome.output
+    assert "before step 11" in said[0]
+    assert not list((workplace / "runs" / "early" / "profile").glob("trace*"))
+    blocked = workplace / "runs" / "blocked"
+    blocked.mkdir(parents=True)
+    (blocked / "profile").write_text("a file where the folder should be")
+    outcome = run([*arguments, "name=blocked"], cwd=workplace)
+    expect_one_line(outcome.status, outcome.errors, "runs/blocked/profile", "cannot be written")
+    assert not (blocked / "metrics.jsonl").exists(), "told before the first step"
 
 
 @pytest.mark.gpu

@@ -1,0 +1,200 @@
+"""What each engine holds on a rank and sends in a step, as DeepSpeed 0.19 and FSDP2 do it around an fp32 model.
+
+`tests/planning` counts both on real ranks: storages, and the calls of the process group.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+from scalevit.config import DeepSpeedConfig, FsdpConfig
+from scalevit.models import mlp_blocks
+from scalevit.tying import shared_modules
+
+EngineConfig = DeepSpeedConfig | FsdpConfig
+_FP32 = 4
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes on one rank while it trains."""
+
+    weights: int
+    """The module's own, whole or sharded."""
+    optimizer: int
+    """AdamW's moments, and the fp32 copy of the weights that ZeRO 1 to 3 update."""
+    gradients: int
+    """Averaged ones, which the optimizer reads; they replace the activations as the backward goes."""
+    ema: int
+    backward_buffers: int
+    """At most beside the activations: gathered parameters, gradients that are not yet averaged, buckets."""
+    step_buffers: int
+    """At most between backward and optimizer step, when the activations are gone."""
+    updated: int
+    """Of the fp32 weights, what this rank's optimizer updates; no memory of its own."""
+
+    def peak(self, activations: float) -> float:
+        """The most at any time, with so many bytes of activations."""
+        state = self.weights + self.optimizer + self.ema
+        return state + max(activations + self.backward_buffers, self.gradients + self.step_buffers)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """Payload bytes of one optimizer step's collectives, as one rank hands them in (full size, not its share)."""
+
+    all_reduce: int = 0
+    reduce_scatter: int = 0
+    all_gather: int = 0
+
+    @property
+    def gradients(self) -> int:
+        return self.all_reduce + self.reduce_scatter
+
+    def on_the_wire(self, ranks: int) -> float:
+        """Bytes that each rank sends with ring algorithms (Patarasuk and Yuan 2009)."""
+        once = (ranks - 1) / ranks
+        return once * (2 * self.all_reduce + self.reduce_scatter + self.all_gather)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The parameters as engines see them: the units that FSDP2 gathers, each a list of unique parameters' shapes."""
+
+    root: list[nn.Parameter]
+    blocks: list[list[nn.Parameter]]
+    shared: list[list[nn.Parameter]]
+    """Modules that several blocks use, in no block of the above."""
+    uses: list[int]
+    """How many blocks use each of these."""
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Layout":
+        blocks = mlp_blocks(model)
+        modules = shared_modules(blocks)
+        shared = [list(module.parameters()) for module in modules]
+        uses = [sum(module in block.modules() for block in blocks) for module in modules]
+        taken = {id(p) for unit in shared for p in unit}
+        own = [[p for p in block.parameters() if id(p) not in taken] for block in blocks]
+        taken |= {id(p) for unit in own for p in unit}
+        return cls([p for p in model.parameters() if id(p) not in taken], own, shared, uses)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for unit in [self.root, *self.blocks, *self.shared] for p in unit]
+
+
+def engine_name(engine: EngineConfig) -> str:
+    """As tables print it."""
+    return f"ZeRO {engine.stage}" if isinstance(engine, DeepSpeedConfig) else "FSDP2"
+
+
+def overlaps(engine: EngineConfig) -> bool:
+    """Whether communication runs beside computation."""
+    if isinstance(engine, FsdpConfig):
+        return True
+    return bool(_zero(engine, "overlap_comm", engine.stage == 3))
+
+
+def account(engine: EngineConfig, layout: Layout, *, ranks: int, accumulation: int, ema: bool) -> tuple[Held, Sent]:
+    """One rank's bytes and one step's traffic.
+
+    Args:
+        accumulation: micro-batches per rank and step.
+    """
+    if isinstance(engine, FsdpConfig):
+        return _fsdp(engine, layout, ranks, accumulation, ema)
+    return (_zero3 if engine.stage == 3 else _zero012)(engine, layout, ranks, accumulation, ema)
+
+
+def _zero(engine: DeepSpeedConfig, key: str, default: float) -> float:
+    """A native setting, under either of its names."""
+    zero = engine.deepspeed.get("zero_optimization", {})
+    return zero.get(f"stage3_{key}", zero.get(key, default))
+
+
+def _zero012(engine: DeepSpeedConfig, layout: Layout, ranks: int, accumulation: int, ema: bool) -> tuple[Held, Sent]:
+    full = _bytes(layout.parameters)
+    averages = full if ema else 0
+    accumulates = accumulation > 1
+    if engine.stage == 0:
+        # All gradients are flattened into one copy, and copied back from it.
+        backward = full * (2 if accumulates else 1)
+        held = Held(full, 2 * full, full, averages, backward, step_buffers=2 * full, updated=full)
+        return held, Sent(all_reduce=full)
+    part = full // ranks
+    # A bucket has its full size, however small the model.
+    buckets = _FP32 * int(_zero(engine, "reduce_bucket_size", 5e8)) * (2 if overlaps(engine) else 1)
+    if engine.stage == 1:  # whole gradients wait for the last micro-batch
+        backward, step = buckets + full * (2 if accumulates else 1), buckets + 3 * full - part
+    else:
+        backward, step = buckets + full + (part if accumulates else 0), 0
+    held = Held(full, 3 * part, part, averages, backward, step, updated=part)
+    # Both stages reduce by all-reduce (`use_multi_rank_bucket_allreduce`), stage 2 after every micro-batch.
+    reductions = accumulation if engine.stage == 2 else 1
+    return held, Sent(all_reduce=reductions * full, all_gather=full)
+
+
+def _zero3(engine: DeepSpeedConfig, layout: Layout, ranks: int, accumulation: int, ema: bool) -> tuple[Held, Sent]:
+    parameters = layout.parameters
+    full, part = _bytes(parameters), sum(_FP32 * -(-p.numel() // ranks) for p in parameters)
+    threshold = _zero(engine, "param_persistence_threshold", 1e5)
+    persistent = _bytes(p for p in parameters if p.numel() <= threshold)
+    count = full // _FP32
+    # Parameters stay gathered from forward to backward where both limits allow it; a model has to exceed 5e8
+    # parameters, or lower them, to be gathered twice.
+    stays = 2 * count <= _zero(engine, "max_reuse_distance", 1e9) and count <= _zero(engine, "max_live_parameters", 1e9)
+    bucket = _FP32 * int(_zero(engine, "reduce_bucket_size", 5e8))
+    largest = max(_bytes(unit) for unit in [layout.root, *layout.blocks, *layout.shared])
+    elsewhere = full - persistent if ranks > 1 else 0  # what has to be gathered
+    gathered = elsewhere if stays else min(elsewhere, 2 * largest)
+    held = Held(
+        weights=part + (persistent if ranks > 1 else 0),
+        optimizer=3 * part,
+        gradients=part,
+        ema=part if ema else 0,
+        # Whole gradients wait until they fill a bucket, and are then flattened beside themselves.
+        backward_buffers=part + bucket + gathered + min(full, bucket),
+        step_buffers=bucket + gathered + 2 * min(full, bucket),
+        updated=part,
+    )
+    once = full - persistent
+    if not stays:  # in the forward and in the backward, a shared MLP for each of its uses
+        again = zip(layout.shared, layout.uses, strict=True)
+        once += sum((uses - 1) * _bytes(p for p in unit if p.numel() > threshold) for unit, uses in again)
+        once *= 2
+    return held, Sent(reduce_scatter=accumulation * full, all_gather=accumulation * once + persistent)
+
+
+def _fsdp(engine: FsdpConfig, layout: Layout, ranks: int, accumulation: int, ema: bool) -> tuple[Held, Sent]:
+    def padded(parameters: Iterable[nn.Parameter]) -> int:
+        """Rows are dealt out in equal chunks, the last ones filled up."""
+        return sum(_FP32 * ranks * -(-p.shape[0] // ranks) * (p.numel() // p.shape[0]) for p in parameters)
+
+    full = padded(layout.parameters)
+    blocks = sum(padded(unit) for unit in layout.blocks)
+    shared = sum(padded(unit) for unit in layout.shared)
+    root = padded(layout.root)
+    part = full // ranks
+    block = max(padded(unit) for unit in layout.blocks)
+    largest = max(padded(unit) for unit in [layout.root, *layout.blocks, *layout.shared])
+    # The root and what blocks share stay gathered from forward to backward, the blocks if told so; of the others the
+    # present one and the next are. A flat copy stands beside a unit while it is gathered or reduced.
+    gathered = root + shared + (min(blocks, 2 * block) if engine.reshard_after_forward else blocks)
+    held = Held(
+        weights=part,
+        optimizer=2 * part,
+        gradients=part,
+        ema=part if ema else 0,
+        # Gradients stay whole until the last micro-batch.
+        backward_buffers=gathered + largest + (full if accumulation > 1 else 0),
+        step_buffers=0,
+        updated=part,
+    )
+    again = blocks if engine.reshard_after_forward else 0
+    return held, Sent(reduce_scatter=full, all_gather=accumulation * (full + again))
+
+
+def _bytes(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(_FP32 * p.numel() for p in parameters)
