@@ -186,4 +186,5 @@ def engine_setup(config: Config, world: World, model: nn.Module) -> Setup:
         precision=config.train.precision,
         clip_grad_norm=config.optimizer.clip_grad_norm,
         activation_checkpointing=config.train.activation_checkpointing,
+        compile="inductor" if config.train.compile else None,
     )

@@ -95,6 +95,7 @@ def _measure(config: Config, world: World, steps: int, first: Row | None) -> Row
         precision=config.train.precision,
         clip_grad_norm=config.optimizer.clip_grad_norm,
         activation_checkpointing=config.train.activation_checkpointing,
+        compile="inductor" if config.train.compile else None,
     )
     engine = build_engine(fuse_mlps(model, config.kernels, world.device), setup, config.engine)
     engine.train()

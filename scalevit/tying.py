@@ -27,18 +27,18 @@ def uses_per_parameter(model: nn.Module) -> dict[str, int]:
     return {name: 1 + uses[name] for name, _ in model.named_parameters()}
 
 
-def shared_modules(units: Sequence[nn.Module]) -> list[nn.Module]:
-    """The outermost modules that lie in more than one of the units, in the order in which they are met."""
-    met = Counter(id(module) for unit in units for module in set(unit.modules()))
-    shared: dict[int, nn.Module] = {}
-
-    def visit(module: nn.Module) -> None:
-        for child in module.children():
-            if met[id(child)] > 1:
-                shared[id(child)] = child
-            else:
-                visit(child)
-
+def connected_units(units: Sequence[nn.Module]) -> list[list[nn.Module]]:
+    """The units in groups that have no parameter in common, each in its old order: alone, or with those that share."""
+    groups: list[list[nn.Module]] = []
     for unit in units:
-        visit(unit)
-    return list(shared.values())
+        own = set(unit.parameters())
+        joined = [group for group in groups if any(own & set(other.parameters()) for other in group)]
+        if joined:
+            # Into the first of them, which keeps the order of the groups that of their first members.
+            for group in joined[1:]:
+                joined[0].extend(group)
+                groups.remove(group)
+            joined[0].append(unit)
+        else:
+            groups.append([unit])
+    return groups

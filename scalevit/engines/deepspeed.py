@@ -19,6 +19,7 @@ if not torch.cuda.is_available():
 
 import deepspeed
 import torch.distributed as dist
+from deepspeed.ops.op_builder import AsyncIOBuilder
 from deepspeed.runtime.config import DeepSpeedConfigError
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -69,17 +70,36 @@ class DeepSpeedEngine(Engine):
         return self.engine.module
 
     def _native_config(self) -> dict[str, Any]:
-        native = dict(self.settings.deepspeed)
-        native["zero_optimization"] = {**native.get("zero_optimization", {}), "stage": self.stage}
         limit = self.setup.clip_grad_norm
-        return {
+        native = {
             "steps_per_print": None,
-            **native,
+            **self.settings.deepspeed,
+            "zero_optimization": {**self.settings.deepspeed.get("zero_optimization", {}), **self._zero_config()},
             "train_micro_batch_size_per_gpu": self.setup.micro_batch,
             "gradient_accumulation_steps": self.setup.accumulation,
             # Stage 0 clips in `step` below, where the norm is known anyway.
             "gradient_clipping": limit if limit is not None and self.stage > 0 else 0.0,
         }
+        if self.settings.offload_optimizer is not None:
+            # Torch's AdamW steps on the CPU as well; DeepSpeed's would be compiled for a minute first.
+            native["zero_force_ds_cpu_optimizer"] = False
+        return native
+
+    def _zero_config(self) -> dict[str, Any]:
+        """The part of `zero_optimization` that has keys of its own in our config."""
+        settings = self.settings
+        zero: dict[str, Any] = {"stage": self.stage}
+        if settings.overlap_comm is not None:
+            zero["overlap_comm"] = settings.overlap_comm
+        for key, device in (
+            ("offload_optimizer", settings.offload_optimizer),
+            ("offload_param", settings.offload_parameters),
+        ):
+            if device is not None:
+                zero[key] = {"device": device, "pin_memory": self.world.device.type == "cuda"}
+            if device == "nvme":
+                zero[key]["nvme_path"] = settings.nvme_path
+        return zero
 
     def __call__(self, images: Tensor) -> Tensor:
         return self.engine(images)
@@ -116,6 +136,9 @@ class DeepSpeedEngine(Engine):
             torch._foreach_mul_(gradients, factor)
         self.engine.step()
         return StepResult(norm, skipped=False)
+
+    def close(self) -> None:
+        self.engine.destroy()
 
     # --- state ----------------------------------------------------------------------------------------------
 
@@ -261,6 +284,23 @@ def _gather_with_readers(module: nn.Module) -> None:
         if getattr(reader, "reads_parameters_of_children", False):
             for parameter in reader.parameters():
                 deepspeed.zero.register_external_parameter(reader, parameter)
+
+
+def check_offload(settings: DeepSpeedConfig) -> None:
+    """Makes sure that this machine can offload to NVMe where the config asks for it. Needs no process group.
+
+    Raises:
+        UserError: DeepSpeed's asynchronous file operations cannot be built here, or there is no such folder.
+    """
+    if settings.nvme_path is None:
+        return
+    if not AsyncIOBuilder().is_compatible(verbose=False):
+        raise UserError(
+            "config: an offload to nvme needs DeepSpeed's async_io, which cannot be built here: install libaio's "
+            "development files (Debian: libaio-dev), or offload to cpu"
+        )
+    if not os.access(settings.nvme_path, os.W_OK | os.X_OK):
+        raise UserError(f"config: engine.nvme_path = {settings.nvme_path!r} is no folder that can be written to")
 
 
 def _quieten() -> None:
