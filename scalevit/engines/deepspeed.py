@@ -27,6 +27,7 @@ from deepspeed.utils import (
     safe_get_local_optimizer_state,
     safe_set_local_fp32_param,
     safe_set_local_optimizer_state,
+    set_z3_leaf_module,
 )
 from deepspeed.utils.tensor_fragment import fragment_address
 from pydantic import ValidationError
@@ -56,6 +57,9 @@ class DeepSpeedEngine(Engine):
         if self.world.device.type == "cpu":
             # DeepSpeed would compile its own reduction over /dev/shm for a minute, and leave 67 MB there per run.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        if self.stage == 3:
+            for block in self.setup.blocks:
+                set_z3_leaf_module(block, True)
         self.optimizer = self.setup.optimizer(module)
         deepspeed.init_distributed()  # takes over the process group that exists
         try:
@@ -66,8 +70,25 @@ class DeepSpeedEngine(Engine):
             reason = " ".join(str(error).split())
             raise UserError(f"config: engine.deepspeed is refused by DeepSpeed: {reason[:300]}") from error
         if self.stage == 3:
-            _gather_with_readers(module)
+            self._reduce_parameters_of_leaves_once()
         return self.engine.module
+
+    def _reduce_parameters_of_leaves_once(self) -> None:
+        """Puts ZeRO-3's hooks for leaves right: the blocks, which are gathered as one and not module by module.
+
+        That takes fewer and larger messages, leaves the inside of a block to the compiler, and serves kernels that read
+        parameters of modules they do not call. But DeepSpeed 0.19.8 reduces a leaf's gradients after each of its uses
+        and stops where two leaves share a parameter. Reducing a parameter when its gradient is complete, as outside
+        of leaves, is right for both.
+        """
+        zero = self.engine.optimizer
+        for hook in [*zero._leaf_module_hooks, *zero._grad_acc_hooks]:
+            hook.remove()
+        zero._leaf_module_hooks.clear()
+        zero._grad_acc_hooks.clear()
+        for parameter in self.engine.module.parameters():
+            vars(parameter).pop("ds_z3_leaf_module", None)
+        zero.create_reduce_and_remove_grad_hooks()
 
     def _native_config(self) -> dict[str, Any]:
         limit = self.setup.clip_grad_norm
@@ -272,18 +293,6 @@ class DeepSpeedEngine(Engine):
                 slice(theirs.start, theirs.start + theirs.numel),
             )
         ]
-
-
-def _gather_with_readers(module: nn.Module) -> None:
-    """Lets a module that reads its children's parameters without calling them gather these with its own.
-
-    `set_z3_leaf_modules` would do it too, but a leaf that several blocks share enters the gradient bucket once per
-    use, and DeepSpeed 0.19.8 stops there.
-    """
-    for reader in module.modules():
-        if getattr(reader, "reads_parameters_of_children", False):
-            for parameter in reader.parameters():
-                deepspeed.zero.register_external_parameter(reader, parameter)
 
 
 def check_offload(settings: DeepSpeedConfig) -> None:

@@ -11,6 +11,7 @@ import gc
 import json
 import sys
 import time
+from contextlib import nullcontext
 from functools import lru_cache, partial
 from typing import Any
 
@@ -88,7 +89,8 @@ def run_cell(cell: dict[str, Any], world: World) -> dict[str, Any]:
         if step == cell.get("reload_at"):
             engine = _reloaded(engine, cell, config)
         total = torch.zeros(())
-        with WireCounter() as wire:
+        # Not everywhere: nothing is compiled under a dispatch mode.
+        with WireCounter() if cell.get("count") else nullcontext() as wire:
             for a in range(accumulation):
                 index = a * world.size + world.rank
                 images, labels = micro_batch(step, index)
@@ -97,7 +99,7 @@ def run_cell(cell: dict[str, Any], world: World) -> dict[str, Any]:
                 engine.backward(loss, last=a == accumulation - 1)
                 total += loss.detach() / (world.size * accumulation)
             outcome = engine.step(OPTIMIZER.lr)
-        result["wire"] = wire.counts()  # the last step's
+        result["wire"] = wire.counts() if wire else {}  # the last step's
         result["losses"].append(world.all_reduce_sum(total).item())
         result["norms"].append(outcome.grad_norm)
         result["skipped"] += outcome.skipped
