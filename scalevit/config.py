@@ -435,7 +435,11 @@ class Config(Section):
         augmentation = self.data.augmentation
         if train.micro_batch % 2 and augmentation.mix_probability and (augmentation.mixup or augmentation.cutmix):
             raise ValueError(f"train.micro_batch = {train.micro_batch} must be even for mixup and CutMix")
-        if isinstance(self.engine, FsdpConfig) and self.engine.mixed_precision == "policy" and train.precision == "fp32":
+        if (
+            isinstance(self.engine, FsdpConfig)
+            and self.engine.mixed_precision == "policy"
+            and train.precision == "fp32"
+        ):
             raise ValueError("engine.mixed_precision = policy needs train.precision = bf16 or fp16, not fp32")
         if self.model.num_classes == 1 and train.label_smoothing:
             raise ValueError("model.num_classes = 1 cannot be combined with train.label_smoothing")

@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from contextlib import nullcontext
-from functools import lru_cache, partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -52,10 +52,12 @@ def micro_batch(step: int, index: int) -> tuple[torch.Tensor, torch.Tensor]:
     return images, torch.randint(5, (MICRO_BATCH,), generator=generator)
 
 
-@lru_cache(maxsize=None)
-def reference(reduction: str, micro_batches: int, clip: float | None, steps: int, skipped: int = 0) -> dict[str, Any]:
+@cache
+def reference(
+    reduction: str, micro_batches: int, clip: float | None, steps: int, skipped: int = 0, depth: int = 4
+) -> dict[str, Any]:
     """The same training in plain PyTorch, one process, with the first `skipped` steps not taken."""
-    model = tiny_model(reduction)
+    model = tiny_model(reduction, depth)
     optimizer = build_optimizer(model, OPTIMIZER)
     losses, norms = [], []
     for step in range(steps):
