@@ -23,7 +23,8 @@ def evaluate_weights(config: Config) -> None:
     config = resolve_normalisation(config)
     check_engine(config.engine, world)
     loader = open_evaluation(config, world)
-    model = build_model(config.model, config.reduction, seed=config.seed)
+    device = "meta" if config.train.meta_init else "cpu"
+    model = build_model(config.model, config.reduction, seed=config.seed, device=device)
     setup = engine_setup(config, world, model)
     fuse_mlps(model, config.kernels, world.device)
     with world.process_group(loaders=config.data.workers):

@@ -27,7 +27,8 @@ def train(config: Config) -> None:
     costs = statistics_of(config.model, config.reduction)
     checkpoints = find_resumable(config, run)
     data = open_data(config, world)
-    model = build_model(config.model, config.reduction, seed=config.seed)
+    device = "meta" if config.train.meta_init else "cpu"
+    model = build_model(config.model, config.reduction, seed=config.seed, device=device)
     setup = engine_setup(config, world, model)
     fuse_mlps(model, config.kernels, world.device)
     with world.process_group(loaders=config.data.workers):

@@ -248,6 +248,9 @@ class TrainConfig(Section):
     """Recompute each block in the backward pass (non-reentrant)."""
     compile: bool = False
     """torch.compile each block. Drop-path and dropout then draw other numbers than without."""
+    meta_init: bool = False
+    """Initialise shard by shard, for models that do not fit into a host's memory, with FSDP2 or ZeRO stage 3. The
+    initial values then have timm's distributions but are not those of the same seed without."""
     resume: Literal["auto"] | bool = "auto"
     """auto: go on from the newest checkpoint of this run if there is one; true: there must be one; false: start
     anew, and refuse a run folder that has checkpoints."""

@@ -29,16 +29,10 @@ def uses_per_parameter(model: nn.Module) -> dict[str, int]:
 
 def connected_units(units: Sequence[nn.Module]) -> list[list[nn.Module]]:
     """The units in groups that have no parameter in common, each in its old order: alone, or with those that share."""
-    groups: list[list[nn.Module]] = []
-    for unit in units:
-        own = set(unit.parameters())
-        joined = [group for group in groups if any(own & set(other.parameters()) for other in group)]
-        if joined:
-            # Into the first of them, which keeps the order of the groups that of their first members.
-            for group in joined[1:]:
-                joined[0].extend(group)
-                groups.remove(group)
-            joined[0].append(unit)
-        else:
-            groups.append([unit])
-    return groups
+    own = [set(unit.parameters()) for unit in units]
+    groups: list[list[int]] = []
+    for index in range(len(units)):
+        joined = [group for group in groups if any(own[index] & own[other] for other in group)]
+        groups = [group for group in groups if group not in joined]
+        groups.append(sorted([*(other for group in joined for other in group), index]))
+    return [[units[index] for index in group] for group in sorted(groups)]

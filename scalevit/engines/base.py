@@ -44,6 +44,9 @@ class Setup:
     activation_checkpointing: bool = False
     compile: str | None = None
     """Backend of torch.compile for the blocks; None runs them as they are."""
+    initial_values: Callable[[], Iterator[tuple[str, Tensor]]] | None = None
+    """Given, the module lies on the meta device and is filled shard by shard: yields every unique parameter and buffer
+    by name, whole, on the CPU, the same on every rank."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,8 @@ class Engine(abc.ABC):
             self.loss_scale = LossScale(value=2.0**16, enabled=True)
         self.tied = tied_names(module)
         names = [name for name, _ in module.named_parameters()]
-        module.to(device=setup.world.device)
+        if setup.initial_values is None:
+            module.to(device=setup.world.device)
         # From the inside out:
         # 1. compilation: a block's arithmetic alone, so that no engine's hook lies in what the compiler traces, and no
         #    name changes (compiling modules would put `_orig_mod` into them);
@@ -125,6 +129,8 @@ class Engine(abc.ABC):
 
     def _check_tying(self, names: list[str]) -> None:
         """Wrapping must not untie, rename or drop a parameter: a broken tie trains a larger model in silence."""
+        missing = [name for name, tensor in self.module.named_parameters() if tensor.is_meta]
+        assert not missing, f"{self.name} left {missing[:4]} without values"
         after = tied_names(self.module)
         assert after == self.tied, f"{self.name} broke the tying of {sorted(set(self.tied) ^ set(after))[:4]}"
         assert [name for name, _ in self.module.named_parameters()] == names, f"{self.name} renamed parameters"

@@ -7,7 +7,7 @@ reduction is replaced by gloo.
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,10 @@ class DeepSpeedEngine(Engine):
         if self.stage == 3:
             for block in self.setup.blocks:
                 set_z3_leaf_module(block, True)
-        self.optimizer = self.setup.optimizer(module)
         deepspeed.init_distributed()  # takes over the process group that exists
+        if self.setup.initial_values is not None:
+            self._materialise(module, self.setup.initial_values())
+        self.optimizer = self.setup.optimizer(module)
         try:
             self.engine, *_ = deepspeed.initialize(
                 model=module, optimizer=self.optimizer, config=self._native_config(), dist_init_required=False
@@ -72,6 +74,31 @@ class DeepSpeedEngine(Engine):
         if self.stage == 3:
             self._reduce_parameters_of_leaves_once()
         return self.engine.module
+
+    def _materialise(self, module: nn.Module, values: Iterable[tuple[str, Tensor]]) -> None:
+        """Fills a module on the meta device from whole tensors, at stage 3, and shards each as it comes."""
+        assert self.stage == 3, "check_engine"
+        buffers = {name for name, _ in module.named_buffers()}
+        names = {canonical: [canonical] for canonical in [*dict(module.named_parameters()), *buffers]}
+        for further, canonical in self.tied.items():
+            names[canonical].append(further)
+        first: Any = None
+        for canonical, whole in values:
+            parameter = nn.Parameter(whole.to(self.world.device, copy=True))
+            is_buffer = canonical in buffers
+            for name in names.pop(canonical):
+                owner, _, key = name.rpartition(".")
+                setattr(module.get_submodule(owner), key, parameter.data if is_buffer else parameter)
+            if is_buffer:
+                continue
+            if first is None:
+                first = parameter
+                deepspeed.zero.Init(
+                    module=nn.ParameterList([parameter]), config_dict_or_path=self._native_config(), dtype=torch.float32
+                )
+            else:
+                first.convert_to_zero_parameters(param_list=[parameter])
+        assert not names, f"without initial values: {sorted(names)[:4]}"
 
     def _reduce_parameters_of_leaves_once(self) -> None:
         """Puts ZeRO-3's hooks for leaves right: the blocks, which are gathered as one and not module by module.

@@ -1,6 +1,6 @@
 """PyTorch FSDP2: `fully_shard` over the blocks; blocks that share a module are one unit."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -43,8 +43,28 @@ class FsdpEngine(Engine):
             for unit in self._units:
                 # gloo has no averaging reduction: sum, and divide in FSDP's own code.
                 unit.set_force_sum_reduction_for_comms(True)
+        if self.setup.initial_values is not None:
+            self._materialise(module, self.setup.initial_values())
         self.optimizer = self.setup.optimizer(module)
         return module
+
+    @torch.no_grad()
+    def _materialise(self, module: nn.Module, values: Iterable[tuple[str, Tensor]]) -> None:
+        """Gives storage to shards on the meta device, and fills them from whole tensors."""
+        module.to_empty(device="cpu" if self.settings.cpu_offload else self.world.device)
+        targets = dict([*module.named_parameters(), *module.named_buffers()])
+        for tensor in targets.values():
+            if tensor.is_floating_point():
+                _local_part(tensor).fill_(torch.nan)  # so that what gets no value is found
+        for name, whole in values:
+            target = targets[name]
+            if isinstance(target, DTensor):
+                piece = _piece(target.to_local(), target)
+                piece.values.copy_(whole.flatten()[piece.start :][: piece.values.numel()])
+            else:
+                target.copy_(whole)
+        empty = [name for name, tensor in targets.items() if _local_part(tensor).isnan().any()]
+        assert not empty, f"without initial values: {empty[:4]}"
 
     def _build_mesh(self) -> DeviceMesh:
         """One dimension, or for HSDP (replicas, shards). Explicit: fully_shard's default mesh looks for a GPU."""
@@ -171,7 +191,7 @@ class FsdpEngine(Engine):
             unit.reshard()
 
 
-def _sharded(parameter: nn.Parameter) -> DTensor:
+def _sharded(parameter: Tensor) -> DTensor:
     assert isinstance(parameter, DTensor), "fully_shard left a parameter unsharded"
     return parameter
 
@@ -181,7 +201,11 @@ def _local(tensor: Tensor | None) -> Tensor:
     return tensor.to_local()
 
 
-def _piece(local: Tensor, parameter: nn.Parameter) -> Piece:
+def _local_part(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _piece(local: Tensor, parameter: Tensor) -> Piece:
     """fully_shard cuts the first dimension like torch.chunk, over the mesh's last dimension; a first one replicates."""
     mesh, shape = _sharded(parameter).device_mesh, parameter.shape
     rows = -(-shape[0] // mesh.size(-1))  # of every rank but the last ones

@@ -1,7 +1,8 @@
 """One rank of the engine tests: runs cells one after another, so that torch and DeepSpeed are imported once.
 
 A cell is a dict: `id`, `settings` (config overrides of the engine), `reduction`, `accumulation`, and what it changes:
-`checkpointing`, `clip`, `precision`, `loss_scale`, `reload_at`, `compile`, `steps`, `count`, `depth`, `width`.
+`checkpointing`, `clip`, `precision`, `loss_scale`, `reload_at`, `compile`, `meta_init`, `steps`, `count`, `depth`,
+`width`.
 
 Usage: RANK=.. WORLD_SIZE=.. MASTER_ADDR=.. MASTER_PORT=.. python parity_worker.py CELLS.json RESULTS.pt
 """
@@ -23,7 +24,7 @@ from torch import nn
 from scalevit.config import GroupedReduction, KernelsConfig, ModelConfig, NoReduction, OptimizerConfig, ShallowReduction
 from scalevit.config_file import load_config
 from scalevit.engines import Setup, World, build_engine
-from scalevit.models import build_model, fuse_mlps, mlp_blocks
+from scalevit.models import build_model, fuse_mlps, initial_values, mlp_blocks
 from scalevit.optim import build_optimizer
 from scalevit.tying import uses_per_parameter
 from wire import WireCounter
@@ -32,18 +33,21 @@ REDUCTIONS = {"baseline": NoReduction(), "grouped": GroupedReduction(), "shallow
 # eps: a key bias has no gradient but rounding noise (softmax does not see it), which Adam with 1e-8 would blow up to
 # steps of the learning rate, different in every order of summation.
 OPTIMIZER = OptimizerConfig(lr=2e-3, weight_decay=0.05, eps=1e-5)
-MICRO_BATCH, STEPS = 4, 20
+MICRO_BATCH, STEPS, SEED = 4, 20, 3
 
 
-def tiny_model(reduction: str, depth: int = 4, width: int = 32) -> nn.Module:
-    config = ModelConfig(
+def model_config(depth: int = 4, width: int = 32) -> ModelConfig:
+    return ModelConfig(
         name="vit_tiny_patch16_224",
         image_size=16,
         num_classes=5,
         drop_path=0.1,
         kwargs={"patch_size": 4, "embed_dim": width, "depth": depth, "num_heads": 2},
     )
-    return build_model(config, REDUCTIONS[reduction], seed=3)
+
+
+def tiny_model(reduction: str, *sizes: int, device: str = "cpu") -> nn.Module:
+    return build_model(model_config(*sizes), REDUCTIONS[reduction], seed=SEED, device=device)
 
 
 def micro_batch(step: int, index: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,7 +90,8 @@ def run_cell(cell: dict[str, Any], world: World) -> dict[str, Any]:
     engine.train()
     if "loss_scale" in cell:
         engine.loss_scale.value = cell["loss_scale"]
-    result: dict[str, Any] = {"losses": [], "norms": [], "skipped": 0}
+    initial = engine.gather(engine.local_parameters()) if cell.get("meta_init") else {}
+    result: dict[str, Any] = {"initial": initial, "losses": [], "norms": [], "skipped": 0}
     for step in range(cell.get("steps", STEPS)):
         if step == cell.get("reload_at"):
             engine = _reloaded(engine, cell, config)
@@ -116,7 +121,10 @@ def run_cell(cell: dict[str, Any], world: World) -> dict[str, Any]:
 
 
 def _prepare(cell: dict[str, Any], world: World) -> tuple[nn.Module, Setup]:
-    model = tiny_model(cell["reduction"], cell.get("depth", 4), cell.get("width", 32))
+    sizes = cell.get("depth", 4), cell.get("width", 32)
+    on_meta = cell.get("meta_init", False)
+    model = tiny_model(cell["reduction"], *sizes, device="meta" if on_meta else "cpu")
+    values = partial(initial_values, model_config(*sizes), REDUCTIONS[cell["reduction"]], seed=SEED)
     setup = Setup(
         world=world,
         blocks=mlp_blocks(model),
@@ -127,6 +135,7 @@ def _prepare(cell: dict[str, Any], world: World) -> tuple[nn.Module, Setup]:
         clip_grad_norm=cell.get("clip"),
         activation_checkpointing=cell.get("checkpointing", False),
         compile=cell.get("compile"),
+        initial_values=values if on_meta else None,
     )
     return fuse_mlps(model, KernelsConfig(), torch.device("cpu")), setup
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import parity_worker
 from cells import (
@@ -19,6 +20,7 @@ from cells import (
     wire_cells,
     wire_row,
 )
+from scalevit.models import initial_values
 
 # Every two values of two factors meet in one of these; `-m slow` runs all 216.
 PRUNED = pairwise(full_matrix())
@@ -52,12 +54,16 @@ BF16 = [
     cell("fsdp", 2, precision="bf16"),
     cell("fsdp", 2, precision="bf16", more=["engine.mixed_precision=policy"]),
 ]
+META = [cell(engine, 2, meta_init=True, steps=2) for engine in ("fsdp", "hsdp", "zero3")] + [
+    cell("fsdp", 1, "shallow", meta_init=True, steps=2, more=["engine.cpu_offload=true"]),
+    cell("zero3", 1, "shallow", meta_init=True, steps=2),
+]
 EXACT = PRUNED + OTHERS + [one for one, _ in COUNTED.values()]
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return run_cells(EXACT + WIRE + FP16 + BF16, tmp_path_factory.mktemp("cells"))
+    return run_cells(EXACT + WIRE + META + FP16 + BF16, tmp_path_factory.mktemp("cells"))
 
 
 def assert_equal_to_one_process(one: Cell, ours: dict[str, Any]) -> None:
@@ -107,6 +113,16 @@ def test_grouped_sends_as_much_less_as_it_has_fewer_parameters(results: Results,
     row = wire_row(engine, WIRE, results)
     assert row["parameter_ratio"] < 0.7, "the model says something about sharing"
     assert row["bytes_ratio"] == pytest.approx(row["parameter_ratio"], rel=0.01), row
+
+
+@pytest.mark.parametrize("one", META, ids=identity)
+def test_initial_values_depend_on_no_engine_and_no_world_size(results: Results, one: Cell) -> None:
+    ours, config = results[one["id"]], parity_worker.model_config()
+    expected = dict(initial_values(config, parity_worker.REDUCTIONS[one["reduction"]], seed=parity_worker.SEED))
+    assert ours["initial"].keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(ours["initial"][name], tensor), name
+    assert all(0 < norm < float("inf") for norm in ours["norms"]), "and it trains"
 
 
 @pytest.mark.parametrize("one", FP16, ids=identity)

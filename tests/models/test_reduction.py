@@ -159,7 +159,7 @@ def test_blocks_that_share_are_one_unit_wherever_they_stand() -> None:
     assert connected_units(list(b)) == [[b[0], b[3]], [b[1], b[5]], [b[2]], [b[4]]]
     b[2].mlp = b[0].mlp
     b[2].attn = b[5].attn  # joins the first two
-    assert connected_units(list(b)) == [[b[0], b[3], b[1], b[5], b[2]], [b[4]]]
+    assert connected_units(list(b)) == [[b[0], b[1], b[2], b[3], b[5]], [b[4]]]
 
 
 def test_building_leaves_the_callers_random_state_alone() -> None:
