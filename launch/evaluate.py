@@ -27,7 +27,7 @@ def evaluate_weights(config: Config) -> None:
     model = build_model(config.model, config.reduction, seed=config.seed, device=device)
     setup = engine_setup(config, world, model)
     fuse_mlps(model, config.kernels, world.device)
-    with world.process_group(loaders=config.data.workers):
+    with world.process_group(loaders=config.data.workers, offloads=config.engine.offloads):
         engine = build_engine(model, setup, config.engine)
         accuracy = evaluate(engine, loader, channels_last=config.train.channels_last)
     if world.is_first:

@@ -31,7 +31,7 @@ def train(config: Config) -> None:
     model = build_model(config.model, config.reduction, seed=config.seed, device=device)
     setup = engine_setup(config, world, model)
     fuse_mlps(model, config.kernels, world.device)
-    with world.process_group(loaders=config.data.workers):
+    with world.process_group(loaders=config.data.workers, offloads=config.engine.offloads):
         engine = build_engine(model, setup, config.engine)
         summary = Trainer(config, world, engine, data, run, costs).fit(resume_from=checkpoints)
     if world.is_first:

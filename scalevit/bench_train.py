@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
     ]
     world = World.from_environment()
     rows: list[Row] = []
-    with world.process_group():
+    with world.process_group(offloads=any(config.engine.offloads for config in configs)):
         for config in configs:
             rows.append(_measure(config, world, arguments.steps, first=rows[0] if rows else None))
             gc.collect()

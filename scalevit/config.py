@@ -342,6 +342,11 @@ class DeepSpeedConfig(Section):
     deepspeed: dict[str, Any] = {}
     """Native DeepSpeed settings, merged into ours; what another key of this config sets may not appear here."""
 
+    @property
+    def offloads(self) -> bool:
+        """Whether parameters lie in the CPU's memory."""
+        return self.offload_parameters is not None
+
     @model_validator(mode="after")
     def _no_conflicts(self) -> "DeepSpeedConfig":
         zero = self.deepspeed.get("zero_optimization", {})
@@ -390,6 +395,11 @@ class FsdpConfig(Section):
     prefetch: PositiveInt | None = None
     """Blocks whose parameters are gathered ahead of the one that computes, forward and backward; null leaves it to
     FSDP2 (one ahead)."""
+
+    @property
+    def offloads(self) -> bool:
+        """Whether parameters lie in the CPU's memory."""
+        return self.cpu_offload
 
 
 Engine = Annotated[DeepSpeedConfig | FsdpConfig, Field(discriminator="name")]
@@ -444,6 +454,11 @@ class Config(Section):
             and train.precision == "fp32"
         ):
             raise ValueError("engine.mixed_precision = policy needs train.precision = bf16 or fp16, not fp32")
+        if train.meta_init and isinstance(self.engine, DeepSpeedConfig) and self.engine.stage < 3:
+            raise ValueError(
+                f"train.meta_init = true needs engine.name = fsdp or engine.stage = 3: stage {self.engine.stage} holds "
+                "the whole model on each rank"
+            )
         if self.model.num_classes == 1 and train.label_smoothing:
             raise ValueError("model.num_classes = 1 cannot be combined with train.label_smoothing")
         return self

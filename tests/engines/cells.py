@@ -14,6 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import ChainMap
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from scalevit.tracking import describe_environment
 Cell = dict[str, Any]
 Results = dict[str, dict[str, Any]]
 
-SECONDS = 1500  # for all cells of one world size
+SECONDS = 3600  # for all cells of one world size
 ENGINES = {
     "zero0": ["engine.stage=0"],
     "zero1": ["engine.stage=1"],
@@ -195,7 +197,12 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         cells, wire = full_matrix(), wire_cells()
-        results = run_cells(cells + wire, Path(folder))
+
+        def run(ranks: int) -> Results:
+            return run_cells([one for one in cells + wire if one["ranks"] == ranks], Path(folder))
+
+        with ThreadPoolExecutor() as side_by_side:
+            results = dict(ChainMap(*side_by_side.map(run, FACTORS["ranks"])))
     rows = [
         {
             **{factor: one[factor] for factor in FACTORS},
