@@ -259,7 +259,7 @@ class DeepSpeedEngine(Engine):
             return
         for storage in self._optimized_tensors():
             self.optimizer.state[storage] = {
-                "step": step_counter(self.optimizer, moments.steps, self.world.device),
+                "step": step_counter(self.optimizer, moments.steps, storage.device),
                 "exp_avg": torch.zeros_like(storage),
                 "exp_avg_sq": torch.zeros_like(storage),
             }

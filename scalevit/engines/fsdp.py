@@ -181,7 +181,7 @@ class FsdpEngine(Engine):
                 for kept in (moments.exp_avg, moments.exp_avg_sq)
             )
             self.optimizer.state[parameter] = {
-                "step": step_counter(self.optimizer, moments.steps, self.world.device),
+                "step": step_counter(self.optimizer, moments.steps, local.device),
                 "exp_avg": _shard_like(exp_avg, parameter),
                 "exp_avg_sq": _shard_like(exp_avg_sq, parameter),
             }

@@ -1,13 +1,12 @@
 """One rank of the engine tests: runs cells one after another, so that torch and DeepSpeed are imported once.
 
 A cell is a dict: `id`, `settings` (config overrides of the engine), `reduction`, `accumulation`, and what it changes:
-`checkpointing`, `clip`, `precision`, `loss_scale`, `reload_at`, `compile`, `meta_init`, `steps`, `count`, `depth`,
+`checkpointing`, `clip`, `precision`, `loss_scale`, `compile`, `meta_init`, `steps`, `count`, `depth`,
 `width`.
 
 Usage: RANK=.. WORLD_SIZE=.. MASTER_ADDR=.. MASTER_PORT=.. python parity_worker.py CELLS.json RESULTS.pt
 """
 
-import dataclasses
 import gc
 import json
 import sys
@@ -17,7 +16,6 @@ from functools import cache, partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
@@ -93,8 +91,6 @@ def run_cell(cell: dict[str, Any], world: World) -> dict[str, Any]:
     initial = engine.gather(engine.local_parameters()) if cell.get("meta_init") else {}
     result: dict[str, Any] = {"initial": initial, "losses": [], "norms": [], "skipped": 0}
     for step in range(cell.get("steps", STEPS)):
-        if step == cell.get("reload_at"):
-            engine = _reloaded(engine, cell, config)
         total = torch.zeros(())
         # Not everywhere: nothing is compiled under a dispatch mode.
         with WireCounter() if cell.get("count") else nullcontext() as wire:
@@ -111,7 +107,8 @@ def run_cell(cell: dict[str, Any], world: World) -> dict[str, Any]:
         result["norms"].append(outcome.grad_norm)
         result["skipped"] += outcome.skipped
     result["weights"] = engine.gather(engine.local_parameters())
-    result["moments"] = engine.optimizer_state()
+    moments = engine.moments()
+    result["optimizer_steps"], result["with_moments"] = moments.steps, set(moments.exp_avg)
     result["parameters"] = sum(tensor.numel() for tensor in result["weights"].values())
     assert engine.module.training
     _check_other_weights(engine)
@@ -138,22 +135,6 @@ def _prepare(cell: dict[str, Any], world: World) -> tuple[nn.Module, Setup]:
         initial_values=values if on_meta else None,
     )
     return fuse_mlps(model, KernelsConfig(), torch.device("cpu")), setup
-
-
-def _reloaded(engine, cell, config):
-    """A fresh engine that takes over weights and optimizer state in their full form."""
-    boxes = [engine.gather(engine.local_parameters()), engine.optimizer_state()]
-    dist.broadcast_object_list(boxes, src=0)
-    world = engine.world
-    engine.close()
-    model, setup = _prepare(cell, world)
-    for parameter in model.parameters():
-        parameter.data.fill_(float("nan"))  # everything must come from the state
-    fresh = build_engine(model, dataclasses.replace(setup), config.engine)
-    fresh.load_weights(boxes[0])
-    fresh.load_optimizer_state(boxes[1])
-    fresh.train()
-    return fresh
 
 
 def _check_other_weights(engine) -> None:
