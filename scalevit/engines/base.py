@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from scalevit.tying import tied_names
 
 Precision = Literal["bf16", "fp16", "fp32"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+CompilerBackend = str | Callable[..., Any]
 OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
 
 
@@ -42,7 +43,7 @@ class Setup:
     precision: Precision
     clip_grad_norm: float | None = None
     activation_checkpointing: bool = False
-    compile: str | None = None
+    compile: CompilerBackend | None = None
     """Backend of torch.compile for the blocks; None runs them as they are."""
     initial_values: Callable[[], Iterator[tuple[str, Tensor]]] | None = None
     """Given, the module lies on the meta device and is filled shard by shard: yields every unique parameter and buffer
@@ -89,6 +90,15 @@ def step_counter(optimizer: torch.optim.Optimizer, steps: int, device: torch.dev
     return torch.tensor(float(steps), device=device if fused else "cpu")
 
 
+def _compile(blocks: Sequence[nn.Module], backend: CompilerBackend) -> None:
+    """Compiles the forward of each block, in place."""
+    # Blocks with another rate of drop-path, and training and evaluation, are programs of their own; beyond the limit
+    # of 8 the compiler would run the rest uncompiled.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(blocks))
+    for block in blocks:
+        block.forward = torch.compile(block.forward, backend=backend)
+
+
 class Engine(abc.ABC):
     """A sharded module with its optimizer. Every method is collective unless it says otherwise."""
 
@@ -112,10 +122,10 @@ class Engine(abc.ABC):
         # 2. recomputation, which restores the random state that the compiled block draws from, and runs it again;
         # 3. autocast around the whole forward, so that a recomputed block sees it as it was;
         # 4. sharding, which must gather and free what all of them run.
-        for block in setup.blocks:
-            if setup.compile is not None:
-                block.forward = torch.compile(block.forward, backend=setup.compile)
-            if setup.activation_checkpointing:
+        if setup.compile is not None:
+            _compile(setup.blocks, setup.compile)
+        if setup.activation_checkpointing:
+            for block in setup.blocks:
                 # Re-entrant checkpointing fails with shared modules: a gradient is then ready more than once.
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         if setup.precision != "fp32" and self.autocasts:
