@@ -21,7 +21,7 @@ from rich.table import Table
 
 from scalevit.config import Config
 from scalevit.config_file import load_config
-from scalevit.engines import Setup, World, build_engine
+from scalevit.engines import Setup, World, build_engine, check_engine
 from scalevit.models import build_model, fuse_mlps, mlp_blocks
 from scalevit.models.statistics import statistics_of
 from scalevit.optim import build_optimizer
@@ -71,6 +71,8 @@ def main(argv: Sequence[str]) -> None:
     ]
     world = World.from_environment()
     rows: list[Row] = []
+    for config in configs:
+        check_engine(config.engine, world)
     with world.process_group(offloads=any(config.engine.offloads for config in configs)):
         for config in configs:
             rows.append(_measure(config, world, arguments.steps, first=rows[0] if rows else None))

@@ -192,7 +192,6 @@ def main() -> None:
     output = parser.parse_args().output
     about = {
         "date": date.today().isoformat(),
-        "measured": f"python tests/engines/cells.py --output {output}",
         **describe_environment(4, "cpu"),
     }
     with tempfile.TemporaryDirectory() as folder:

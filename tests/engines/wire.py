@@ -44,7 +44,7 @@ class WireCounter(TorchDispatchMode):
         self.bytes[kind] += round(_SHARE[kind](ranks) * largest)
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """{operation: {"calls": .., "bytes": ..}}, without scalars that agree on a norm or an overflow."""
+        """{operation: {"calls": .., "bytes": ..}}: bytes that this rank sends."""
         return {kind: {"calls": self.calls[kind], "bytes": self.bytes[kind]} for kind in sorted(self.calls)}
 
 
