@@ -88,7 +88,8 @@ def run_cell(cell: dict[str, Any], world: World) -> dict[str, Any]:
     engine.train()
     if "loss_scale" in cell:
         engine.loss_scale.value = cell["loss_scale"]
-    initial = engine.gather(engine.local_parameters()) if cell.get("meta_init") else {}
+    # Copies: what is on one rank alone may be gathered as it lies.
+    initial = {name: tensor.clone() for name, tensor in engine.gather(engine.local_parameters()).items()}
     result: dict[str, Any] = {"initial": initial, "losses": [], "norms": [], "skipped": 0}
     for step in range(cell.get("steps", STEPS)):
         total = torch.zeros(())
@@ -107,8 +108,7 @@ def run_cell(cell: dict[str, Any], world: World) -> dict[str, Any]:
         result["norms"].append(outcome.grad_norm)
         result["skipped"] += outcome.skipped
     result["weights"] = engine.gather(engine.local_parameters())
-    moments = engine.moments()
-    result["optimizer_steps"], result["with_moments"] = moments.steps, set(moments.exp_avg)
+    result["optimizer_steps"] = engine.moments().steps
     result["parameters"] = sum(tensor.numel() for tensor in result["weights"].values())
     assert engine.module.training
     _check_other_weights(engine)
