@@ -12,7 +12,7 @@ from scalevit.launching import launch
 def train(config: Config) -> None:
     # Imported late: a mistake in the config is told at once, before torch and timm take their seconds.
     from scalevit.assemble import engine_setup, open_data, resolve_normalisation
-    from scalevit.engines import World, build_engine
+    from scalevit.engines import World, build_engine, check_engine
     from scalevit.models import build_model, fuse_mlps
     from scalevit.models.statistics import statistics_of
     from scalevit.results import print_summary
@@ -23,13 +23,15 @@ def train(config: Config) -> None:
     config = resolve_normalisation(config)
     run = RunFolder(config, writes=world.is_first)
     # Mistakes first, the cheapest to find before the others: the model's shapes, the run folder, the data.
+    check_engine(config.engine, world)
     costs = statistics_of(config.model, config.reduction)
     checkpoints = find_resumable(config, run)
     data = open_data(config, world)
-    model = build_model(config.model, config.reduction, seed=config.seed)
+    device = "meta" if config.train.meta_init else "cpu"
+    model = build_model(config.model, config.reduction, seed=config.seed, device=device)
     setup = engine_setup(config, world, model)
     fuse_mlps(model, config.kernels, world.device)
-    with world.process_group(loaders=config.data.workers):
+    with world.process_group(loaders=config.data.workers, offloads=config.engine.offloads):
         engine = build_engine(model, setup, config.engine)
         summary = Trainer(config, world, engine, data, run, costs).fit(resume_from=checkpoints)
     if world.is_first:

@@ -30,7 +30,7 @@ from scalevit.data import (
 )
 from scalevit.engines import Setup, World
 from scalevit.errors import UserError
-from scalevit.models import mlp_blocks
+from scalevit.models import initial_values, mlp_blocks
 from scalevit.optim import build_optimizer
 
 
@@ -186,4 +186,8 @@ def engine_setup(config: Config, world: World, model: nn.Module) -> Setup:
         precision=config.train.precision,
         clip_grad_norm=config.optimizer.clip_grad_norm,
         activation_checkpointing=config.train.activation_checkpointing,
+        compile="inductor" if config.train.compile else None,
+        initial_values=partial(initial_values, config.model, config.reduction, seed=config.seed)
+        if config.train.meta_init
+        else None,
     )

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from scalevit.config import Config
 from scalevit.config_file import load_config
-from scalevit.engines import Setup, World, build_engine
+from scalevit.engines import Setup, World, build_engine, check_engine
 from scalevit.models import build_model, fuse_mlps, mlp_blocks
 from scalevit.models.statistics import statistics_of
 from scalevit.optim import build_optimizer
@@ -71,7 +71,9 @@ def main(argv: Sequence[str]) -> None:
     ]
     world = World.from_environment()
     rows: list[Row] = []
-    with world.process_group():
+    for config in configs:
+        check_engine(config.engine, world)
+    with world.process_group(offloads=any(config.engine.offloads for config in configs)):
         for config in configs:
             rows.append(_measure(config, world, arguments.steps, first=rows[0] if rows else None))
             gc.collect()
@@ -95,6 +97,7 @@ def _measure(config: Config, world: World, steps: int, first: Row | None) -> Row
         precision=config.train.precision,
         clip_grad_norm=config.optimizer.clip_grad_norm,
         activation_checkpointing=config.train.activation_checkpointing,
+        compile="inductor" if config.train.compile else None,
     )
     engine = build_engine(fuse_mlps(model, config.kernels, world.device), setup, config.engine)
     engine.train()

@@ -6,6 +6,7 @@ Nothing here imports torch, so that a mistake is reported before any process gro
 """
 
 import difflib
+import json
 import math
 from typing import Annotated, Any, Literal
 
@@ -245,6 +246,11 @@ class TrainConfig(Section):
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass (non-reentrant)."""
+    compile: bool = False
+    """torch.compile each block. Drop-path and dropout then draw other numbers than without."""
+    meta_init: bool = False
+    """Initialise shard by shard, for models that do not fit into a host's memory, with FSDP2 or ZeRO stage 3. The
+    initial values then have timm's distributions but are not those of the same seed without."""
     resume: Literal["auto"] | bool = "auto"
     """auto: go on from the newest checkpoint of this run if there is one; true: there must be one; false: start
     anew, and refuse a run folder that has checkpoints."""
@@ -294,21 +300,24 @@ _SET_ELSEWHERE = {
     "amp": "train.precision",
     "torch_autocast": "train.precision",
     "activation_checkpointing": "train.activation_checkpointing",
+    "zero_force_ds_cpu_optimizer": "engine.offload_optimizer",
     "zero_optimization.stage": "engine.stage",
+    "zero_optimization.overlap_comm": "engine.overlap_comm",
+    "zero_optimization.offload_optimizer": "engine.offload_optimizer and engine.nvme_path",
+    "zero_optimization.offload_param": "engine.offload_parameters and engine.nvme_path",
+    "compile": "train.compile",
     "wandb": "the tracking section",
 }
 # What DeepSpeed reads at the top level of its config; it ignores any other name in silence.
 _NATIVE_SETTINGS = (
     "zero_optimization",
     "zero_allow_untested_optimizer",
-    "zero_force_ds_cpu_optimizer",
     "communication_data_type",
     "prescale_gradients",
     "gradient_predivide_factor",
     "sparse_gradients",
     "data_types",
     "aio",
-    "compile",
     "steps_per_print",
     "wall_clock_breakdown",
     "memory_breakdown",
@@ -328,8 +337,21 @@ class DeepSpeedConfig(Section):
     name: Literal["deepspeed"] = "deepspeed"
     stage: Literal[0, 1, 2, 3] = 1
     """0 replicates; 1 shards the optimizer state, 2 the gradients too, 3 the parameters too."""
+    overlap_comm: bool | None = None
+    """Reduce gradients while the backward goes on; null leaves it to DeepSpeed (at stage 3 yes, else no)."""
+    offload_optimizer: Literal["cpu", "nvme"] | None = None
+    """Where the optimizer state lies and steps, from stage 1 on; nvme at stage 3 alone."""
+    offload_parameters: Literal["cpu", "nvme"] | None = None
+    """Where sharded parameters lie while they are not in use, at stage 3."""
+    nvme_path: FilePath | None = None
+    """Folder on each node's NVMe for what is offloaded to nvme."""
     deepspeed: dict[str, Any] = {}
     """Native DeepSpeed settings, merged into ours; what another key of this config sets may not appear here."""
+
+    @property
+    def offloads(self) -> bool:
+        """Whether parameters lie in the CPU's memory."""
+        return self.offload_parameters is not None
 
     @model_validator(mode="after")
     def _no_conflicts(self) -> "DeepSpeedConfig":
@@ -346,13 +368,44 @@ class DeepSpeedConfig(Section):
                 raise ValueError(f"deepspeed.{key} is no setting of DeepSpeed's that scalevit passes on{nearest}")
         return self
 
+    @model_validator(mode="after")
+    def _fits_the_stage(self) -> "DeepSpeedConfig":
+        needed = {
+            "overlap_comm": 1 if self.overlap_comm is not None else 0,
+            "offload_optimizer": {None: 0, "cpu": 1, "nvme": 3}[self.offload_optimizer],
+            "offload_parameters": 0 if self.offload_parameters is None else 3,
+        }
+        for key, stage in needed.items():
+            if self.stage < stage:
+                value = json.dumps(getattr(self, key))
+                raise ValueError(f"{key} = {value} needs stage {stage} or above, not {self.stage}")
+        if ("nvme" in (self.offload_optimizer, self.offload_parameters)) != (self.nvme_path is not None):
+            raise ValueError("nvme_path and an offload to nvme need each other: give both or none")
+        return self
+
 
 class FsdpConfig(Section):
     """PyTorch FSDP2 (`fully_shard`)."""
 
     name: Literal["fsdp"] = "fsdp"
+    shard_size: PositiveInt | None = None
+    """Ranks that together hold one copy of the model, neighbours in rank; null: all of them. Fewer is HSDP, for example
+    the GPUs of a node: each such group holds a copy, and only gradients cross between groups."""
     reshard_after_forward: bool = True
-    """Free the gathered parameters of a block between its forward and its backward."""
+    """Free the gathered parameters of a block between its forward and its backward; false gathers once per step."""
+    mixed_precision: Literal["autocast", "policy"] = "autocast"
+    """autocast: gathers fp32, casts per operation, as DeepSpeed's engine does; policy: FSDP2's MixedPrecisionPolicy,
+    gathers in train.precision (half the bytes), reduces in fp32, and LayerNorm and softmax compute in it too."""
+    cpu_offload: bool = False
+    """Keep sharded parameters, gradients and optimizer state in the CPU's memory."""
+    prefetch: PositiveInt | None = None
+    """Blocks whose parameters are gathered ahead of the one that computes, forward and backward; null leaves it to
+    FSDP2 (one ahead)."""
+
+    @property
+    def offloads(self) -> bool:
+        """Whether parameters lie in the CPU's memory."""
+        return self.cpu_offload
 
 
 Engine = Annotated[DeepSpeedConfig | FsdpConfig, Field(discriminator="name")]
@@ -401,6 +454,17 @@ class Config(Section):
         augmentation = self.data.augmentation
         if train.micro_batch % 2 and augmentation.mix_probability and (augmentation.mixup or augmentation.cutmix):
             raise ValueError(f"train.micro_batch = {train.micro_batch} must be even for mixup and CutMix")
+        if (
+            isinstance(self.engine, FsdpConfig)
+            and self.engine.mixed_precision == "policy"
+            and train.precision == "fp32"
+        ):
+            raise ValueError("engine.mixed_precision = policy needs train.precision = bf16 or fp16, not fp32")
+        if train.meta_init and isinstance(self.engine, DeepSpeedConfig) and self.engine.stage < 3:
+            raise ValueError(
+                f"train.meta_init = true needs engine.name = fsdp or engine.stage = 3: stage {self.engine.stage} holds "
+                "the whole model on each rank"
+            )
         if self.model.num_classes == 1 and train.label_smoothing:
             raise ValueError("model.num_classes = 1 cannot be combined with train.label_smoothing")
         return self

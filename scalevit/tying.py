@@ -27,18 +27,12 @@ def uses_per_parameter(model: nn.Module) -> dict[str, int]:
     return {name: 1 + uses[name] for name, _ in model.named_parameters()}
 
 
-def shared_modules(units: Sequence[nn.Module]) -> list[nn.Module]:
-    """The outermost modules that lie in more than one of the units, in the order in which they are met."""
-    met = Counter(id(module) for unit in units for module in set(unit.modules()))
-    shared: dict[int, nn.Module] = {}
-
-    def visit(module: nn.Module) -> None:
-        for child in module.children():
-            if met[id(child)] > 1:
-                shared[id(child)] = child
-            else:
-                visit(child)
-
-    for unit in units:
-        visit(unit)
-    return list(shared.values())
+def connected_units(units: Sequence[nn.Module]) -> list[list[nn.Module]]:
+    """The units in groups that have no parameter in common, each in its old order: alone, or with those that share."""
+    own = [set(unit.parameters()) for unit in units]
+    groups: list[list[int]] = []
+    for index in range(len(units)):
+        joined = [group for group in groups if any(own[index] & own[other] for other in group)]
+        groups = [group for group in groups if group not in joined]
+        groups.append(sorted([*(other for group in joined for other in group), index]))
+    return [[units[index] for index in group] for group in sorted(groups)]

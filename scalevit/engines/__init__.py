@@ -6,8 +6,26 @@ from scalevit.config import DeepSpeedConfig, FsdpConfig
 from scalevit.engines.base import Engine, Setup, StepResult
 from scalevit.engines.pieces import Moments, Piece
 from scalevit.engines.world import World
+from scalevit.errors import UserError
 
-__all__ = ["Engine", "Moments", "Piece", "Setup", "StepResult", "World", "build_engine"]
+__all__ = ["Engine", "Moments", "Piece", "Setup", "StepResult", "World", "build_engine", "check_engine"]
+
+
+def check_engine(settings: DeepSpeedConfig | FsdpConfig, world: World) -> None:
+    """Finds what cannot work on this machine or with this many ranks before any process group exists.
+
+    Raises:
+        UserError: the ranks do not divide into shards, or DeepSpeed cannot offload to NVMe here.
+    """
+    if isinstance(settings, FsdpConfig):
+        if settings.shard_size is not None and world.size % settings.shard_size:
+            raise UserError(
+                f"config: engine.shard_size = {settings.shard_size} does not divide the {world.size} ranks of this run"
+            )
+    elif settings.nvme_path is not None:
+        from scalevit.engines.deepspeed import check_offload
+
+        check_offload(settings)
 
 
 def build_engine(module: nn.Module, setup: Setup, settings: DeepSpeedConfig | FsdpConfig) -> Engine:

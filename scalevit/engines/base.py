@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ from scalevit.engines.world import World
 from scalevit.tying import tied_names
 
 Precision = Literal["bf16", "fp16", "fp32"]
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+CompilerBackend = str | Callable[..., Any]
 OptimizerFactory = Callable[[nn.Module], torch.optim.Optimizer]
 
 
@@ -41,6 +43,11 @@ class Setup:
     precision: Precision
     clip_grad_norm: float | None = None
     activation_checkpointing: bool = False
+    compile: CompilerBackend | None = None
+    """Backend of torch.compile for the blocks; None runs them as they are."""
+    initial_values: Callable[[], Iterator[tuple[str, Tensor]]] | None = None
+    """Given, the module lies on the meta device and is filled shard by shard: yields every unique parameter and buffer
+    by name, whole, on the CPU, the same on every rank."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +90,21 @@ def step_counter(optimizer: torch.optim.Optimizer, steps: int, device: torch.dev
     return torch.tensor(float(steps), device=device if fused else "cpu")
 
 
+def _compile(blocks: Sequence[nn.Module], backend: CompilerBackend) -> None:
+    """Compiles the forward of each block, in place."""
+    # Blocks with another rate of drop-path, and training and evaluation, are programs of their own; beyond the limit
+    # of 8 the compiler would run the rest uncompiled.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(blocks))
+    for block in blocks:
+        block.forward = torch.compile(block.forward, backend=backend)
+
+
 class Engine(abc.ABC):
     """A sharded module with its optimizer. Every method is collective unless it says otherwise."""
 
     name: str
+    autocasts: bool = True
+    """Whether precision is automatic mixed precision around the module's forward; else the engine sees to it."""
 
     def __init__(self, module: nn.Module, setup: Setup):
         self.world = setup.world
@@ -96,16 +114,22 @@ class Engine(abc.ABC):
             self.loss_scale = LossScale(value=2.0**16, enabled=True)
         self.tied = tied_names(module)
         names = [name for name, _ in module.named_parameters()]
-        module.to(device=setup.world.device)
-        # From the inside out: recomputation belongs to a block, autocast to the whole forward, and sharding must see
-        # (gather and free) what both of them run.
+        if setup.initial_values is None:
+            module.to(device=setup.world.device)
+        # From the inside out:
+        # 1. compilation: a block's arithmetic alone, so that no engine's hook lies in what the compiler traces, and no
+        #    name changes (compiling modules would put `_orig_mod` into them);
+        # 2. recomputation, which restores the random state that the compiled block draws from, and runs it again;
+        # 3. autocast around the whole forward, so that a recomputed block sees it as it was;
+        # 4. sharding, which must gather and free what all of them run.
+        if setup.compile is not None:
+            _compile(setup.blocks, setup.compile)
         if setup.activation_checkpointing:
             for block in setup.blocks:
                 # Re-entrant checkpointing fails with shared modules: a gradient is then ready more than once.
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-        if setup.precision != "fp32":
-            dtype = torch.bfloat16 if setup.precision == "bf16" else torch.float16
-            module.forward = torch.autocast(setup.world.device.type, dtype)(module.forward)
+        if setup.precision != "fp32" and self.autocasts:
+            module.forward = torch.autocast(setup.world.device.type, DTYPES[setup.precision])(module.forward)
         self.module = self._shard(module)
         self._check_tying(names)
 
@@ -115,6 +139,8 @@ class Engine(abc.ABC):
 
     def _check_tying(self, names: list[str]) -> None:
         """Wrapping must not untie, rename or drop a parameter: a broken tie trains a larger model in silence."""
+        missing = [name for name, tensor in self.module.named_parameters() if tensor.is_meta]
+        assert not missing, f"{self.name} left {missing[:4]} without values"
         after = tied_names(self.module)
         assert after == self.tied, f"{self.name} broke the tying of {sorted(set(self.tied) ^ set(after))[:4]}"
         assert [name for name, _ in self.module.named_parameters()] == names, f"{self.name} renamed parameters"
@@ -179,16 +205,28 @@ class Engine(abc.ABC):
 
     @contextmanager
     def using(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        """Runs a block with other local weights (an EMA's) and puts the own ones back."""
+        """Runs a block with other local weights (an EMA's) in the place of the own ones.
+
+        Both change places, so that no further copy of the weights is held: meanwhile `weights` holds the own ones.
+        Afterwards both are as before, bit for bit.
+        """
         own = self.local_parameters()
-        with torch.no_grad():
-            kept = {name: tensor.clone() for name, tensor in own.items()}
-            try:
-                for name, tensor in own.items():
-                    tensor.copy_(weights[name])
-                self.refresh()
-                yield
-            finally:
-                for name, tensor in own.items():
-                    tensor.copy_(kept[name])
-                self.refresh()
+        _swap(own, weights)
+        self.refresh()
+        try:
+            yield
+        finally:
+            _swap(self.local_parameters(), weights)
+            self.refresh()
+
+    def close(self) -> None:  # noqa: B027 (most engines hold nothing)
+        """Lets go of what would outlive the engine in a process that goes on without it."""
+
+
+@torch.no_grad()
+def _swap(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
+    """Exchanges the contents of two sets of tensors, with room for one tensor more."""
+    for name, tensor in one.items():
+        kept = tensor.clone()
+        tensor.copy_(other[name])
+        other[name].copy_(kept)

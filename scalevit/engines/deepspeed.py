@@ -7,7 +7,7 @@ reduction is replaced by gloo.
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ if not torch.cuda.is_available():
 
 import deepspeed
 import torch.distributed as dist
+from deepspeed.ops.op_builder import AsyncIOBuilder
 from deepspeed.runtime.config import DeepSpeedConfigError
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -26,6 +27,7 @@ from deepspeed.utils import (
     safe_get_local_optimizer_state,
     safe_set_local_fp32_param,
     safe_set_local_optimizer_state,
+    set_z3_leaf_module,
 )
 from deepspeed.utils.tensor_fragment import fragment_address
 from pydantic import ValidationError
@@ -55,8 +57,13 @@ class DeepSpeedEngine(Engine):
         if self.world.device.type == "cpu":
             # DeepSpeed would compile its own reduction over /dev/shm for a minute, and leave 67 MB there per run.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        self.optimizer = self.setup.optimizer(module)
+        if self.stage == 3:
+            for block in self.setup.blocks:
+                set_z3_leaf_module(block, True)
         deepspeed.init_distributed()  # takes over the process group that exists
+        if self.setup.initial_values is not None:
+            self._materialise(module, self.setup.initial_values())
+        self.optimizer = self.setup.optimizer(module)
         try:
             self.engine, *_ = deepspeed.initialize(
                 model=module, optimizer=self.optimizer, config=self._native_config(), dist_init_required=False
@@ -65,21 +72,82 @@ class DeepSpeedEngine(Engine):
             reason = " ".join(str(error).split())
             raise UserError(f"config: engine.deepspeed is refused by DeepSpeed: {reason[:300]}") from error
         if self.stage == 3:
-            _gather_with_readers(module)
+            self._reduce_parameters_of_leaves_once()
         return self.engine.module
 
+    def _materialise(self, module: nn.Module, values: Iterable[tuple[str, Tensor]]) -> None:
+        """Fills a module on the meta device from whole tensors, at stage 3, and shards each as it comes."""
+        assert self.stage == 3, "check_engine"
+        buffers = {name for name, _ in module.named_buffers()}
+        names = {canonical: [canonical] for canonical in [*dict(module.named_parameters()), *buffers]}
+        for further, canonical in self.tied.items():
+            names[canonical].append(further)
+        first: Any = None
+        for canonical, whole in values:
+            parameter = nn.Parameter(whole.to(self.world.device, copy=True))
+            is_buffer = canonical in buffers
+            for name in names.pop(canonical):
+                owner, _, key = name.rpartition(".")
+                setattr(module.get_submodule(owner), key, parameter.data if is_buffer else parameter)
+            if is_buffer:
+                continue
+            if first is None:
+                first = parameter
+                deepspeed.zero.Init(
+                    module=nn.ParameterList([parameter]), config_dict_or_path=self._native_config(), dtype=torch.float32
+                )
+            else:
+                first.convert_to_zero_parameters(param_list=[parameter])
+        assert not names, f"without initial values: {sorted(names)[:4]}"
+
+    def _reduce_parameters_of_leaves_once(self) -> None:
+        """Puts ZeRO-3's hooks for leaves right: the blocks, which are gathered as one and not module by module.
+
+        That takes fewer and larger messages, leaves the inside of a block to the compiler, and serves kernels that read
+        parameters of modules they do not call. But DeepSpeed 0.19.8 reduces a leaf's gradients after each of its uses
+        and stops where two leaves share a parameter. Reducing a parameter when its gradient is complete, as outside
+        of leaves, is right for both.
+        """
+        zero = self.engine.optimizer
+        for hook in [*zero._leaf_module_hooks, *zero._grad_acc_hooks]:
+            hook.remove()
+        zero._leaf_module_hooks.clear()
+        zero._grad_acc_hooks.clear()
+        for parameter in self.engine.module.parameters():
+            vars(parameter).pop("ds_z3_leaf_module", None)
+        zero.create_reduce_and_remove_grad_hooks()
+
     def _native_config(self) -> dict[str, Any]:
-        native = dict(self.settings.deepspeed)
-        native["zero_optimization"] = {**native.get("zero_optimization", {}), "stage": self.stage}
         limit = self.setup.clip_grad_norm
-        return {
+        native = {
             "steps_per_print": None,
-            **native,
+            **self.settings.deepspeed,
+            "zero_optimization": {**self.settings.deepspeed.get("zero_optimization", {}), **self._zero_config()},
             "train_micro_batch_size_per_gpu": self.setup.micro_batch,
             "gradient_accumulation_steps": self.setup.accumulation,
             # Stage 0 clips in `step` below, where the norm is known anyway.
             "gradient_clipping": limit if limit is not None and self.stage > 0 else 0.0,
         }
+        if self.settings.offload_optimizer is not None:
+            # Torch's AdamW steps on the CPU as well; DeepSpeed's would be compiled for a minute first.
+            native["zero_force_ds_cpu_optimizer"] = False
+        return native
+
+    def _zero_config(self) -> dict[str, Any]:
+        """The part of `zero_optimization` that has keys of its own in our config."""
+        settings = self.settings
+        zero: dict[str, Any] = {"stage": self.stage}
+        if settings.overlap_comm is not None:
+            zero["overlap_comm"] = settings.overlap_comm
+        for key, device in (
+            ("offload_optimizer", settings.offload_optimizer),
+            ("offload_param", settings.offload_parameters),
+        ):
+            if device is not None:
+                zero[key] = {"device": device, "pin_memory": self.world.device.type == "cuda"}
+            if device == "nvme":
+                zero[key]["nvme_path"] = settings.nvme_path
+        return zero
 
     def __call__(self, images: Tensor) -> Tensor:
         return self.engine(images)
@@ -116,6 +184,9 @@ class DeepSpeedEngine(Engine):
             torch._foreach_mul_(gradients, factor)
         self.engine.step()
         return StepResult(norm, skipped=False)
+
+    def close(self) -> None:
+        self.engine.destroy()
 
     # --- state ----------------------------------------------------------------------------------------------
 
@@ -188,7 +259,7 @@ class DeepSpeedEngine(Engine):
             return
         for storage in self._optimized_tensors():
             self.optimizer.state[storage] = {
-                "step": step_counter(self.optimizer, moments.steps, self.world.device),
+                "step": step_counter(self.optimizer, moments.steps, storage.device),
                 "exp_avg": torch.zeros_like(storage),
                 "exp_avg_sq": torch.zeros_like(storage),
             }
@@ -251,16 +322,21 @@ class DeepSpeedEngine(Engine):
         ]
 
 
-def _gather_with_readers(module: nn.Module) -> None:
-    """Lets a module that reads its children's parameters without calling them gather these with its own.
+def check_offload(settings: DeepSpeedConfig) -> None:
+    """Makes sure that this machine can offload to NVMe where the config asks for it. Needs no process group.
 
-    `set_z3_leaf_modules` would do it too, but a leaf that several blocks share enters the gradient bucket once per
-    use, and DeepSpeed 0.19.8 stops there.
+    Raises:
+        UserError: DeepSpeed's asynchronous file operations cannot be built here, or there is no such folder.
     """
-    for reader in module.modules():
-        if getattr(reader, "reads_parameters_of_children", False):
-            for parameter in reader.parameters():
-                deepspeed.zero.register_external_parameter(reader, parameter)
+    if settings.nvme_path is None:
+        return
+    if not AsyncIOBuilder().is_compatible(verbose=False):
+        raise UserError(
+            "config: an offload to nvme needs DeepSpeed's async_io, which cannot be built here: install libaio's "
+            "development files (Debian: libaio-dev), or offload to cpu"
+        )
+    if not os.access(settings.nvme_path, os.W_OK | os.X_OK):
+        raise UserError(f"config: engine.nvme_path = {settings.nvme_path!r} is no folder that can be written to")
 
 
 def _quieten() -> None:

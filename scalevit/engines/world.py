@@ -46,11 +46,14 @@ class World:
         return self.rank == 0
 
     @contextmanager
-    def process_group(self, *, loaders: int = 0, timeout_seconds: float = 1800.0) -> Iterator[None]:
+    def process_group(
+        self, *, loaders: int = 0, offloads: bool = False, timeout_seconds: float = 1800.0
+    ) -> Iterator[None]:
         """NCCL on GPUs, gloo on CPUs, for as long as the block runs.
 
         Args:
             loaders: processes that each rank starts beside itself, which on a CPU take cores from it.
+            offloads: parameters lie in the CPU's memory, and gloo carries them from there.
             timeout_seconds: after which a rank gives up waiting for its peers.
         """
         if self.device.type == "cuda":
@@ -65,8 +68,9 @@ class World:
         if self.size == 1:
             # Nobody has to find it, and the launchers' default is taken as soon as two runs share a machine.
             os.environ["MASTER_PORT"] = str(_free_port())
+        on_gpu = "cpu:gloo,cuda:nccl" if offloads else "nccl"
         dist.init_process_group(
-            "nccl" if self.device.type == "cuda" else "gloo",
+            on_gpu if self.device.type == "cuda" else "gloo",
             timeout=timedelta(seconds=timeout_seconds),
             device_id=self.device if self.device.type == "cuda" else None,
         )

@@ -33,7 +33,7 @@ def build_model(
     """
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
-        network = _create(model, reduction)
+        network = create_unreduced(model, reduction)
         mlp_blocks(network)  # refuse another kind of model before anything is done to it
         already_reduced = False
         if model.initial_weights is not None:
@@ -43,7 +43,12 @@ def build_model(
     return network
 
 
-def _create(model: ModelConfig, reduction: ReductionConfig) -> nn.Module:
+def create_unreduced(model: ModelConfig, reduction: ReductionConfig) -> nn.Module:
+    """timm's model, before grouped or shallow; thin is in the factory's arguments.
+
+    Raises:
+        UserError: an unknown model, or arguments that timm refuses.
+    """
     if not timm.is_model(model.name):
         near = difflib.get_close_matches(model.name, timm.list_models(), n=1, cutoff=0.3)
         nearest = f"; nearest: {near[0]}" if near else ""

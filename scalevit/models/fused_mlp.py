@@ -20,8 +20,6 @@ class FusedMlp(nn.Module):
     `fc1.weight` and `fc2.weight` without calling fc1 and fc2.
     """
 
-    reads_parameters_of_children = True
-
     def __init__(self, mlp: Mlp, *, activation: str, save: str, backend: str):
         super().__init__()
         self.fc1 = mlp.fc1

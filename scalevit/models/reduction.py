@@ -127,13 +127,18 @@ def share_mlps(blocks: Sequence[Any], groups: Sequence[Sequence[int]], scale: fl
     for first, *others in groups:
         if not others:
             continue
-        mlp = blocks[first].mlp
-        mlp.fc1.weight.mul_(scale)
-        if mlp.fc1.bias is not None:
-            mlp.fc1.bias.mul_(scale)
-        mlp.fc2.weight.mul_(scale)
+        scale_mlp(blocks[first].mlp, scale)
         for other in others:
-            blocks[other].mlp = mlp
+            blocks[other].mlp = blocks[first].mlp
+
+
+@torch.no_grad()
+def scale_mlp(mlp: Any, scale: float) -> None:
+    """Multiplies `fc1.weight`, `fc1.bias` and `fc2.weight` by `scale`, in place; `fc2.bias` stays."""
+    mlp.fc1.weight.mul_(scale)
+    if mlp.fc1.bias is not None:
+        mlp.fc1.bias.mul_(scale)
+    mlp.fc2.weight.mul_(scale)
 
 
 @torch.no_grad()

@@ -95,12 +95,29 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def load_initial_weights(model: nn.Module, source: str, reduction: ReductionConfig) -> bool:
     """Loads weights into an unreduced model; reduces it first where the file's weights are reduced already.
 
-    Plain weights (of timm, or a run without reduction) go into the model as it is; the caller then reduces it. Position
-    embeddings and patch filters of another size are resampled as timm does. A classifier for another number of
-    classes is left at its initialisation.
-
     Returns:
         Whether the model is reduced now.
+
+    Raises:
+        UserError: as `fitting_weights`.
+    """
+    tensors, already_reduced = fitting_weights(model, source, reduction)
+    with torch.no_grad():
+        for name, tensor in canonical_state(model).items():
+            if name in tensors and tensor.device.type != "meta":
+                tensor.copy_(tensors[name])
+    return already_reduced
+
+
+def fitting_weights(model: nn.Module, source: str, reduction: ReductionConfig) -> tuple[dict[str, Tensor], bool]:
+    """Reads weights for an unreduced model, and reduces it where they are reduced already.
+
+    Plain weights (of timm, or a run without reduction) fit the model as it is; the caller then reduces it. Position
+    embeddings and patch filters of another size are resampled as timm does. A classifier for another number of
+    classes is left out: it keeps its initialisation.
+
+    Returns:
+        Tensors by canonical name, and whether they, and the model now, are reduced.
 
     Raises:
         UserError: the file's reduction is not the config's, or its tensors do not fit.
@@ -128,11 +145,7 @@ def load_initial_weights(model: nn.Module, source: str, reduction: ReductionConf
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise UserError(f"weights {source}: {problem} {sorted(names)[0]}{more} of this model")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            if name not in fresh and tensor.device.type != "meta":
-                tensor.copy_(tensors[name])
-    return already_reduced
+    return {name: tensors[name] for name in own if name not in fresh}, already_reduced
 
 
 def _check_same_reduction(source: str, made_by: dict[str, Any], reduction: ReductionConfig) -> None:

@@ -107,6 +107,8 @@ def _notes(plan: Any) -> list[str]:
                 f"{_less(row.sent.gradients, other.sent.gradients)} gradient and "
                 f"{_less(row.sent.all_gather, other.sent.all_gather)} parameter traffic (ZeRO 1).",
             )
+    if plan.not_estimated:
+        notes.append(f"not estimated, the numbers are those without: {', '.join(plan.not_estimated)}")
     return notes + [f"left out: {strategy} ({reason})" for strategy, reason in plan.left_out.items()]
 
 
@@ -129,5 +131,6 @@ def _as_json(plan: Any) -> dict[str, Any]:
             for mode, traces in modes.items()
             for checkpointing, cell in traces.items()
         ],
+        "not_estimated": plan.not_estimated,
         "left_out": plan.left_out,
     }

@@ -10,7 +10,7 @@ from torch import nn
 
 from scalevit.config import DeepSpeedConfig, FsdpConfig
 from scalevit.models import mlp_blocks
-from scalevit.tying import shared_modules
+from scalevit.tying import connected_units
 
 EngineConfig = DeepSpeedConfig | FsdpConfig
 _FP32 = 4
@@ -47,6 +47,8 @@ class Sent:
     all_reduce: int = 0
     reduce_scatter: int = 0
     all_gather: int = 0
+    shards: int | None = None
+    """Ranks among which the last two go, the first between such groups (HSDP); None for all ranks alike."""
 
     @property
     def gradients(self) -> int:
@@ -54,47 +56,70 @@ class Sent:
 
     def on_the_wire(self, ranks: int) -> float:
         """Bytes that each rank sends with ring algorithms (Patarasuk and Yuan 2009)."""
-        once = (ranks - 1) / ranks
-        return once * (2 * self.all_reduce + self.reduce_scatter + self.all_gather)
+        shards = self.shards or ranks
+        replicas = ranks if self.shards is None else ranks // self.shards
+        return _ring(replicas) * 2 * self.all_reduce + _ring(shards) * (self.reduce_scatter + self.all_gather)
+
+
+def _ring(ranks: int) -> float:
+    """The share of a buffer that each of them sends in a reduce-scatter or an all-gather."""
+    return (ranks - 1) / ranks
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The parameters as engines see them: the units that FSDP2 gathers, each a list of unique parameters' shapes."""
+    """The parameters as engines see them."""
 
     root: list[nn.Parameter]
-    blocks: list[list[nn.Parameter]]
-    shared: list[list[nn.Parameter]]
-    """Modules that several blocks use, in no block of the above."""
-    uses: list[int]
-    """How many blocks use each of these."""
+    """Of no block."""
+    units: list[list[nn.Parameter]]
+    """Of blocks that share some, together; of any other block alone."""
+    used_again: list[nn.Parameter]
+    """Those that blocks share, once for each block after the first."""
 
     @classmethod
     def of(cls, model: nn.Module) -> "Layout":
         blocks = mlp_blocks(model)
-        modules = shared_modules(blocks)
-        shared = [list(module.parameters()) for module in modules]
-        uses = [sum(module in block.modules() for block in blocks) for module in modules]
-        taken = {id(p) for unit in shared for p in unit}
-        own = [[p for p in block.parameters() if id(p) not in taken] for block in blocks]
-        taken |= {id(p) for unit in own for p in unit}
-        return cls([p for p in model.parameters() if id(p) not in taken], own, shared, uses)
+        units = [
+            list(dict.fromkeys(p for block in together for p in block.parameters()))
+            for together in connected_units(blocks)
+        ]
+        met: set[nn.Parameter] = set()
+        used_again = []
+        for block in blocks:
+            own = list(block.parameters())
+            used_again += [p for p in own if p in met]
+            met.update(own)
+        return cls([p for p in model.parameters() if p not in met], units, used_again)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        return [p for unit in [self.root, *self.blocks, *self.shared] for p in unit]
+        return [p for unit in [self.root, *self.units] for p in unit]
 
 
 def engine_name(engine: EngineConfig) -> str:
     """As tables print it."""
-    return f"ZeRO {engine.stage}" if isinstance(engine, DeepSpeedConfig) else "FSDP2"
+    if isinstance(engine, DeepSpeedConfig):
+        return f"ZeRO {engine.stage}"
+    return "FSDP2" if engine.shard_size is None else f"HSDP, {engine.shard_size} shards"
 
 
 def overlaps(engine: EngineConfig) -> bool:
     """Whether communication runs beside computation."""
     if isinstance(engine, FsdpConfig):
         return True
+    if engine.overlap_comm is not None:
+        return engine.overlap_comm
     return bool(_zero(engine, "overlap_comm", engine.stage == 3))
+
+
+def not_estimated(engine: EngineConfig) -> list[str]:
+    """Settings whose effect is left out: the numbers are those without them."""
+    keys = ("offload_optimizer", "offload_parameters", "cpu_offload", "prefetch")
+    ignored = [f"engine.{key}" for key in keys if getattr(engine, key, None)]
+    if isinstance(engine, FsdpConfig) and engine.mixed_precision == "policy":
+        ignored.append("engine.mixed_precision")
+    return ignored
 
 
 def account(engine: EngineConfig, layout: Layout, *, ranks: int, accumulation: int, ema: bool) -> tuple[Held, Sent]:
@@ -146,7 +171,7 @@ def _zero3(engine: DeepSpeedConfig, layout: Layout, ranks: int, accumulation: in
     # parameters, or lower them, to be gathered twice.
     stays = 2 * count <= _zero(engine, "max_reuse_distance", 1e9) and count <= _zero(engine, "max_live_parameters", 1e9)
     bucket = _FP32 * int(_zero(engine, "reduce_bucket_size", 5e8))
-    largest = max(_bytes(unit) for unit in [layout.root, *layout.blocks, *layout.shared])
+    largest = max(_bytes(unit) for unit in [layout.root, *layout.units])
     elsewhere = full - persistent if ranks > 1 else 0  # what has to be gathered
     gathered = elsewhere if stays else min(elsewhere, 2 * largest)
     held = Held(
@@ -161,39 +186,39 @@ def _zero3(engine: DeepSpeedConfig, layout: Layout, ranks: int, accumulation: in
     )
     once = full - persistent
     if not stays:  # in the forward and in the backward, a shared MLP for each of its uses
-        again = zip(layout.shared, layout.uses, strict=True)
-        once += sum((uses - 1) * _bytes(p for p in unit if p.numel() > threshold) for unit, uses in again)
+        once += _bytes(p for p in layout.used_again if p.numel() > threshold)
         once *= 2
     return held, Sent(reduce_scatter=accumulation * full, all_gather=accumulation * once + persistent)
 
 
 def _fsdp(engine: FsdpConfig, layout: Layout, ranks: int, accumulation: int, ema: bool) -> tuple[Held, Sent]:
+    shards = engine.shard_size or ranks
+
     def padded(parameters: Iterable[nn.Parameter]) -> int:
         """Rows are dealt out in equal chunks, the last ones filled up."""
-        return sum(_FP32 * ranks * -(-p.shape[0] // ranks) * (p.numel() // p.shape[0]) for p in parameters)
+        return sum(_FP32 * shards * -(-p.shape[0] // shards) * (p.numel() // p.shape[0]) for p in parameters)
 
     full = padded(layout.parameters)
-    blocks = sum(padded(unit) for unit in layout.blocks)
-    shared = sum(padded(unit) for unit in layout.shared)
-    root = padded(layout.root)
-    part = full // ranks
-    block = max(padded(unit) for unit in layout.blocks)
-    largest = max(padded(unit) for unit in [layout.root, *layout.blocks, *layout.shared])
-    # The root and what blocks share stay gathered from forward to backward, the blocks if told so; of the others the
-    # present one and the next are. A flat copy stands beside a unit while it is gathered or reduced.
-    gathered = root + shared + (min(blocks, 2 * block) if engine.reshard_after_forward else blocks)
+    units, root = sum(padded(unit) for unit in layout.units), padded(layout.root)
+    part = full // shards
+    largest = max(padded(unit) for unit in layout.units)
+    # The root stays gathered from forward to backward, and the units if told so; of the others the present one and the
+    # next are. A flat copy stands beside a unit while it is gathered or reduced.
+    gathered = root + (min(units, 2 * largest) if engine.reshard_after_forward else units)
     held = Held(
         weights=part,
         optimizer=2 * part,
         gradients=part,
         ema=part if ema else 0,
         # Gradients stay whole until the last micro-batch.
-        backward_buffers=gathered + largest + (full if accumulation > 1 else 0),
+        backward_buffers=gathered + max(root, largest) + (full if accumulation > 1 else 0),
         step_buffers=0,
         updated=part,
     )
-    again = blocks if engine.reshard_after_forward else 0
-    return held, Sent(reduce_scatter=full, all_gather=accumulation * (full + again))
+    # Without it the units stay gathered until the last micro-batch's backward.
+    gathers = accumulation * (full + units) if engine.reshard_after_forward else full
+    sent = Sent(all_reduce=part if shards < ranks else 0, reduce_scatter=full, all_gather=gathers, shards=shards)
+    return held, sent
 
 
 def _bytes(parameters: Iterable[nn.Parameter]) -> int:

@@ -13,7 +13,7 @@ from scalevit.data import Batching
 from scalevit.errors import UserError
 from scalevit.models import build_model
 from scalevit.planning.devices import Device
-from scalevit.planning.engines import EngineConfig, Held, Layout, Sent, account, engine_name, overlaps
+from scalevit.planning.engines import EngineConfig, Held, Layout, Sent, account, engine_name, not_estimated, overlaps
 from scalevit.planning.trace import MODES, Mode, Trace, trace
 
 _STRATEGIES = ("none", "grouped", "shallow", "thin")
@@ -55,6 +55,8 @@ class Plan:
     rows: list[Row]
     activations: dict[str, dict[Mode, dict[bool, Trace]]]
     """By strategy, kernel mode and activation checkpointing, for the config's micro-batch."""
+    not_estimated: list[str]
+    """Settings of the config that the numbers leave out."""
     left_out: dict[str, str]
     """Strategies that this model does not allow, with the reason."""
 
@@ -73,6 +75,10 @@ def make_plan(config: Config, device: Device, *, gpus: int, nodes: int) -> Plan:
             raise UserError(f"{name} {number}: must be at least 1")
     if gpus % nodes:
         raise UserError(f"--gpus {gpus}: must be a multiple of --nodes {nodes}, the devices of all nodes together")
+    shards = config.engine.shard_size if isinstance(config.engine, FsdpConfig) else None
+    if shards is not None and gpus % shards:
+        raise UserError(f"engine.shard_size = {shards} does not divide --gpus {gpus}")
+    ignored = [*not_estimated(config.engine), *(["train.compile"] if config.train.compile else [])]
     accumulation = Batching(config.train.global_batch, config.train.micro_batch).accumulation(gpus)
     mode: Mode = "eager" if config.kernels.mlp == "eager" or device.name == "cpu" else config.kernels.save
     rows: list[Row] = []
@@ -91,7 +97,7 @@ def make_plan(config: Config, device: Device, *, gpus: int, nodes: int) -> Plan:
             each: {ckpt: model.run(config.train.micro_batch, each, ckpt) for ckpt in (False, True)} for each in MODES
         }
         rows += [_row(config, device, gpus, nodes, accumulation, model, engine) for engine in _engines(config)]
-    return Plan(config, device, gpus, nodes, accumulation, mode, rows, activations, left_out)
+    return Plan(config, device, gpus, nodes, accumulation, mode, rows, activations, ignored, left_out)
 
 
 class _Model:
