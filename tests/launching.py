@@ -1,11 +1,13 @@
 """Starting runs as a user does: the launchers, small configs, and what a run leaves behind."""
 
 import json
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,44 @@ def command(launcher: str, processes: int = 1) -> list[str]:
         case "deepspeed":
             return [str(BIN / "deepspeed"), "--num_accelerators", str(processes), "--master_port", port, SCRIPT]
     raise ValueError(launcher)
+
+
+class Ranks:
+    """A script of a test's own, once for each rank, as a launcher would start it."""
+
+    def __init__(self, ranks: int, script: str, *arguments: str | Path, logs: Path):
+        """logs: folder for what each rank prints."""
+        port = str(free_port())
+        self._logs = [logs / f"rank{rank}of{ranks}.log" for rank in range(ranks)]
+        self._processes = []
+        for rank, log in enumerate(self._logs):
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+            env = environment(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **{k: str(v) for k, v in place.items()})
+            with log.open("w") as file:
+                self._processes.append(
+                    subprocess.Popen([sys.executable, script, *arguments], env=env, stdout=file, stderr=file)
+                )
+
+    def wait(self, seconds: float) -> None:
+        """Until all have ended.
+
+        Raises:
+            AssertionError: one failed or ran longer, with what it said; none is left running.
+        """
+        deadline = time.monotonic() + seconds
+        try:
+            while any(process.poll() is None for process in self._processes):
+                self._check(deadline)
+                time.sleep(0.1)
+            self._check(math.inf)
+        finally:
+            for process in self._processes:
+                process.kill()
+
+    def _check(self, deadline: float) -> None:
+        for log, process in zip(self._logs, self._processes, strict=True):
+            assert not process.returncode, log.read_text()[-6000:]
+        assert time.monotonic() < deadline, f"still running: {self._logs[0].read_text()[-3000:]}"
 
 
 def start(arguments: list[str], *, cwd: Path) -> "subprocess.Popen[str]":

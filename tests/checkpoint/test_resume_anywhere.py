@@ -1,8 +1,7 @@
 """Saved under one engine and world size, resumed under another: equal state, and the losses of an undisturbed run."""
 
 import json
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +9,21 @@ import pytest
 import torch
 
 import resume_worker
-from launching import environment, free_port
+from launching import Ranks
 from scalevit.checkpoint.deepspeed_format import is_deepspeed, read_deepspeed
 from scalevit.models import build_model
 from scalevit.optim import build_optimizer
 
 GROUPS = (1, 2, 4)
-ENGINES = {f"zero{stage}": [f"engine.stage={stage}"] for stage in range(4)} | {"fsdp": ["engine.name=fsdp"]}
+ENGINES = {f"zero{stage}": [f"engine.stage={stage}"] for stage in range(4)} | {
+    "fsdp": ["engine.name=fsdp"],
+    # Two replicas, or on one rank one.
+    "hsdp": ["engine.name=fsdp", "engine.shard_size={half}"],
+}
 CELLS = [(ranks, engine) for ranks in GROUPS for engine in ENGINES]
 # Each cell is once a source and once a target of a move to another engine and world size; four stay as they are. All
 # pairs are in the slow test.
-MOVES = [(cell, CELLS[(number + 7) % len(CELLS)]) for number, cell in enumerate(CELLS)]
+MOVES = [(cell, CELLS[(number + 8) % len(CELLS)]) for number, cell in enumerate(CELLS)]
 STAYS = [(cell, cell) for cell in ((1, "zero0"), (2, "zero1"), (2, "zero3"), (4, "fsdp"))]
 # These also save in DeepSpeed's own form.
 NATIVE = [(2, f"zero{stage}") for stage in range(4)]
@@ -40,7 +43,7 @@ def run_groups(folder: Path, reductions: dict[str, str], moves: list[tuple[Any, 
         {
             "id": name(cell),
             "ranks": cell[0],
-            "settings": ENGINES[cell[1]],
+            "settings": [setting.format(half=max(1, cell[0] // 2)) for setting in ENGINES[cell[1]]],
             "reduction": reductions[name(cell)],
             "native": cell in NATIVE,
         }
@@ -48,24 +51,9 @@ def run_groups(folder: Path, reductions: dict[str, str], moves: list[tuple[Any, 
     ]
     cases = {"groups": GROUPS, "cells": cells, "moves": [(name(source), name(target)) for source, target in moves]}
     (folder / "cases.json").write_text(json.dumps(cases))
-    processes = []
-    for ranks in GROUPS:
-        port = str(free_port())
-        for rank in range(ranks):
-            variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-            env = environment(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **{k: str(v) for k, v in variables.items()})
-            arguments = [sys.executable, resume_worker.__file__, str(folder / "cases.json"), str(folder)]
-            output = (folder / f"output-{ranks}-{rank}").open("w")
-            processes.append(subprocess.Popen(arguments, env=env, stdout=output, stderr=subprocess.STDOUT))
-    try:
-        for process in processes:
-            status = process.wait(timeout=2 * resume_worker.SECONDS)
-            assert status == 0, "\n".join(
-                p.read_text()[-3000:] for p in folder.glob("output-*") if "Error" in p.read_text()
-            )
-    finally:
-        for process in processes:
-            process.kill()
+    groups = [Ranks(ranks, resume_worker.__file__, folder / "cases.json", folder, logs=folder) for ranks in GROUPS]
+    with ThreadPoolExecutor() as side_by_side:
+        list(side_by_side.map(lambda group: group.wait(2 * resume_worker.SECONDS), groups))
     return {k: v for ranks in GROUPS for k, v in torch.load(folder / f"results-{ranks}.pt", weights_only=True).items()}
 
 

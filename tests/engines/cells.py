@@ -10,10 +10,7 @@ import argparse
 import csv
 import itertools
 import json
-import subprocess
-import sys
 import tempfile
-import time
 from collections import ChainMap
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
@@ -23,7 +20,7 @@ from typing import Any
 import torch
 
 import parity_worker
-from launching import environment, free_port
+from launching import Ranks
 from scalevit.tracking import describe_environment
 
 Cell = dict[str, Any]
@@ -98,26 +95,7 @@ def run_cells(cells: list[Cell], folder: Path) -> Results:
 def _run_ranks(ranks: int, cells: list[Cell], folder: Path) -> Results:
     listed, result = folder / f"cells{ranks}.json", folder / f"results{ranks}.pt"
     listed.write_text(json.dumps(cells))
-    port = str(free_port())
-    logs = [folder / f"rank{rank}of{ranks}.log" for rank in range(ranks)]
-    processes = []
-    for rank, log in enumerate(logs):
-        variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-        env = environment(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **{k: str(v) for k, v in variables.items()})
-        arguments = [sys.executable, parity_worker.__file__, str(listed), str(result)]
-        with log.open("w") as file:
-            processes.append(subprocess.Popen(arguments, env=env, stdout=file, stderr=subprocess.STDOUT))
-    deadline = time.monotonic() + SECONDS
-    try:
-        while any(process.poll() is None for process in processes):
-            failed = [log for log, process in zip(logs, processes, strict=True) if process.returncode]
-            assert not failed, failed[0].read_text()[-6000:]
-            assert time.monotonic() < deadline, f"still running: {logs[0].read_text()[-2000:]}"
-            time.sleep(0.1)
-    finally:
-        for process in processes:
-            process.kill()
-    assert all(process.returncode == 0 for process in processes), logs[-1].read_text()[-6000:]
+    Ranks(ranks, parity_worker.__file__, listed, result, logs=folder).wait(SECONDS)
     return torch.load(result, weights_only=False)
 
 

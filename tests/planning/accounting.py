@@ -5,7 +5,6 @@
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import accounting_worker as worker
-from launching import environment, free_port
+from launching import Ranks
 from scalevit.config_file import load_config
 from scalevit.models import build_model
 from scalevit.planning.engines import Layout, account
@@ -58,29 +57,11 @@ def measure(folder: Path) -> list[dict[str, Any]]:
             for n, engine, reduction, accumulation in CASES if n == ranks
         ]  # fmt: skip
         (folder / "cases.json").write_text(json.dumps(cases))
-        measured = _run(ranks, folder)
+        result = folder / f"results{ranks}.json"
+        Ranks(ranks, worker.__file__, folder / "cases.json", result, logs=folder).wait(SECONDS)
+        measured = json.loads(result.read_text())
         rows += [_row(ranks, case, measured[case["id"]]) for case in cases]
     return rows
-
-
-def _run(ranks: int, folder: Path) -> dict[str, Any]:
-    port, result = str(free_port()), folder / f"results{ranks}.json"
-    processes = []
-    for rank in range(ranks):
-        numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-        env = environment(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **{k: str(v) for k, v in numbers.items()})
-        arguments = [sys.executable, worker.__file__, str(folder / "cases.json"), str(result)]
-        processes.append(
-            subprocess.Popen(arguments, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        )
-    try:
-        for process in processes:
-            output, _ = process.communicate(timeout=SECONDS)
-            assert process.returncode == 0, output
-    finally:
-        for process in processes:
-            process.kill()
-    return json.loads(result.read_text())
 
 
 def _row(ranks: int, case: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
