@@ -226,7 +226,7 @@ class CheckpointConfig(Section):
     keep_best: bool = True
     """Also keep the checkpoint with the best top-1 (of the EMA, where there is one), of those that were evaluated."""
     asynchronous: bool = True
-    """Train on while a checkpoint is written; it takes one more copy of the state in host memory."""
+    """Train on while a checkpoint is written. Either way each rank needs host memory for two copies of its part."""
 
 
 class TrainConfig(Section):

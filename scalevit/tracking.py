@@ -114,7 +114,9 @@ class RunFolder:
                 break  # the line that a killed run was writing
             if record["step"] <= step:
                 kept.append(line)
-        self._metrics.write_text("".join(kept))
+        temporary = self._metrics.with_name(".metrics.jsonl.tmp")
+        temporary.write_text("".join(kept))
+        temporary.replace(self._metrics)  # a run that is killed here loses nothing
 
     def _start_wandb(self, wandb_id: str | None) -> str | None:
         settings = self.config.tracking

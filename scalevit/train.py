@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch.profiler import record_function
 
 from scalevit.assemble import Data
-from scalevit.checkpoint.folder import list_checkpoints, read_record
+from scalevit.checkpoint.folder import list_resumable, read_record
 from scalevit.checkpoint.restoring import newest_whole, restore
 from scalevit.checkpoint.saver import Saver
 from scalevit.checkpoint.state import RunState
@@ -121,6 +121,7 @@ class Trainer:
                     counter.line(f"stopped after step {state.step}; start again with the same command to go on")
                     self.run.close()
                     stop.leave()
+            self.saver.wait()  # here, where a signal does not end it
         if not state.epochs or state.epochs[-1]["step"] != state.step:
             # Stopped by a signal, and then resumed with a train.max_steps that it has passed.
             self._evaluate(self._epoch_of(state.step - 1))
@@ -281,8 +282,8 @@ class Trainer:
 
     def _open(self, resume_from: Sequence[Path]) -> None:
         """Takes over a checkpoint's state and opens the run folder."""
-        newest = resume_from[0].name if resume_from else None
-        self.world.agree_on("the checkpoint to resume from", newest)
+        names = ", ".join(checkpoint.name for checkpoint in resume_from)
+        self.world.agree_on("what can be resumed from", names or None)
         if resume_from:
             checkpoint = newest_whole(resume_from, self.world)
             found = read_record(checkpoint)["data"]
@@ -377,11 +378,9 @@ def find_resumable(config: Config, run: RunFolder) -> list[Path]:
     Raises:
         UserError: `train.resume` does not fit what is there, or the checkpoints are of another model.
     """
-    found = list_checkpoints(run.checkpoints)[::-1]
+    found = list_resumable(run.checkpoints)
     wish = config.train.resume
     if not found:
-        if any(run.checkpoints.glob("damaged-*")):
-            raise UserError(f"{run.checkpoints}: every checkpoint is damaged; remove {run.path} to start anew")
         if wish is True:
             raise UserError(f"train.resume = true, but {run.checkpoints} holds no checkpoint")
         return []

@@ -32,9 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     convert.add_argument("source", metavar="SOURCE")
     convert.add_argument("target", metavar="TARGET")
     convert.add_argument("--ema", action="store_true", help="the averaged weights instead of the last ones")
-    convert.add_argument(
-        "--stage", type=int, choices=range(4), default=0, help="ZeRO stage of DeepSpeed's form (default: %(default)s)"
-    )
+    convert.add_argument("--stage", type=int, choices=range(4), help="ZeRO stage of DeepSpeed's form (default: 0)")
     convert.add_argument("--config", help="of the model in DeepSpeed's folder")
     convert.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that win over the config's")
     convert.set_defaults(run_action=_convert)
@@ -107,6 +105,8 @@ def _from_ours(source: Path, target: Path, arguments: argparse.Namespace) -> Non
 
     checkpoint = find_checkpoint(source)
     if target.suffix == ".safetensors":
+        if arguments.stage is not None:
+            raise UserError("--stage is of DeepSpeed's form: name a folder as TARGET, not a .safetensors file")
         to_weights(checkpoint, target, ema=arguments.ema)
         print(f"wrote {target}: {'EMA' if arguments.ema else 'weights'} of {checkpoint}")
         return
@@ -118,6 +118,6 @@ def _from_ours(source: Path, target: Path, arguments: argparse.Namespace) -> Non
 
     world = World.from_environment()
     with world.process_group():
-        to_deepspeed(checkpoint, target, stage=arguments.stage, world=world)
+        to_deepspeed(checkpoint, target, stage=arguments.stage or 0, world=world)
     if world.is_first:
-        print(f"wrote {target}: {checkpoint} for DeepSpeed ZeRO-{arguments.stage}, world size {world.size}")
+        print(f"wrote {target}: {checkpoint} for DeepSpeed ZeRO-{arguments.stage or 0}, world size {world.size}")

@@ -15,6 +15,7 @@ from scalevit.checkpoint.restoring import read_parts, restore
 from scalevit.checkpoint.saver import Saver, versions
 from scalevit.checkpoint.state import RunState
 from scalevit.config import CheckpointConfig, Config, DeepSpeedConfig
+from scalevit.config_file import validate
 from scalevit.engines import Piece, Setup, World, build_engine
 from scalevit.errors import UserError
 from scalevit.models import build_model, mlp_blocks, save_weights
@@ -54,7 +55,8 @@ def to_weights(checkpoint: Path, target: Path, *, ema: bool) -> None:
     shapes = {name: torch.Size(shape) for name, shape in record["tensors"].items()}
     whole = {name: Piece(torch.empty(shape.numel(), device="meta"), 0, shape) for name, shape in shapes.items()}
     flat = read_parts(checkpoint, {part: whole})[part]
-    config = Config.model_validate(record["config"])
+    # Of an older config only this has to be understood.
+    config = validate({key: record["config"].get(key, {}) for key in ("model", "reduction")})
     _write_weights(
         target, {name: flat[name].values.view(shape) for name, shape in shapes.items()}, config, record["tied"]
     )
@@ -67,7 +69,7 @@ def to_deepspeed(checkpoint: Path, target: Path, *, stage: Literal[0, 1, 2, 3], 
         UserError: the checkpoint cannot be read.
     """
     record = read_record(checkpoint)
-    config = Config.model_validate(record["config"])
+    config = validate(record["config"])
     model = build_model(config.model, config.reduction, seed=config.seed)
     setup = Setup(
         world=world,

@@ -5,6 +5,7 @@ classes of DeepSpeed's are allowed, and nothing else.
 """
 
 import pickle
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,8 +37,11 @@ def is_deepspeed(path: Path) -> bool:
 
 def _tag(path: Path) -> Path | None:
     latest = path / "latest"
-    tagged = path / latest.read_text().strip() if latest.is_file() else path
-    return tagged if next(tagged.glob("*_model_states.pt"), None) else None
+    try:
+        tagged = path / latest.read_text().strip() if latest.is_file() else path
+        return tagged if next(tagged.glob("*_model_states.pt"), None) else None
+    except (OSError, ValueError):
+        return None  # a `latest` that is no name
 
 
 def read_deepspeed(path: Path, optimizer_names: Sequence[str]) -> Native:
@@ -56,6 +60,8 @@ def read_deepspeed(path: Path, optimizer_names: Sequence[str]) -> Native:
     with _readable(folder):
         model = _load(models[0])
         optimizers = [_load(file)["optimizer_state_dict"] for file in _in_rank_order(folder)]
+        if not isinstance(model["global_steps"], int) or model["global_steps"] < 0:
+            raise ValueError(f"global_steps is {model['global_steps']!r}")
         stage = int(optimizers[0]["zero_stage"]) if optimizers else 0
         if stage == 0:
             return _read_replicated(model, optimizer_names)
@@ -78,6 +84,12 @@ def _load(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
+# What torch.load raises on a damaged file, and we on one that is laid out otherwise.
+_DAMAGED = (
+    OSError, EOFError, RuntimeError, LookupError, TypeError, ValueError, AttributeError, AssertionError, struct.error
+)  # fmt: skip
+
+
 @contextmanager
 def _readable(folder: Path) -> Iterator[None]:
     try:
@@ -85,8 +97,7 @@ def _readable(folder: Path) -> Iterator[None]:
     except pickle.UnpicklingError as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"{folder}: a file holds more than tensors and was not loaded ({reason})") from None
-    except (OSError, EOFError, RuntimeError, KeyError, IndexError, TypeError, ValueError) as error:
-        # torch.load raises any of these on a damaged file, and we on one that is laid out otherwise.
+    except _DAMAGED as error:
         raise UserError(
             f"{folder}: cannot be read as a checkpoint of DeepSpeed's ({type(error).__name__}: {error})"
         ) from error

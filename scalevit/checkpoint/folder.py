@@ -5,23 +5,55 @@
 and `best` name the newest and the best one, for people and scripts; a resumed run looks at the folders themselves.
 """
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from scalevit.errors import UserError
 
 STATE, MANIFEST = "state.json", "manifest.json"
 FORMAT = 1
+_NAME = re.compile(r"step-(\d{8,})")
+# What a record says, by key; see `Saver.save`.
+_RECORD: dict[str, tuple[type, ...]] = {
+    "state": (dict,),
+    "score": (int, float, type(None)),
+    "optimizer_steps": (int,),
+    "loss_scale": (dict,),
+    "config": (dict,),
+    "data": (dict, type(None)),
+    "tensors": (dict,),
+    "parts": (list,),
+    "tied": (dict,),
+    "world_size": (int,),
+    "versions": (dict,),
+}
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints by step, the oldest first; whether they are undamaged is `find_damage`'s to say."""
-    return sorted(path.parent for path in folder.glob(f"step-*/{MANIFEST}"))
+    found = {int(match[1]): path for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name))}
+    return [found[step] for step in sorted(found)]
+
+
+def list_resumable(folder: Path) -> list[Path]:
+    """Those, the newest first, and the one that a killed run was about to replace: `clean_up` will put it back.
+
+    Raises:
+        UserError: there were checkpoints, but none is left.
+    """
+    replaced = [folder / path.stem.lstrip(".") for path in folder.glob(".step-*.old")]
+    found = sorted({*list_checkpoints(folder), *replaced}, reverse=True)
+    if not found and ((folder / "latest").exists() or any(folder.glob("damaged-*"))):
+        raise UserError(f"{folder}: its checkpoints are damaged or gone; remove {folder.parent} to start anew")
+    return found
 
 
 def temporary_path(folder: Path, step: int) -> Path:
@@ -33,19 +65,34 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def read_record(checkpoint: Path) -> dict[str, Any]:
-    """What `state.json` says.
+    """What `state.json` says, once its checksum agrees.
 
     Raises:
         UserError: it is damaged, or of a version of scalevit that writes another format.
     """
+    path = checkpoint / STATE
     try:
-        record = json.loads((checkpoint / STATE).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"checkpoint {checkpoint}: {STATE} cannot be read ({error})") from None
-    found = record.get("format") if isinstance(record, dict) else None
-    if found != FORMAT:
-        raise UserError(f"checkpoint {checkpoint}: format {found}, this version of scalevit reads format {FORMAT}")
+        expected = json.loads((checkpoint / MANIFEST).read_text())["files"][STATE]["sha256"]
+        if digest(path)["sha256"] != expected:
+            raise ValueError("wrong SHA-256")
+        record = json.loads(path.read_text())
+        if record["format"] != FORMAT:
+            found = record["format"]
+            raise UserError(f"checkpoint {checkpoint}: format {found}, this version of scalevit reads format {FORMAT}")
+        for key, types in _RECORD.items():
+            if not isinstance(record[key], types):
+                raise TypeError(f"{key} is {type(record[key]).__name__}")
+    except _UNREADABLE as error:
+        raise UserError(f"checkpoint {checkpoint}: {STATE} cannot be read ({_reason(error)})") from None
     return record
+
+
+# What damaged JSON raises where it is parsed or taken apart.
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 # --- writing ----------------------------------------------------------------------------------------------
@@ -59,6 +106,23 @@ def clean_up(folder: Path) -> None:
             replaced.rename(target)  # killed before its successor had its name
     for rest in [*folder.glob(".step-*.tmp"), *folder.glob(".step-*.old"), *folder.glob(".step-*.gone")]:
         shutil.rmtree(rest)
+
+
+def lock(folder: Path) -> BinaryIO:
+    """Holds a folder for one run, until the file that is returned is closed or this process ends.
+
+    Raises:
+        UserError: another run holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / ".lock").open("wb")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise UserError(f"{folder}: another run is using it; wait for its end, or choose another name") from None
+        # A file system without locks: nobody can hold it.
+    return file
 
 
 def digest(path: Path) -> dict[str, Any]:
@@ -98,16 +162,26 @@ def commit(folder: Path, step: int, record: Mapping[str, Any], digests: Mapping[
 def point_and_prune(folder: Path, *, keep: int, keep_best: bool) -> None:
     """Moves the `latest` and `best` pointers, then removes all checkpoints but the newest `keep` and the best."""
     checkpoints = list_checkpoints(folder)
-    scored = [(score, path) for path in checkpoints if (score := read_record(path)["score"]) is not None]
+    scored = [(score, path) for path in checkpoints if (score := _score(path)) is not None]
     best = max(scored)[1] if scored else None
+    kept = {*checkpoints[-keep:], *([best] if keep_best and best is not None else [])}
     _point(folder / "latest", checkpoints[-1].name)
-    if best is not None:
+    if best in kept:
         _point(folder / "best", best.name)
-    for old in checkpoints[:-keep]:
-        if not (keep_best and old == best):
+    else:
+        (folder / "best").unlink(missing_ok=True)
+    for old in checkpoints:
+        if old not in kept:
             hidden = folder / f".{old.name}.gone"  # first out of sight: half of a checkpoint must not be found
             old.rename(hidden)
             shutil.rmtree(hidden)
+
+
+def _score(checkpoint: Path) -> float | None:
+    try:
+        return read_record(checkpoint)["score"]
+    except UserError:
+        return None  # a damaged one is no reason not to save; it is found when a run would go on from it
 
 
 def _point(pointer: Path, name: str) -> None:
@@ -137,10 +211,12 @@ def find_damage(checkpoint: Path, *, reader: int = 0, readers: int = 1) -> list[
     """
     try:
         files = json.loads((checkpoint / MANIFEST).read_text())["files"]
-        found = {path.name: path.stat().st_size for path in checkpoint.iterdir() if path.name != MANIFEST}
+        # NFS keeps removed files that are still open under such names.
+        others = [path for path in checkpoint.iterdir() if path.name != MANIFEST and not path.name.startswith(".nfs")]
+        found = {path.name: path.stat().st_size for path in others}
         expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return [f"{MANIFEST} cannot be read ({type(error).__name__}: {error})"]
+    except _UNREADABLE as error:
+        return [f"{MANIFEST} cannot be read ({_reason(error)})"]
     problems = [f"{name} is not in the manifest" for name in sorted(found.keys() - expected.keys())]
     problems += [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
     for number, name in enumerate(sorted(found.keys() & expected.keys())):
@@ -162,4 +238,7 @@ def set_aside(checkpoint: Path) -> Path:
     while target.exists():
         number, target = number + 1, checkpoint.with_name(f"damaged-{checkpoint.name}-{number + 1}")
     checkpoint.rename(target)
+    for pointer in (checkpoint.with_name("latest"), checkpoint.with_name("best")):
+        if pointer.is_file() and pointer.read_text().strip() == checkpoint.name:
+            pointer.unlink()
     return target

@@ -16,7 +16,7 @@ def describe(checkpoint: Path) -> dict[str, Any]:
     """What a checkpoint is, and what is wrong with its files."""
     about: dict[str, Any] = {
         "path": str(checkpoint),
-        "bytes": sum(path.stat().st_size for path in checkpoint.iterdir()),
+        "bytes": sum(path.lstat().st_size for path in checkpoint.iterdir()),
         "files": len(list(checkpoint.iterdir())),
         "damage": find_damage(checkpoint),
     }

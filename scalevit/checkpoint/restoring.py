@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from scalevit.checkpoint.folder import find_damage, read_record, set_aside
 from scalevit.checkpoint.state import RunState
@@ -59,7 +58,8 @@ def restore(checkpoint: Path, engine: Engine, ema: Ema | None) -> RunState:
         parts["ema"] = engine.pieces(ema.tensors)
     if record["optimizer_steps"]:
         parts |= {"exp_avg": engine.moment_pieces(), "exp_avg_sq": engine.moment_pieces()}
-    read = read_parts(checkpoint, {part: pieces for part, pieces in parts.items() if part in record["parts"]})
+    with engine.world.agreeing_on_errors():
+        read = read_parts(checkpoint, {part: pieces for part, pieces in parts.items() if part in record["parts"]})
     with torch.no_grad():
         for name, piece in parts["weights"].items():
             piece.values.copy_(read["weights"][name].values)
@@ -74,7 +74,7 @@ def restore(checkpoint: Path, engine: Engine, ema: Ema | None) -> RunState:
 
 
 def read_parts(checkpoint: Path, parts: dict[str, dict[str, Piece]]) -> dict[str, dict[str, Piece]]:
-    """The same ranges of each part's tensors, on the CPU. Collective where there is a process group.
+    """The same ranges of each part's tensors, on the CPU. Not collective.
 
     Args:
         parts: what to read of "weights", "ema", "exp_avg", "exp_avg_sq", by tensor name.
@@ -84,7 +84,7 @@ def read_parts(checkpoint: Path, parts: dict[str, dict[str, Piece]]) -> dict[str
     """
     read = {part: {name: piece.empty_like() for name, piece in pieces.items()} for part, pieces in parts.items()}
     flat = {f"{part}.{name}": piece for part, pieces in read.items() for name, piece in pieces.items()}
-    read_pieces(checkpoint, flat, dist.group.WORLD if dist.is_initialized() else None)
+    read_pieces(checkpoint, flat)
     return read
 
 

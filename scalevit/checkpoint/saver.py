@@ -1,5 +1,6 @@
 """Saving while training goes on: a copy is taken at once, a thread of each rank writes it."""
 
+import secrets
 import shutil
 import threading
 from collections.abc import Callable, Mapping
@@ -8,13 +9,13 @@ from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import torch.distributed as dist
 
-from scalevit.checkpoint.folder import clean_up, commit, digest, point_and_prune, temporary_path
+from scalevit.checkpoint.folder import clean_up, commit, digest, lock, point_and_prune, temporary_path
 from scalevit.checkpoint.state import RunState
-from scalevit.checkpoint.storage import write_pieces
+from scalevit.checkpoint.storage import file_of, write_pieces
 from scalevit.config import CheckpointConfig
 from scalevit.ema import Ema
 from scalevit.engines import Engine, Piece, World
@@ -27,16 +28,33 @@ class Saver:
     """Writes the checkpoints of one run. All ranks build one and call the same methods."""
 
     def __init__(self, folder: Path, world: World, config: CheckpointConfig):
-        """Clears away what a killed run left half-written. Collective.
+        """Takes the folder for this run and clears away what a killed one left half-written. Collective.
 
         Raises:
-            UserError: that cannot be removed; on every rank.
+            UserError: another run uses it, it cannot be written, or the ranks do not share it; on every rank.
         """
         self._folder, self._world, self._config = folder, world, config
         # The threads talk while the training does, so over a group of their own; theirs are small things, on CPUs.
         self._group: Any = dist.new_group(backend="gloo") if world.size > 1 else None
         self._writing: Future[None] | None = None
-        self._on_first(lambda: clean_up(folder))
+        self._lock: BinaryIO | None = None
+        probe = folder / self._together(self._take if world.is_first else lambda: "")[0]
+        seen = self._together(probe.exists)
+        if world.is_first:
+            probe.unlink()
+        if not all(seen):
+            raise UserError(
+                f"{folder}: rank {seen.index(False)} does not see what rank 0 wrote; output_dir must be one folder "
+                "that all nodes share"
+            )
+
+    def _take(self) -> str:
+        """Returns the name of a file by which the other ranks tell that it is this folder that they see."""
+        self._lock = lock(self._folder)
+        clean_up(self._folder)
+        probe = self._folder / f".probe-{secrets.token_hex(8)}"
+        probe.touch()
+        return probe.name
 
     def save(
         self, engine: Engine, ema: Ema | None, state: RunState, about: Mapping[str, Any], score: float | None
@@ -102,10 +120,8 @@ class Saver:
         temporary = temporary_path(self._folder, step)
         try:
             self._on_first(lambda: temporary.mkdir(parents=True))
-            write_pieces(temporary, pieces, self._group)
-            own = temporary.glob(f"shard-{self._world.rank + 1:05d}-*.safetensors")
-            digests = self._together(lambda: {path.name: digest(path) for path in own})
-            files = {name: entry for part in digests for name, entry in part.items()}
+            digests = self._together(lambda: self._write_own(temporary, pieces))
+            files = {file_of(rank): entry for rank, entry in enumerate(digests) if entry is not None}
             self._on_first(lambda: commit(self._folder, step, record, files))
         except UserError:
             if self._world.is_first:  # on a full disk the half that was written is in the way
@@ -114,23 +130,37 @@ class Saver:
         keep = partial(point_and_prune, keep=self._config.keep, keep_best=self._config.keep_best)
         self._on_first(lambda: keep(self._folder))
 
+    def _write_own(self, folder: Path, pieces: Mapping[str, Piece]) -> dict[str, Any] | None:
+        """This rank's file; what the manifest says of it, None where the rank holds nothing."""
+        write_pieces(folder, pieces, rank=self._world.rank)
+        own = folder / file_of(self._world.rank)
+        return digest(own) if own.exists() else None
+
     def _on_first(self, action: Callable[[], None]) -> None:
         """Has rank 0 do what only one may do; the others wait for it."""
         self._together(action if self._world.is_first else lambda: None)
 
     def _together(self, action: Callable[[], Result]) -> list[Result]:
-        """Every rank's result, or one rank's error on all of them."""
-        outcome: tuple[Result | None, str | None]
+        """Every rank's result, or one rank's error on all of them, so that none waits for one that is gone."""
+        result: Result | None = None
+        problem: Exception | None = None
         try:
-            outcome = action(), None
-        except OSError as error:
-            outcome = None, str(error)
-        outcomes = [outcome] * self._world.size
+            result = action()
+        except Exception as error:
+            problem = error  # raised below, when all ranks know
+        told = None
+        if isinstance(problem, OSError):
+            told = f"checkpoint {self._folder}: cannot be written ({problem})"
+        elif problem is not None:
+            told = str(problem) if isinstance(problem, UserError) else f"{type(problem).__name__}: {problem}"
+        outcomes = [(result, told)] * self._world.size
         if self._group is not None:
-            dist.all_gather_object(outcomes, outcome, group=self._group)
-        for _, problem in outcomes:
-            if problem is not None:
-                raise UserError(f"checkpoint {self._folder}: cannot be written ({problem})")
+            dist.all_gather_object(outcomes, (result, told), group=self._group)
+        if problem is not None and not isinstance(problem, OSError | UserError):
+            raise problem
+        for _, message in outcomes:
+            if message is not None:
+                raise UserError(message)
         return [result for result, _ in outcomes]  # type: ignore[misc]
 
 

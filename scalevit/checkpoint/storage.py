@@ -8,10 +8,10 @@ and by safetensors alone.
 import io
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from torch import Tensor
@@ -41,35 +41,50 @@ from scalevit.engines.pieces import Piece
 from scalevit.errors import UserError
 
 
-def write_pieces(folder: Path, pieces: Mapping[str, Piece], group: dist.ProcessGroup | None) -> None:
-    """Writes this rank's file `shard-NNNNN-model-00001-of-00001.safetensors` (NNNNN is the rank + 1). Collective.
+def write_pieces(folder: Path, pieces: Mapping[str, Piece], *, rank: int) -> None:
+    """Writes this rank's file, `file_of(rank)`. Not collective: ranks have nothing to agree on.
 
     Args:
         pieces: by tensor name, on the CPU; those of all ranks together are each tensor once.
-        group: the ranks; None for this process alone.
 
     Raises:
-        UserError: a file cannot be written; on every rank.
+        UserError: the file cannot be written.
     """
     held = {name: piece for name, piece in pieces.items() if piece.values.numel()}
-    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    writer = _Writer(str(folder), rank)
     with _one_line(f"checkpoint {folder}: cannot be written"), _quiet_alone():
-        dcp.save(held, storage_writer=writer, planner=_Saving(), process_group=group, no_dist=group is None)
+        dcp.save(held, storage_writer=writer, planner=_Saving(), no_dist=True)
 
 
-def read_pieces(folder: Path, pieces: Mapping[str, Piece], group: dist.ProcessGroup | None) -> None:
-    """Fills pieces of any cut from the files of a folder. Collective.
+def file_of(rank: int) -> str:
+    """The name that torch's writer gives it."""
+    return f"shard-{rank + 1:05d}-model-00001-of-00001.safetensors"
+
+
+def read_pieces(folder: Path, pieces: Mapping[str, Piece]) -> None:
+    """Fills pieces of any cut from the files of a folder. Not collective: each rank reads what it needs.
 
     Raises:
-        UserError: a file cannot be read, or the files do not hold all of a piece; on every rank.
+        UserError: a file cannot be read, or the files do not hold all of a piece.
     """
     reader = HuggingFaceStorageReader(str(folder))
     with _one_line(f"checkpoint {folder}: cannot be read"), _quiet_alone():
-        dcp.load(dict(pieces), storage_reader=reader, planner=_Loading(), process_group=group, no_dist=group is None)
+        dcp.load(dict(pieces), storage_reader=reader, planner=_Loading(), no_dist=True)
+
+
+class _Writer(HuggingFaceStorageWriter):
+    """Names the file by the rank. torch would gather all ranks' plans on one, which takes minutes with many ranks."""
+
+    def __init__(self, path: str, rank: int):
+        super().__init__(path, save_distributed=True)
+        self._shard_index = rank + 1
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        return [replace(plan, storage_data={"shard_index": self._shard_index}) for plan in plans]
 
 
 class _one_line:
-    """What torch gathers from all ranks, as a `UserError` where it is the files' fault."""
+    """What torch raises, as a `UserError` where it is the files' fault."""
 
     def __init__(self, what: str):
         self._what = what
@@ -97,7 +112,7 @@ def _chunk(piece: Piece) -> ChunkStorageMetadata:
 
 
 class _Saving(SavePlanner):
-    """Every rank writes its pieces; there is nothing to agree on."""
+    """Writes the pieces as they are."""
 
     def set_up_planner(
         self, state_dict: dict[str, Piece], storage_meta: StorageMeta | None = None, is_coordinator: bool = False
@@ -126,7 +141,7 @@ class _Saving(SavePlanner):
 
 
 class _Loading(LoadPlanner):
-    """Every rank reads what its pieces have in common with the files'."""
+    """Reads what the pieces have in common with the files'."""
 
     def set_up_planner(
         self, state_dict: dict[str, Piece], metadata: Metadata | None = None, is_coordinator: bool = False

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scalevit.checkpoint.folder import find_damage, list_checkpoints
+from scalevit.checkpoint.folder import digest, find_damage, list_checkpoints, list_resumable, read_record
 from scalevit.checkpoint.restoring import newest_whole, restore
 from scalevit.checkpoint.saver import Saver
 from scalevit.checkpoint.state import RunState
@@ -117,7 +118,7 @@ def test_what_a_killed_run_was_doing_is_cleared_away(tmp_path: Path) -> None:
         (tmp_path / name / "manifest.json").write_text("{}")
     (tmp_path / "step-00000005").rename(tmp_path / ".step-00000005.old")  # killed while it was being replaced
     save(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000005"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "latest", "step-00000005"]
     assert find_damage(tmp_path / "step-00000005") == []
 
 
@@ -208,10 +209,75 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
     save(tmp_path, 5)
+    for change, reason in (
+        ({"format": 99}, "format 99, this version of scalevit reads format 1"),
+        ({"format": 1, "config": None}, "config is NoneType"),
+    ):
+        rewrite_state(tmp_path / "step-00000005", **change)
+        with pytest.raises(UserError, match=reason):
+            restore(tmp_path / "step-00000005", OneRank(0.0), None)
+
+
+def rewrite_state(checkpoint: Path, **changes: Any) -> None:
+    """As if it had been written so: the checksum agrees."""
+    state, manifest = checkpoint / "state.json", checkpoint / "manifest.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), **changes}))
+    content = json.loads(manifest.read_text())
+    content["files"]["state.json"] = digest(state)
+    manifest.write_text(json.dumps(content))
+
+
+def test_a_state_with_a_flipped_bit_is_never_believed(tmp_path: Path) -> None:
+    """A run compares its config with it before it checks the tensors."""
+    save(tmp_path, 5)
     path = tmp_path / "step-00000005" / "state.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
-    with pytest.raises(UserError, match="format 99, this version of scalevit reads format 1"):
-        restore(tmp_path / "step-00000005", OneRank(0.0), None)
+    whole = path.read_bytes()
+    for bit in range(8 * len(whole)):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"state\.json cannot be read"):
+            read_record(path.parent)
+
+
+def test_a_damaged_one_does_not_keep_others_from_being_saved(tmp_path: Path) -> None:
+    save(tmp_path, 5, scores={5: 90.0})
+    (tmp_path / "step-00000005" / "state.json").write_text("{}")
+    save(tmp_path, 6, 7)
+    assert names(tmp_path) == ["step-00000006", "step-00000007"]
+
+
+def test_a_lost_manifest_is_damage_and_no_new_start(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    (tmp_path / "step-00000005" / "manifest.json").unlink()
+    (found,) = list_resumable(tmp_path)
+    with pytest.raises(UserError, match="every checkpoint is damaged"):
+        newest_whole([found], ALONE)
+    with pytest.raises(UserError, match="its checkpoints are damaged or gone"):
+        list_resumable(tmp_path)
+
+
+def test_what_a_user_puts_there_stays(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    for name in ("step-00000005-good", "step-zgood"):
+        shutil.copytree(tmp_path / "step-00000005", tmp_path / name)
+    save(tmp_path, 6, 7, 8, keep=1)
+    assert names(tmp_path) == ["step-00000008"]
+    assert (tmp_path / "latest").read_text() == "step-00000008\n"
+    assert (tmp_path / "step-00000005-good" / "state.json").exists()
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    saver = Saver(tmp_path, ALONE, CheckpointConfig())
+    other = os.fork()
+    if other == 0:
+        try:
+            Saver(tmp_path, ALONE, CheckpointConfig())
+        except UserError as error:
+            os._exit(7 if "another run is using it" in str(error) else 1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]) == 7
+    saver.wait()
 
 
 def test_a_place_that_cannot_be_written_is_one_line_and_the_old_stay(tmp_path: Path) -> None:
@@ -242,4 +308,4 @@ def test_a_full_disk_is_one_line_and_the_old_stay(tmp_path: Path, monkeypatch: p
     with pytest.raises(UserError, match=r"cannot be written .*No space left on device"):
         saver.wait()
     assert names(tmp_path) == ["step-00000005"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000005"], "the half is removed"
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "latest", "step-00000005"}, "the half is removed"
