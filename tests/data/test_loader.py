@@ -21,9 +21,8 @@ from scalevit.data.shards import write_samples
 from scalevit.data.transforms import evaluation_transform, training_transform
 from scalevit.errors import UserError
 
-NORMAL = {"image_size": 16, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-PAPER = training_transform(**NORMAL, auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25)
-EVALUATION = evaluation_transform(**NORMAL, crop_pct=0.9)
+PAPER = training_transform(image_size=16, mean=(0.5, 0.5, 0.5), auto_augment="rand-m9-mstd0.5-inc1")
+EVALUATION = evaluation_transform(image_size=16, crop_pct=0.9)
 STEPS = 4
 
 
@@ -64,7 +63,8 @@ def test_shapes(expected):
     assert list(expected) == [(step, number) for step in range(STEPS) for number in range(6)]
     for batch in expected.values():
         assert batch.images.shape == (2, 3, 16, 16)
-        assert (batch.images.dtype, batch.labels.dtype) == (torch.float32, torch.int64)
+        assert (batch.images.dtype, batch.labels.dtype) == (torch.uint8, torch.int64)
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(("world_size", "workers"), [(2, 0), (3, 0), (6, 0), (1, 2), (2, 2), (3, 1)])
@@ -110,7 +110,7 @@ def test_world_size_may_change_at_any_step(training, repeats, expected):
 
 def sample_numbers(images):
     """Which sample each row shows, in a set whose images are grey of their own number."""
-    return (images[:, 0].mean((1, 2)) * 255).round().long().tolist()
+    return images[:, 0].float().mean((1, 2)).round().long().tolist()
 
 
 @pytest.fixture(scope="module")
@@ -119,10 +119,9 @@ def numbered(tmp_path_factory):
     folder = tmp_path_factory.mktemp("numbered") / "set"
     samples = [(f"n{n}", "png", encode_png(np.full((8, 8), n, np.uint8)), n) for n in range(45)]
     write_samples(samples, folder, shard_size=20)
-    plain = {"image_size": 8, "mean": (0, 0, 0), "std": (1, 1, 1)}
     index = load_index(folder)
-    transform = training_transform(**plain, color_jitter=0)
-    return ShardDataset(index, transform), ShardDataset(index, evaluation_transform(**plain, crop_pct=1.0))
+    transform = training_transform(image_size=8, mean=(0, 0, 0), color_jitter=0)
+    return ShardDataset(index, transform), ShardDataset(index, evaluation_transform(image_size=8, crop_pct=1.0))
 
 
 def test_epochs_show_every_sample_once(numbered):
@@ -213,10 +212,9 @@ def damaged(tmp_path_factory):
     for bad in (3, 8, 9):
         samples[bad] = (f"bad{bad}", "png", b"no image %d" % bad, bad)
     write_samples(samples, folder, shard_size=7)
-    plain = {"image_size": 8, "mean": (0, 0, 0), "std": (1, 1, 1)}
     index = load_index(folder)
-    transform = training_transform(**plain, color_jitter=0)
-    return ShardDataset(index, transform), ShardDataset(index, evaluation_transform(**plain, crop_pct=1.0))
+    transform = training_transform(image_size=8, mean=(0, 0, 0), color_jitter=0)
+    return ShardDataset(index, transform), ShardDataset(index, evaluation_transform(image_size=8, crop_pct=1.0))
 
 
 @pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (2, 1), (4, 0)])
