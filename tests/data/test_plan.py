@@ -1,4 +1,5 @@
 import argparse
+import shutil
 
 import pytest
 
@@ -83,7 +84,15 @@ def test_index_and_verify_commands(shards, tmp_path, capsys):
     assert "23 samples of 3 labels in 3 shards, with checksums; 0 left out" in shown
     assert load_index(shards).fingerprint in shown
     command("verify", shards, "--workers", 0, "--num-classes", 3)
-    assert "note: 3 images: mode CMYK" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "note: 3 images: mode CMYK" in shown
+    assert "no checksums" not in shown
+    with pytest.raises(UserError, match=r"--report .*/no/where: cannot be written \(No such file"):
+        command("verify", shards, "--report", tmp_path / "no" / "where")
+    others = tmp_path / "others"
+    shutil.copytree(shards, others, ignore=shutil.ignore_patterns("*.json", ".*"))
+    command("verify", others, "--workers", 0)
+    assert "note: 3 shards have no checksums: flipped bytes" in capsys.readouterr().out
     report = tmp_path / "faults.jsonl"
     with pytest.raises(UserError, match=r"8 faults in 2 of 3 shards; all are listed in .*faults\.jsonl"):
         command("verify", shards, "--workers", 0, "--num-classes", 2, "--report", report)
