@@ -150,8 +150,9 @@ class TrainLoader:
 
     def _requests(self, start_step: int) -> Iterator["_Request"]:
         rows = self.batching.of_rank(self.rank, self.world_size, start_step)
-        # An id costs 1 us among thousands and 10 us among the few of one batch.
-        while block := list(islice(rows, -(-_IDS_AT_ONCE // self.batching.micro_batch))):
+        # An id costs 1 us among thousands and 10 us among the few of one batch; each epoch is a call of its own.
+        an_epoch = -(-len(self.dataset) * self.batching.repeats // self.batching.global_batch) * self.accumulation
+        while block := list(islice(rows, min(an_epoch, -(-_IDS_AT_ONCE // self.batching.micro_batch)))):
             ids = self.order.ids(np.concatenate([batch.positions for batch in block]))
             for batch, samples in zip(block, np.split(ids, len(block)), strict=True):
                 yield _Request(batch.step, batch.number, samples, batch.positions, batch.copies)

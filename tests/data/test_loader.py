@@ -132,14 +132,18 @@ def test_worker_processes_make_the_same_batches(numbered, world_size, workers):
         assert_share(steps(loader, 0, 2).values(), rank, world_size, expected)
 
 
-def test_ids_are_asked_for_by_thousands(numbered, monkeypatch):
+def test_ids_are_asked_for_by_epochs_or_thousands(numbered, monkeypatch):
     """An id of a large call costs a tenth of one in a small call."""
     asked = []
     ids = Order.ids
     monkeypatch.setattr(Order, "ids", lambda self, positions: (asked.append(len(positions)), ids(self, positions))[1])
     loader = TrainLoader(numbered[0], Order(45, seed=3), global_batch=12, micro_batch=4)
     steps(loader, 0, 30)
-    assert asked == [4096]
+    assert set(asked) == {48}
+    asked.clear()
+    monkeypatch.setattr("scalevit.data.loader._IDS_AT_ONCE", 16)
+    steps(loader, 0, 30)
+    assert set(asked) == {16}
 
 
 def test_world_size_may_change_at_any_step(training, repeats, expected):
