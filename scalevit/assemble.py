@@ -139,6 +139,7 @@ def _training_transform(config: Config) -> Any:
     augmentation = config.data.augmentation
     settings: dict[str, Any] = {
         "image_size": config.model.image_size,
+        "mean": _normalisation(config)["mean"],
         "crop_scale": augmentation.crop_scale,
         "crop_ratio": augmentation.crop_ratio,
         "hflip": augmentation.hflip,
@@ -146,17 +147,13 @@ def _training_transform(config: Config) -> Any:
         "auto_augment": augmentation.auto_augment,
         "interpolation": augmentation.interpolation,
     }
-    if config.data.transforms == "fast":
-        return FastTraining(**settings, mean=_normalisation(config)["mean"])
-    return training_transform(**settings, **_normalisation(config), random_erasing=augmentation.random_erasing)
+    return FastTraining(**settings) if config.data.transforms == "fast" else training_transform(**settings)
 
 
 def _evaluation_transform(config: Config) -> Any:
     assert config.data.crop_pct is not None, "see resolve_normalisation"
     settings: dict[str, Any] = {"image_size": config.model.image_size, "crop_pct": config.data.crop_pct}
-    if config.data.transforms == "fast":
-        return FastEvaluation(**settings)
-    return evaluation_transform(**settings, **_normalisation(config))
+    return FastEvaluation(**settings) if config.data.transforms == "fast" else evaluation_transform(**settings)
 
 
 def _normalisation(config: Config) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def evaluate(
             batch = next(batches)
         if faults is not None:
             faults += batch.faults
-        images = loader.finish(batch.images.to(device, non_blocking=True, memory_format=layout))
+        images = loader.finish(batch.images.to(device, non_blocking=True).contiguous(memory_format=layout))
         labels = batch.labels.to(device, non_blocking=True)
         weights = batch.weights.to(device, torch.float64)
         logits = engine(images).float()

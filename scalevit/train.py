@@ -175,7 +175,7 @@ class Trainer:
         """Returns the micro-batch's mean loss, on the device."""
         seed_micro_batch(self.config.seed, batch.step, batch.micro_batch)
         layout = torch.channels_last if self.config.train.channels_last else torch.contiguous_format
-        images = batch.images.to(self.world.device, non_blocking=True, memory_format=layout)
+        images = batch.images.to(self.world.device, non_blocking=True).contiguous(memory_format=layout)
         labels = batch.labels.to(self.world.device, non_blocking=True)
         images, targets = self.data.mix(self.data.train.finish(images), labels)
         with record_function("forward"):

@@ -75,7 +75,7 @@ def _ours(shards: str, fast: bool, repeats: int = 1) -> Iterable[Any]:
     from scalevit.data import FastTraining, Finish, Order, ShardDataset, TrainLoader, load_index, training_transform
 
     common: dict[str, Any] = {"image_size": _SIZE, "mean": _MEAN, "auto_augment": _POLICY}
-    transform: Any = FastTraining(**common) if fast else training_transform(**common, std=_STD, finish=False)
+    transform: Any = FastTraining(**common) if fast else training_transform(**common)
     dataset = ShardDataset(load_index(shards), transform)
     loader = TrainLoader(
         dataset, Order(len(dataset), 0), global_batch=_BATCH, micro_batch=_BATCH, repeats=repeats, workers=1

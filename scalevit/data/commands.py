@@ -140,13 +140,17 @@ def _verify(arguments: argparse.Namespace) -> None:
         decode=not arguments.no_decode,
         workers=arguments.workers,
     )
-    shards = damaged = good = faults = 0
+    shards = damaged = good = faults = unsure = 0
     notes: Counter[str] = Counter()
-    file = open(arguments.report, "w", encoding="utf-8") if arguments.report else None  # noqa: SIM115
+    try:
+        file = open(arguments.report, "w", encoding="utf-8") if arguments.report else None  # noqa: SIM115
+    except OSError as error:
+        raise UserError(f"--report {arguments.report}: cannot be written ({error.strerror})") from None
     try:
         for report in reports:
             shards, damaged, good = shards + 1, damaged + bool(report.faults), good + report.good
             notes += report.notes
+            unsure += not report.checksums
             for fault in report.faults:
                 faults += 1
                 if faults <= _SHOWN_FAULTS or not file:
@@ -158,6 +162,8 @@ def _verify(arguments: argparse.Namespace) -> None:
             file.close()
     for note, count in sorted(notes.items()):
         print(f"note: {count} images: {note}")
+    if unsure:
+        print(f"note: {unsure} shards have no checksums: flipped bytes of images that still decode cannot be seen")
     print(f"{good} good samples in {shards} shards; {faults} faults", file=sys.stderr)
     if faults:
         listed = f"; all are listed in {arguments.report}" if file else ""

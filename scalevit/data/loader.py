@@ -7,6 +7,7 @@ decided by positions before a worker sees it, so neither workers nor ranks chang
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from multiprocessing.context import BaseContext
 from typing import Any, NamedTuple
 
@@ -27,6 +28,8 @@ _PRELOAD = ("scalevit.data.loader", "scalevit.data.transforms", "scalevit.data.t
 
 # Batches per worker between the fetching of a remote sample and its use.
 _READ_AHEAD = 4
+
+_IDS_AT_ONCE = 4096
 
 Fingerprint = dict[str, str | int]
 Finisher = Callable[[torch.Tensor], torch.Tensor]
@@ -141,15 +144,18 @@ class TrainLoader:
             UserError: while iterating: a shard that is gone, changed or out of reach. Single bad samples are replaced
                 and listed in the batch.
         """
-        requests = _with_what_comes(
-            (
-                _Request(rows.step, rows.number, self.order.ids(rows.positions), rows.positions, rows.copies)
-                for rows in self.batching.of_rank(self.rank, self.world_size, start_step)
-            ),
-            distance=_READ_AHEAD * max(1, self._workers),
-        )
+        requests = _with_what_comes(self._requests(start_step), distance=_READ_AHEAD * max(1, self._workers))
         training = _Training(self.dataset)
         return items(data_loader(training, requests, self._workers, self._pin_memory, keep_workers=False))
+
+    def _requests(self, start_step: int) -> Iterator["_Request"]:
+        rows = self.batching.of_rank(self.rank, self.world_size, start_step)
+        # An id costs 1 us among thousands and 10 us among the few of one batch; each epoch is a call of its own.
+        an_epoch = -(-len(self.dataset) * self.batching.repeats // self.batching.global_batch) * self.accumulation
+        while block := list(islice(rows, min(an_epoch, -(-_IDS_AT_ONCE // self.batching.micro_batch)))):
+            ids = self.order.ids(np.concatenate([batch.positions for batch in block]))
+            for batch, samples in zip(block, np.split(ids, len(block)), strict=True):
+                yield _Request(batch.step, batch.number, samples, batch.positions, batch.copies)
 
     def epoch_end_step(self, epoch: int) -> int:
         """The first optimizer step after an epoch: epoch e has as many images as the set, and ends inside or at the
@@ -274,7 +280,7 @@ class _Training(Dataset[Batch | UserError]):
         self.dataset = dataset
 
     def __getitem__(self, request: _Request) -> Batch | UserError:
-        tensors: list[Any] = [None] * len(request.samples)
+        tensors: list[torch.Tensor] = [torch.empty(0)] * len(request.samples)
         samples = request.samples.copy()
         faults: list[Fault] = []
         try:
@@ -291,8 +297,7 @@ class _Training(Dataset[Batch | UserError]):
             return error
         labels = torch.from_numpy(self.dataset.index.label[samples])
         numbers = torch.from_numpy(samples)
-        # In a worker, default_collate stacks in shared memory at once.
-        return Batch(default_collate(tensors), labels, request.step, request.micro_batch, numbers, faults)
+        return Batch(stack(tensors), labels, request.step, request.micro_batch, numbers, faults)
 
 
 class _Evaluation(Dataset[EvaluationBatch | UserError]):
@@ -309,11 +314,22 @@ class _Evaluation(Dataset[EvaluationBatch | UserError]):
             return error
         tensors = [item for item in shown if isinstance(item, torch.Tensor)]
         blank = torch.zeros_like(tensors[0]) if tensors else self.dataset.blank()
-        images = default_collate([item if isinstance(item, torch.Tensor) else blank for item in shown])
+        images = stack([item if isinstance(item, torch.Tensor) else blank for item in shown])
         faults = [item for item in shown if isinstance(item, Fault)]
         decoded = torch.tensor([not isinstance(item, Fault) for item in shown])
         labels = torch.from_numpy(np.where(real, self.dataset.index.label[samples], 0))
         return EvaluationBatch(images, labels, torch.from_numpy(real.astype(np.float32)), decoded, faults)
+
+
+def stack(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """One batch of (3, S, S) tensors, in their memory format: decoders give (S, S, 3), which is channels-last. In a
+    worker it lies in shared memory at once.
+    """
+    if tensors[0].ndim == 3 and tensors[0].stride(0) == 1:
+        batch: torch.Tensor = default_collate([tensor.permute(1, 2, 0) for tensor in tensors])
+        return batch.permute(0, 3, 1, 2)
+    stacked: torch.Tensor = default_collate(list(tensors))
+    return stacked
 
 
 # --- torch's DataLoader -----------------------------------------------------------------------------------
@@ -330,7 +346,7 @@ def data_loader(
         batch_size=None,
         sampler=requests,
         num_workers=workers,
-        collate_fn=unchanged,
+        collate_fn=_packed,
         pin_memory=pin_memory,
         worker_init_fn=initialise_worker,
         multiprocessing_context=_context(workers),
@@ -350,6 +366,7 @@ def items(loader: DataLoader[Any]) -> Iterator[Any]:
     """What workers made; raises the `UserError` that one handed over."""
     with hidden_main():
         iterator = iter(loader)
+    pin = loader.pin_memory and torch.accelerator.is_available()
     for item in iterator:
         if isinstance(item, UserError):
             try:
@@ -358,7 +375,22 @@ def items(loader: DataLoader[Any]) -> Iterator[Any]:
                 # Else the error and this frame hold each other, and workers that only the garbage collector lets go of
                 # end after a time-out of 5 seconds.
                 del item
-        yield item
+        yield _unpacked(item, pin)
+
+
+def _packed(item: Any) -> Any:
+    """A batch with arrays instead of tensors but for the images: a tensor is handed over as a file descriptor through a
+    socket, which takes half a millisecond of both processes.
+    """
+    if isinstance(item, UserError):
+        return item
+    small = {name: value for name, value in item._asdict().items() if name != "images"}
+    return item._replace(**{name: value.numpy() for name, value in small.items() if isinstance(value, torch.Tensor)})
+
+
+def _unpacked(item: Any, pin_memory: bool) -> Any:
+    tensors = {name: torch.from_numpy(value) for name, value in item._asdict().items() if isinstance(value, np.ndarray)}
+    return item._replace(**{name: value.pin_memory() if pin_memory else value for name, value in tensors.items()})
 
 
 def unchanged(item: Any) -> Any:

@@ -6,7 +6,8 @@ integer, and no world size appears anywhere. Knows numpy; must not know files, r
 
 Large sets are shuffled so that reads stay near-sequential: the ids are cut into chunks of neighbours, the chunks are
 permuted, that stream is cut into lanes (place p takes from lane p % LANES), and each lane is permuted inside windows
-of several chunks. A rank whose world size divides LANES always reads from its own lanes.
+of several chunks. A rank whose world size divides LANES always reads from its own lanes. A border between two lanes
+mostly cuts a chunk, so the lanes of one node lie side by side in the stream: few chunks are read by two nodes.
 """
 
 import hashlib
@@ -21,6 +22,8 @@ WINDOW = 64 * CHUNK
 # Below this a set is shuffled sample by sample, which is the better shuffle: its shards stay in the page cache.
 SMALL = 4 * WINDOW
 _ROUNDS = 6
+# Neighbours in the stream agree modulo as many of these as can be: node n of N takes the lanes n modulo N.
+_NODE_COUNTS = (2, 4, 8, 16, 48)
 
 
 class Order:
@@ -36,6 +39,11 @@ class Order:
             raise ValueError(f"an order needs at least one sample, not {length}")
         self.length = length
         self.seed = seed
+        lanes = np.arange(LANES)
+        self._lane_lengths = length // LANES + (lanes < length % LANES)
+        stream = np.lexsort((lanes, *(lanes % count for count in reversed(_NODE_COUNTS))))
+        self._lane_starts = np.empty(LANES, np.int64)
+        self._lane_starts[stream] = np.cumsum(self._lane_lengths[stream]) - self._lane_lengths[stream]
 
     def __len__(self) -> int:
         return self.length
@@ -43,7 +51,7 @@ class Order:
     @property
     def fingerprint(self) -> str:
         """16 hex digits that differ whenever the order does."""
-        settings = f"order 1: length {self.length} seed {self.seed} {LANES} {CHUNK} {WINDOW} {SMALL} {_ROUNDS}"
+        settings = f"order 2: length {self.length} seed {self.seed} {LANES} {CHUNK} {WINDOW} {SMALL} {_ROUNDS}"
         return hashlib.sha256(settings.encode()).hexdigest()[:16]
 
     def ids(self, positions: np.ndarray) -> np.ndarray:
@@ -68,12 +76,9 @@ class Order:
             return permute(places, self.length, _keys(self.seed, epoch, 0))
         # 1. The lane of each place, the offset in it, and the window around that offset.
         lanes, offsets = places % LANES, places // LANES
-        short, longer = divmod(self.length, LANES)
-        lane_starts = lanes * short + np.minimum(lanes, longer)
-        lane_lengths = short + (lanes < longer)
         windows = offsets // WINDOW
         starts = windows * WINDOW
-        widths = np.minimum(WINDOW, lane_lengths - starts)
+        widths = np.minimum(WINDOW, self._lane_lengths[lanes] - starts)
         # 2. A permutation inside each window, with keys of its own.
         names = (lanes.astype(np.uint64) << np.uint64(40)) | windows.astype(np.uint64)
         keys = mix64(_keys(self.seed, epoch, 1) ^ mix64(names)[:, None])
@@ -83,7 +88,7 @@ class Order:
             shuffled[here] = permute((offsets - starts)[here], int(width), keys[here])
         # 3. From the slot in the stream of permuted chunks to the sample. The last, shorter chunk stays last, so the
         #    stream is rotated by a keyed amount: else those samples would meet the same lane in every epoch.
-        slots = (lane_starts + starts + shuffled + hash64(self.seed, epoch, 2) % self.length) % self.length
+        slots = (self._lane_starts[lanes] + starts + shuffled + hash64(self.seed, epoch, 2) % self.length) % self.length
         chunks, within = np.divmod(slots, CHUNK)
         count = self.length // CHUNK
         whole = chunks < count

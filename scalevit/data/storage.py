@@ -1,7 +1,8 @@
 """Bytes of shards at an offset, wherever they are. Knows files and addresses; must not know tars or samples."""
 
 import os
-from typing import Protocol
+import sys
+from typing import Any, Protocol
 
 from scalevit.errors import UserError
 
@@ -62,6 +63,42 @@ class LocalFile:
 
     def __del__(self) -> None:
         self.close()
+
+
+class ForwardFile:
+    """A stream as a shard whose size is not known and which is read from its beginning to its end.
+
+    Args:
+        path: for messages.
+        stream: has `read(size)`.
+    """
+
+    size = sys.maxsize
+
+    def __init__(self, path: str, stream: Any) -> None:
+        self.path = path
+        self._stream = stream
+        self._held, self._start = b"", 0
+
+    def read(self, offset: int, size: int) -> bytes:
+        """As for other shards, from where the last read began or later.
+
+        Raises:
+            OSError: of the stream.
+        """
+        assert offset >= self._start, "streams cannot be read backwards"
+        while offset > self._start + len(self._held) and (part := self._stream.read(1 << 20)):
+            self._held, self._start = part, self._start + len(self._held)
+        parts = [self._held[offset - self._start :]]
+        missing = size - len(parts[0])
+        while missing > 0 and (part := self._stream.read(missing)):
+            parts.append(part)
+            missing -= len(part)
+        self._held, self._start = b"".join(parts), offset
+        return self._held[:size]
+
+    def close(self) -> None:
+        self._stream.close()
 
 
 def is_remote(path: str) -> bool:

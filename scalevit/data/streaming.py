@@ -7,21 +7,24 @@ other at hand, but listed and counted like all others. Must not know models, eng
 """
 
 import io
-import tarfile
+import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import IterableDataset, default_collate, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
-from scalevit.data import labels, loader
+from scalevit.data import labels, loader, tar
 from scalevit.data.batches import Batching
 from scalevit.data.dataset import PixelTransform, Transform
 from scalevit.data.faults import Fault
 from scalevit.data.images import KINDS, UndecodableImage, decode, decode_pixels
 from scalevit.data.locations import expand_braces
 from scalevit.data.seeding import hash64, seed_sample
+from scalevit.data.storage import ForwardFile
 from scalevit.errors import UserError
 
 _SHUFFLED = 1000
@@ -151,7 +154,7 @@ class _Stream(IterableDataset[Any]):
             if len(tensors) == self.micro_batch:
                 unknown = torch.full((self.micro_batch,), -1)
                 faults, self._faults = self._faults, []
-                yield loader.Batch(default_collate(tensors), torch.tensor(shown), 0, 0, unknown, faults)
+                yield loader.Batch(loader.stack(tensors), torch.tensor(shown), 0, 0, unknown, faults)
                 tensors, shown = [], []
 
     def _samples(self, urls: list[str], worker: int) -> Iterator[dict[str, Any]]:
@@ -163,8 +166,10 @@ class _Stream(IterableDataset[Any]):
             shuffled = [urls[number] for number in order.permutation(len(urls))]
             pipeline = webdataset.DataPipeline(
                 webdataset.SimpleShardList(shuffled),
-                webdataset.tarfile_to_samples(handler=self._broken),
-                webdataset.shuffle(_SHUFFLED, rng=_random(int(order.integers(2**32)))),
+                partial(webdataset.tariterators.url_opener, handler=self._broken),
+                self._members,
+                partial(webdataset.tariterators.group_by_keys, handler=self._broken),
+                webdataset.shuffle(_SHUFFLED, rng=random.Random(int(order.integers(2**32)))),
             )
             empty = True
             for sample in pipeline:
@@ -174,11 +179,32 @@ class _Stream(IterableDataset[Any]):
                 reason = f" ({self._faults[-1].reason})" if self._faults else ""
                 raise UserError(f"shards at {urls[0]}: the stream holds no samples{reason}")
 
-    def _broken(self, error: Exception) -> bool:
-        """webdataset's handler: what is lost of a stream cannot be counted, so it ends the run."""
-        while error.__cause__ is not None and not isinstance(error, OSError | tarfile.TarError):
-            error = error.__cause__  # type: ignore[assignment]
-        raise UserError(f"stream of {', '.join(self.urls[:1])}: broken ({' '.join(str(error).split())})") from None
+    def _members(self, sources: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Instead of webdataset's own walk, which takes whatever ends a tar for its end."""
+        for source in sources:
+            url, stream = str(source["url"]), source["stream"]
+            file = ForwardFile(url, stream)
+            try:
+                for member in tar.members(file):
+                    if member.refused:
+                        self._faults.append(Fault(url, member.key_and_extension[0], member.offset, member.refused))
+                        continue
+                    content = file.read(member.offset, member.size)
+                    if len(content) < member.size:
+                        raise tar.BrokenTar(member.offset, f"truncated (a member of {member.size} bytes)")
+                    yield {"fname": member.name, "data": content, "__url__": url}
+                stream.close()  # raises if a command has failed
+            except (tar.BrokenTar, OSError) as error:
+                self._broken(error, url)
+            finally:
+                with suppress(OSError):
+                    stream.close()
+            yield {}  # so that samples of two shards are not mixed up
+
+    def _broken(self, error: Exception, url: str = "") -> bool:
+        """Also webdataset's handler: what is lost of a stream cannot be counted, so it ends the run."""
+        reason = " ".join(str(error).split())
+        raise UserError(f"stream of {url or self.urls[0]}: broken ({reason})") from None
 
     def _read(self, sample: dict[str, Any]) -> tuple[Any, int] | Fault:
         place = str(sample.get("__url__", "?")), str(sample["__key__"])
@@ -196,9 +222,3 @@ class _Stream(IterableDataset[Any]):
             return decoder(sample[kind]), label
         except (labels.NoLabel, UndecodableImage) as error:
             return Fault(*place, 0, str(error))
-
-
-def _random(seed: int) -> Any:
-    import random
-
-    return random.Random(seed)

@@ -143,14 +143,13 @@ def _why_refused(name: str, kind: bytes, size: int) -> str:
 
 def _check_end(file: ShardFile, offset: int) -> None:
     """Two blocks of zeros end an archive, and only zeros follow: else a header was lost."""
-    if file.size - offset < 2 * _BLOCK:
-        raise BrokenTar(offset, "truncated (half an end-of-archive mark); write it again")
-    place = offset
-    while place < file.size:
-        rest = file.read(place, 1 << 20)
+    end = offset
+    while rest := file.read(end, 1 << 20):
         if rest.count(0) != len(rest):
             raise BrokenTar(offset, "broken (data after the end mark, or a lost header)")
-        place += len(rest)
+        end += len(rest)
+    if end - offset < 2 * _BLOCK:
+        raise BrokenTar(offset, "truncated (half an end-of-archive mark); write it again")
 
 
 def _name(header: bytes) -> str:

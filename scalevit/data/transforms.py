@@ -1,4 +1,7 @@
-"""timm's transforms for training and evaluation, and mixup / CutMix of a batch.
+"""timm's transforms for training and evaluation up to uint8, and mixup / CutMix of a batch.
+
+As with timm's prefetcher, normalisation and random erasing are done for whole batches on their device, by
+`transforms_fast.Finish`.
 
 Plain values in, callables out. Knows timm and tensors; must not know files, orders or configs.
 """
@@ -21,31 +24,24 @@ def training_transform(
     *,
     image_size: int,
     mean: Channels,
-    std: Channels,
     crop_scale: tuple[float, float] = (0.08, 1.0),
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
     hflip: float = 0.5,
     color_jitter: float = 0.4,
     auto_augment: str | None = None,
     interpolation: str = "random",
-    random_erasing: float = 0.0,
-    finish: bool = True,
 ) -> Transform:
-    """timm's training transform: an RGB image to a normalised (3, image_size, image_size) float32 tensor.
+    """timm's training transform: an RGB image to a (3, image_size, image_size) uint8 tensor.
 
     Args:
         image_size: side in pixels.
-        mean: of the normalisation, for values in 0..1.
-        std: likewise.
+        mean: fills what a rotation leaves empty, as values in 0..1.
         crop_scale: area of the random crop relative to the image.
         crop_ratio: aspect ratio of the crop.
         hflip: probability of a horizontal flip.
         color_jitter: strength, not used together with auto_augment.
         auto_augment: timm's policy, e.g. "rand-m9-mstd0.5-inc1".
         interpolation: bilinear, bicubic or random.
-        random_erasing: probability of one rectangle of normal noise, after the normalisation (timm's pixel mode).
-        finish: False leaves normalisation and erasing to `transforms_fast.Finish`, as timm's prefetcher does them: the
-            tensor is uint8 then.
 
     Raises:
         UserError: a policy that timm does not know.
@@ -62,11 +58,7 @@ def training_transform(
             auto_augment=auto_augment,
             interpolation=interpolation,
             mean=mean,
-            std=std,
-            re_prob=random_erasing,
-            re_mode="pixel",
-            re_count=1,
-            use_prefetcher=not finish,
+            use_prefetcher=True,
         )
 
     with known_policy(auto_augment):
@@ -92,33 +84,15 @@ def known_policy(policy: str | None) -> Iterator[None]:
         ) from None
 
 
-def evaluation_transform(
-    *,
-    image_size: int,
-    mean: Channels,
-    std: Channels,
-    crop_pct: float,
-    interpolation: str = "bicubic",
-    finish: bool = True,
-) -> Transform:
-    """timm's evaluation transform: resize to image_size / crop_pct, central crop, normalise.
+def evaluation_transform(*, image_size: int, crop_pct: float, interpolation: str = "bicubic") -> Transform:
+    """timm's evaluation transform: resize to image_size / crop_pct and central crop, as uint8.
 
     Args:
         image_size: side in pixels.
-        mean: of the normalisation, for values in 0..1.
-        std: likewise.
         crop_pct: central crop over resized side.
         interpolation: bilinear or bicubic.
-        finish: as in `training_transform`.
     """
-    return create_transform(
-        image_size,
-        mean=mean,
-        std=std,
-        crop_pct=crop_pct,
-        interpolation=interpolation,
-        use_prefetcher=not finish,
-    )
+    return create_transform(image_size, crop_pct=crop_pct, interpolation=interpolation, use_prefetcher=True)
 
 
 class Mix:

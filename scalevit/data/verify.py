@@ -35,6 +35,8 @@ class ShardReport:
     notes: Counter[str] = field(default_factory=Counter)
     """What is no fault and may surprise: formats that differ from their names, grey or CMYK images, 1 x 1, ..."""
     labels: Counter[int] = field(default_factory=Counter)
+    checksums: bool = False
+    """Whether there are any to compare the images with: without, a flipped byte that still decodes is not seen."""
 
 
 def verify_shards(
@@ -80,7 +82,7 @@ def verify_shard(path: str, *, label_key: str, num_classes: int | None, decode: 
             report.faults += scan.faults
             report.faults += [Fault(path, "", broken.offset, broken.reason) for broken in scan.breaks]
             _check_description(file, scan, description, report)
-            known = description is not None and len(description.crc32) == len(scan.rows)
+            known = report.checksums = description is not None and len(description.crc32) == len(scan.rows) > 0
             for number, row in enumerate(scan.rows):
                 expected = description.crc32[number] if known and description else None
                 reason = _sample_problem(file, row, expected, num_classes, decode, report.notes)

@@ -1,5 +1,6 @@
 import itertools
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -15,15 +16,14 @@ import torch
 from scalevit.data.dataset import ShardDataset
 from scalevit.data.images import encode_png
 from scalevit.data.index import load_index
-from scalevit.data.loader import EvaluationLoader, TrainLoader, _Request, _with_what_comes, check_fingerprint
+from scalevit.data.loader import EvaluationLoader, TrainLoader, _Request, _Training, _with_what_comes, check_fingerprint
 from scalevit.data.order import Order
 from scalevit.data.shards import write_samples
 from scalevit.data.transforms import evaluation_transform, training_transform
 from scalevit.errors import UserError
 
-NORMAL = {"image_size": 16, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-PAPER = training_transform(**NORMAL, auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25)
-EVALUATION = evaluation_transform(**NORMAL, crop_pct=0.9)
+PAPER = training_transform(image_size=16, mean=(0.5, 0.5, 0.5), auto_augment="rand-m9-mstd0.5-inc1")
+EVALUATION = evaluation_transform(image_size=16, crop_pct=0.9)
 STEPS = 4
 
 
@@ -64,7 +64,8 @@ def test_shapes(expected):
     assert list(expected) == [(step, number) for step in range(STEPS) for number in range(6)]
     for batch in expected.values():
         assert batch.images.shape == (2, 3, 16, 16)
-        assert (batch.images.dtype, batch.labels.dtype) == (torch.float32, torch.int64)
+        assert (batch.images.dtype, batch.labels.dtype) == (torch.uint8, torch.int64)
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(("world_size", "workers"), [(2, 0), (3, 0), (6, 0), (1, 2), (2, 2), (3, 1)])
@@ -85,19 +86,64 @@ def test_starting_at_a_step_is_the_tail(training, repeats, expected, workers):
     assert_same(tail, expected)
 
 
+WORLD_SIZES = [1, 2, 3, 4, 6, 8, 12, 96]
+
+
+def made_by_workers(loader, workers, count):
+    """What torch's DataLoader does with requests, without its processes: worker w of W is given a copy of the data set
+    and the requests w, w + W, ...
+    """
+    requests = list(itertools.islice(loader._requests(0), count))
+    copies = [pickle.loads(pickle.dumps(_Training(loader.dataset))) for _ in range(max(1, workers))]
+    made = [None] * count
+    for worker, copy in enumerate(copies):
+        for place in range(worker, count, len(copies)):
+            made[place] = copy[requests[place]]
+    return made
+
+
+def assert_share(batches, rank, world_size, order):
+    """A rank's batches of one image are its share of the order, by number, label and pixels."""
+    shown = [batch.samples.item() for batch in batches]
+    assert shown == order[rank::world_size]
+    assert shown == [batch.labels.item() for batch in batches]
+    assert shown == [number for batch in batches for number in sample_numbers(batch.images)]
+
+
 @pytest.mark.parametrize("workers", [0, 1, 3])
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 6, 8, 12, 96])
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_global_batches_are_the_same_at_any_world_size(numbered, world_size, workers):
-    """Two steps of 96 images, across an epoch of 45. Of many ranks with workers, some: each starts processes."""
-    loader = partial(TrainLoader, numbered[0], Order(45, seed=3), global_batch=96, micro_batch=1)
-    expected = Order(45, seed=3).ids(np.arange(2 * 96)).tolist()
-    ranks = range(world_size) if workers == 0 or world_size <= 2 else {0, world_size // 2, world_size - 1}
-    for rank in ranks:
-        mine = steps(loader(rank=rank, world_size=world_size, workers=workers), 0, 2)
-        shown = [batch.samples.item() for batch in mine.values()]
-        assert shown == expected[rank::world_size]
-        assert shown == [batch.labels.item() for batch in mine.values()]
-        assert shown == [number for batch in mine.values() for number in sample_numbers(batch.images)]
+    """Every rank, for two steps of 96 images across an epoch of 45."""
+    order = Order(45, seed=3)
+    expected = order.ids(np.arange(2 * 96)).tolist()
+    for rank in range(world_size):
+        place = {"rank": rank, "world_size": world_size}
+        loader = TrainLoader(numbered[0], order, global_batch=96, micro_batch=1, **place)
+        assert_share(made_by_workers(loader, workers, 2 * loader.accumulation), rank, world_size, expected)
+
+
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 1), (2, 3), (96, 3)])
+def test_worker_processes_make_the_same_batches(numbered, world_size, workers):
+    order = Order(45, seed=3)
+    expected = order.ids(np.arange(2 * 96)).tolist()
+    for rank in {0, world_size - 1}:
+        place = {"rank": rank, "world_size": world_size, "workers": workers}
+        loader = TrainLoader(numbered[0], order, global_batch=96, micro_batch=1, **place)
+        assert_share(steps(loader, 0, 2).values(), rank, world_size, expected)
+
+
+def test_ids_are_asked_for_by_epochs_or_thousands(numbered, monkeypatch):
+    """An id of a large call costs a tenth of one in a small call."""
+    asked = []
+    ids = Order.ids
+    monkeypatch.setattr(Order, "ids", lambda self, positions: (asked.append(len(positions)), ids(self, positions))[1])
+    loader = TrainLoader(numbered[0], Order(45, seed=3), global_batch=12, micro_batch=4)
+    steps(loader, 0, 30)
+    assert set(asked) == {48}
+    asked.clear()
+    monkeypatch.setattr("scalevit.data.loader._IDS_AT_ONCE", 16)
+    steps(loader, 0, 30)
+    assert set(asked) == {16}
 
 
 def test_world_size_may_change_at_any_step(training, repeats, expected):
@@ -110,7 +156,7 @@ def test_world_size_may_change_at_any_step(training, repeats, expected):
 
 def sample_numbers(images):
     """Which sample each row shows, in a set whose images are grey of their own number."""
-    return (images[:, 0].mean((1, 2)) * 255).round().long().tolist()
+    return images[:, 0].float().mean((1, 2)).round().long().tolist()
 
 
 @pytest.fixture(scope="module")
@@ -119,10 +165,9 @@ def numbered(tmp_path_factory):
     folder = tmp_path_factory.mktemp("numbered") / "set"
     samples = [(f"n{n}", "png", encode_png(np.full((8, 8), n, np.uint8)), n) for n in range(45)]
     write_samples(samples, folder, shard_size=20)
-    plain = {"image_size": 8, "mean": (0, 0, 0), "std": (1, 1, 1)}
     index = load_index(folder)
-    transform = training_transform(**plain, color_jitter=0)
-    return ShardDataset(index, transform), ShardDataset(index, evaluation_transform(**plain, crop_pct=1.0))
+    transform = training_transform(image_size=8, mean=(0, 0, 0), color_jitter=0)
+    return ShardDataset(index, transform), ShardDataset(index, evaluation_transform(image_size=8, crop_pct=1.0))
 
 
 def test_epochs_show_every_sample_once(numbered):
@@ -213,10 +258,9 @@ def damaged(tmp_path_factory):
     for bad in (3, 8, 9):
         samples[bad] = (f"bad{bad}", "png", b"no image %d" % bad, bad)
     write_samples(samples, folder, shard_size=7)
-    plain = {"image_size": 8, "mean": (0, 0, 0), "std": (1, 1, 1)}
     index = load_index(folder)
-    transform = training_transform(**plain, color_jitter=0)
-    return ShardDataset(index, transform), ShardDataset(index, evaluation_transform(**plain, crop_pct=1.0))
+    transform = training_transform(image_size=8, mean=(0, 0, 0), color_jitter=0)
+    return ShardDataset(index, transform), ShardDataset(index, evaluation_transform(image_size=8, crop_pct=1.0))
 
 
 @pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (2, 1), (4, 0)])

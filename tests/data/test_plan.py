@@ -1,4 +1,5 @@
 import argparse
+import shutil
 
 import pytest
 
@@ -16,15 +17,24 @@ def command(*arguments):
     run(parser.parse_args([*map(str, arguments)]))
 
 
-def test_each_chunk_is_read_by_one_node_where_the_nodes_divide_the_lanes():
-    plan = make_plan(1_281_167, 1_281_167 * 110_000, nodes=8, ranks_per_node=8)
-    # But for the 96 chunks that a border between two lanes may cut.
-    assert 1 <= plan.amplification < 1 + 97 / 10_010
+@pytest.mark.parametrize("nodes", [1, 2, 3, 4, 6, 8, 12, 16, 24, 48])
+def test_each_chunk_is_read_by_one_node_where_the_nodes_divide_the_lanes(nodes):
+    plan = make_plan(1_281_167, 1_281_167 * 110_000, nodes=nodes, ranks_per_node=8)
+    # But for those that a border between the lanes of two nodes cuts.
+    assert 1 <= plan.amplification <= (1.005 if nodes != 8 else 1 + 8 / 10_010)
+    assert "read amplification 1.00" in plan.lines()
     assert plan.chunks == 10_010
-    assert plan.reads_per_node == pytest.approx(10_010 / 8, rel=0.02)
+    assert plan.reads_per_node == pytest.approx(10_010 / nodes, rel=0.02)
+
+
+def test_other_numbers_of_nodes_read_chunks_several_times():
+    assert make_plan(100_000, 10**9, nodes=5, ranks_per_node=8).amplification > 4.9
+
+
+def test_the_cache_holds_the_windows_of_a_nodes_lanes():
+    plan = make_plan(1_281_167, 1_281_167 * 110_000, nodes=8, ranks_per_node=8)
     # A window of 64 chunks for each of 12 lanes, and the beginnings of the next.
     assert 12 * 64 <= plan.cache_bytes / plan.chunk_bytes <= 12 * 70
-    assert make_plan(100_000, 10**9, nodes=5, ranks_per_node=8).amplification > 4.9
 
 
 def test_small_sets_are_read_whole_by_every_node():
@@ -74,7 +84,15 @@ def test_index_and_verify_commands(shards, tmp_path, capsys):
     assert "23 samples of 3 labels in 3 shards, with checksums; 0 left out" in shown
     assert load_index(shards).fingerprint in shown
     command("verify", shards, "--workers", 0, "--num-classes", 3)
-    assert "note: 3 images: mode CMYK" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "note: 3 images: mode CMYK" in shown
+    assert "no checksums" not in shown
+    with pytest.raises(UserError, match=r"--report .*/no/where: cannot be written \(No such file"):
+        command("verify", shards, "--report", tmp_path / "no" / "where")
+    others = tmp_path / "others"
+    shutil.copytree(shards, others, ignore=shutil.ignore_patterns("*.json", ".*"))
+    command("verify", others, "--workers", 0)
+    assert "note: 3 shards have no checksums: flipped bytes" in capsys.readouterr().out
     report = tmp_path / "faults.jsonl"
     with pytest.raises(UserError, match=r"8 faults in 2 of 3 shards; all are listed in .*faults\.jsonl"):
         command("verify", shards, "--workers", 0, "--num-classes", 2, "--report", report)

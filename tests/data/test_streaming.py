@@ -1,4 +1,7 @@
+import gzip
+import io
 import itertools
+import tarfile
 from collections import Counter
 
 import numpy as np
@@ -56,17 +59,60 @@ def test_it_says_that_it_cannot_be_resumed_exactly(folder):
     assert next(stream(folder).batches(0)).labels.tolist() == first
 
 
-def test_broken_streams_end_in_one_line(folder, tmp_path):
-    content = (folder / "shard-000000.tar").read_bytes()
-    (tmp_path / "a.tar").write_bytes(content[:3000])
-    for pattern, message in (
-        (f"pipe:cat {tmp_path}/a.tar", "broken"),
-        (f"pipe:cat {tmp_path}/nothing.tar", "broken|holds no samples"),
-    ):
-        loader = StreamLoader(pattern, Grey(), samples=10, num_classes=9, global_batch=1, micro_batch=1)
-        with pytest.raises(UserError, match=message) as caught:
-            list(itertools.islice(loader.batches(0), 100))
-        assert "\n" not in str(caught.value)
+def cut_at_a_border(content):
+    """After the first sample's label: to tarfile and webdataset a whole tar of one sample."""
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        return content[: tar.getmembers()[2].offset]
+
+
+def without_a_header(content):
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        place = tar.getmembers()[4].offset
+    return content[:place] + bytes(512) + content[place + 512 :]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut_at_a_border, "no end-of-archive mark"),
+        (without_a_header, "data after the end mark, or a lost header"),
+        (lambda content: content[:700], "truncated"),
+        (lambda content: content[:-1024].rstrip(b"\0") + bytes(512), "truncated|half an end"),
+        (lambda content: b"garbage" * 1000, "no tar header here"),
+        (lambda content: b"", "no end-of-archive mark"),
+        (gzip.compress, "compressed"),
+    ],
+)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_broken_streams_end_in_one_line(folder, tmp_path, damage, message, workers):
+    (tmp_path / "a.tar").write_bytes(damage((folder / "shard-000000.tar").read_bytes()))
+    pattern, sizes = f"pipe:cat {tmp_path}/a.tar", {"global_batch": 1, "micro_batch": 1}
+    loader = StreamLoader(pattern, Grey(), samples=10, num_classes=40, workers=workers, **sizes)
+    with pytest.raises(UserError, match=rf"^stream of pipe:.*a\.tar: broken \(offset \d+: .*({message})") as caught:
+        list(itertools.islice(loader.batches(0), 100))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_command_that_fails_ends_in_one_line(tmp_path):
+    loader = StreamLoader(
+        f"pipe:cat {tmp_path}/nothing.tar", Grey(), samples=10, num_classes=9, global_batch=1, micro_batch=1
+    )
+    with pytest.raises(UserError, match="broken") as caught:
+        next(loader.batches(0))
+    assert "\n" not in str(caught.value)
+
+
+def test_links_are_refused_and_listed(folder, tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar, tarfile.open(folder / "shard-000000.tar") as whole:
+        for number, member in enumerate(whole.getmembers()):
+            if number == 4:
+                member.type, member.linkname, member.size = tarfile.SYMTYPE, "/etc/passwd", 0
+            tar.addfile(member, whole.extractfile(member) if member.isreg() else None)
+    loader = StreamLoader(
+        f"pipe:cat {tmp_path}/a.tar", Grey(), samples=10, num_classes=40, global_batch=1, micro_batch=1
+    )
+    faults = [fault for batch in itertools.islice(loader.batches(0), 15) for fault in batch.faults]
+    assert any("is a link" in fault.reason for fault in faults)
 
 
 def test_too_few_shards(folder):
