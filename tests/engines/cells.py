@@ -10,6 +10,7 @@ import argparse
 import csv
 import itertools
 import json
+import sys
 import tempfile
 from collections import ChainMap
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import parity_worker
 from launching import Ranks
