@@ -12,19 +12,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
-from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from rich.table import Table
 
+from scalevit.assemble import engine_setup
 from scalevit.config import Config
 from scalevit.config_file import load_config
-from scalevit.engines import Setup, World, build_engine, check_engine
-from scalevit.models import build_model, fuse_mlps, mlp_blocks
+from scalevit.engines import World, build_engine, check_engine
+from scalevit.errors import UserError
+from scalevit.models import build_model, fuse_mlps
 from scalevit.models.statistics import statistics_of
-from scalevit.optim import build_optimizer
 from scalevit.tables import print_table
 from scalevit.throughput import peak_flops
 from scalevit.tracking import describe_environment
@@ -64,6 +64,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--output", type=Path, help="folder for bench_train.json and bench_train.csv")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that win over the file's")
     arguments = parser.parse_intermixed_args(argv)
+    if arguments.steps < 2:
+        raise UserError(f"--steps {arguments.steps}: must be at least 2, for percentiles")
     configs = [
         load_config(arguments.config, [*arguments.overrides, f"reduction.strategy={strategy}", f"kernels.mlp={mlp}"])
         for strategy in arguments.strategies
@@ -80,6 +82,8 @@ def main(argv: Sequence[str]) -> None:
             if world.device.type == "cuda":
                 torch.cuda.empty_cache()
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
+    if not world.is_first:
+        return
     _print(rows, device)
     if arguments.output is not None:
         _write(rows, arguments.output, {"date": date.today().isoformat(), **describe_environment(world.size, device)})
@@ -87,18 +91,12 @@ def main(argv: Sequence[str]) -> None:
 
 def _measure(config: Config, world: World, steps: int, first: Row | None) -> Row:
     size, classes, batch = config.model.image_size, config.model.num_classes, config.train.micro_batch
-    model = build_model(config.model, config.reduction, seed=config.seed)
-    setup = Setup(
-        world=world,
-        blocks=mlp_blocks(model),
-        optimizer=partial(build_optimizer, config=config.optimizer),
-        micro_batch=batch,
-        accumulation=1,
-        precision=config.train.precision,
-        clip_grad_norm=config.optimizer.clip_grad_norm,
-        activation_checkpointing=config.train.activation_checkpointing,
-        compile="inductor" if config.train.compile else None,
+    one_batch = config.train.model_copy(update={"global_batch": batch * world.size})
+    config = config.model_copy(update={"train": one_batch})
+    model = build_model(
+        config.model, config.reduction, seed=config.seed, device="meta" if config.train.meta_init else "cpu"
     )
+    setup = engine_setup(config, world, model)
     engine = build_engine(fuse_mlps(model, config.kernels, world.device), setup, config.engine)
     engine.train()
     generator = torch.Generator(world.device).manual_seed(config.seed)
@@ -120,6 +118,7 @@ def _measure(config: Config, world: World, steps: int, first: Row | None) -> Row
             seconds.append(time.perf_counter() - started)
     p20, p50, p80 = (statistics.quantiles(seconds, n=10, method="inclusive")[i] for i in (1, 4, 7))
     rate = batch / p50
+    engine.close()
     peak = peak_flops(world.device, config.train.precision)
     flops = statistics_of(config.model, config.reduction).training_flops
     return Row(

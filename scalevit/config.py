@@ -305,6 +305,9 @@ _SET_ELSEWHERE = {
     "zero_optimization.overlap_comm": "engine.overlap_comm",
     "zero_optimization.offload_optimizer": "engine.offload_optimizer and engine.nvme_path",
     "zero_optimization.offload_param": "engine.offload_parameters and engine.nvme_path",
+    "zero_optimization.cpu_offload": "engine.offload_optimizer",
+    "zero_optimization.cpu_offload_param": "engine.offload_parameters",
+    "zero_optimization.cpu_offload_use_pin_memory": "engine.offload_optimizer",
     "compile": "train.compile",
     "wandb": "the tracking section",
 }
@@ -379,6 +382,9 @@ class DeepSpeedConfig(Section):
             if self.stage < stage:
                 value = json.dumps(getattr(self, key))
                 raise ValueError(f"{key} = {value} needs stage {stage} or above, not {self.stage}")
+        for key in ("prescale_gradients", "gradient_predivide_factor"):
+            if self.stage and key in self.deepspeed:
+                raise ValueError(f"deepspeed.{key} needs stage 0, not {self.stage}")
         if ("nvme" in (self.offload_optimizer, self.offload_parameters)) != (self.nvme_path is not None):
             raise ValueError("nvme_path and an offload to nvme need each other: give both or none")
         return self

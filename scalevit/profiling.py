@@ -4,7 +4,7 @@ Knows torch's profiler and a folder; must not know models, engines or data.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -21,14 +21,16 @@ _MEMORY_EVENTS = 200_000  # the newest allocations that a snapshot keeps, about 
 class Profiler:
     """Records `train.profile_steps` steps of this process, after its first `train.profile_after`.
 
-    Writes into `folder`, for each rank: `trace_rankN.json.gz` for Perfetto or chrome://tracing and, on CUDA,
+    Writes into `folder/steps_A_B`, for each rank: `trace_rankN.json.gz` for Perfetto or chrome://tracing and, on CUDA,
     `memory_rankN.pickle` for https://docs.pytorch.org/memory_viz. Does nothing where `train.profile` is false.
     """
 
     def __init__(self, train: TrainConfig, folder: Path, world: World, *, first_step: int):
         self._enabled = train.profile
-        self._folder, self._world = folder, world
         self._steps = range(first_step + train.profile_after, first_step + train.profile_after + train.profile_steps)
+        # A folder for each window: a run that goes on keeps the profiles that it made before.
+        self._folder = folder / f"steps_{self._steps.start + 1}_{self._steps.stop}"
+        self._world = world
         self._profile: profile | None = None
         self._recorded: list[int] = []
 
@@ -41,7 +43,8 @@ class Profiler:
         if self._enabled:
             with self._world.agreeing_on_errors(), self._writing():
                 self._folder.mkdir(parents=True, exist_ok=True)
-                self._trace.touch()
+                self._probe.touch()
+                self._probe.unlink()
         return self
 
     def __exit__(
@@ -51,14 +54,14 @@ class Profiler:
             return
         if self._profile is not None:
             self._stop()
-        if self._enabled and not self._recorded:
-            self._trace.unlink(missing_ok=True)
-            if self._world.is_first:
-                print(
-                    f"no profile was written: the run ended before step {self._steps.start + 1}, the first one to be "
-                    "profiled; lower train.profile_after",
-                    flush=True,
-                )
+        if self._enabled and not self._recorded and self._world.is_first:
+            with suppress(OSError):  # it holds an earlier profile of the same steps
+                self._folder.rmdir()
+            print(
+                f"no profile was written: the run ended before step {self._steps.start + 1}, the first one to be "
+                "profiled; lower train.profile_after",
+                flush=True,
+            )
 
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
@@ -75,6 +78,10 @@ class Profiler:
             self._stop()
 
     # --- helpers --------------------------------------------------------------------------------------------
+
+    @property
+    def _probe(self) -> Path:
+        return self._folder / f".probe_rank{self._world.rank}"
 
     @property
     def _trace(self) -> Path:

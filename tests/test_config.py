@@ -110,6 +110,8 @@ def test_settings_that_stand_alone_speak_of_the_default_kind() -> None:
         ),
         (["engine.stage=2", "train.meta_init=true"], ["meta_init", "engine.name = fsdp or engine.stage = 3"]),
         (["engine.deepspeed.fp16.enabled=true"], ["deepspeed.fp16", "train.precision"]),
+        (["engine.deepspeed.zero_optimization.cpu_offload=true"], ["cpu_offload", "engine.offload_optimizer"]),
+        (["engine.deepspeed.prescale_gradients=true"], ["prescale_gradients", "stage 0, not 1"]),
         (["engine.deepspeed.zero_optimization.stage=2"], ["zero_optimization.stage", "engine.stage"]),
         (["train=3"], ["train = 3", "a section"]),
         (["reduction=none"], ["reduction", "a section"]),

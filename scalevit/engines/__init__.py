@@ -15,16 +15,18 @@ def check_engine(settings: DeepSpeedConfig | FsdpConfig, world: World) -> None:
     """Finds what cannot work on this machine or with this many ranks before any process group exists.
 
     Raises:
-        UserError: the ranks do not divide into shards, or DeepSpeed cannot offload to NVMe here.
+        UserError: the ranks do not divide into shards, or DeepSpeed refuses its own settings or cannot offload to NVMe
+            here.
     """
     if isinstance(settings, FsdpConfig):
         if settings.shard_size is not None and world.size % settings.shard_size:
             raise UserError(
                 f"config: engine.shard_size = {settings.shard_size} does not divide the {world.size} ranks of this run"
             )
-    elif settings.nvme_path is not None:
-        from scalevit.engines.deepspeed import check_offload
+    elif settings.deepspeed or settings.nvme_path is not None:
+        from scalevit.engines.deepspeed import check_native, check_offload
 
+        check_native(settings)
         check_offload(settings)
 
 

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from deepspeed.ops.op_builder import AsyncIOBuilder
 from deepspeed.runtime.config import DeepSpeedConfigError
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig, ZeroStageEnum
 from deepspeed.utils import (
     safe_get_local_optimizer_state,
     safe_set_local_fp32_param,
@@ -320,6 +320,22 @@ class DeepSpeedEngine(Engine):
                 slice(theirs.start, theirs.start + theirs.numel),
             )
         ]
+
+
+def check_native(settings: DeepSpeedConfig) -> None:
+    """Makes sure that DeepSpeed can read its own settings. Needs no process group.
+
+    Raises:
+        UserError: it refuses one.
+    """
+    try:
+        DeepSpeedZeroConfig(**settings.deepspeed.get("zero_optimization", {}))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"config: engine.deepspeed.zero_optimization.{key} is refused by DeepSpeed: {first['msg']}"
+        ) from None
 
 
 def check_offload(settings: DeepSpeedConfig) -> None:

@@ -56,9 +56,15 @@ class Sent:
 
     def on_the_wire(self, ranks: int) -> float:
         """Bytes that each rank sends with ring algorithms (Patarasuk and Yuan 2009)."""
-        shards = self.shards or ranks
-        replicas = ranks if self.shards is None else ranks // self.shards
-        return _ring(replicas) * 2 * self.all_reduce + _ring(shards) * (self.reduce_scatter + self.all_gather)
+        return self.between_replicas(ranks) + self.within_shards(ranks)
+
+    def between_replicas(self, ranks: int) -> float:
+        """The part of the all-reduces."""
+        return _ring(ranks if self.shards is None else ranks // self.shards) * 2 * self.all_reduce
+
+    def within_shards(self, ranks: int) -> float:
+        """The part of the reduce-scatters and all-gathers."""
+        return _ring(self.shards or ranks) * (self.reduce_scatter + self.all_gather)
 
 
 def _ring(ranks: int) -> float:
@@ -108,9 +114,7 @@ def overlaps(engine: EngineConfig) -> bool:
     """Whether communication runs beside computation."""
     if isinstance(engine, FsdpConfig):
         return True
-    if engine.overlap_comm is not None:
-        return engine.overlap_comm
-    return bool(_zero(engine, "overlap_comm", engine.stage == 3))
+    return engine.stage == 3 if engine.overlap_comm is None else engine.overlap_comm
 
 
 def not_estimated(engine: EngineConfig) -> list[str]:

@@ -3,13 +3,15 @@
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
+from typing import Literal
 
+import torch
 from torch import nn
 
 from scalevit.config import Config, DeepSpeedConfig, FsdpConfig, Reduction
 from scalevit.config_file import validate
 from scalevit.data import Batching
+from scalevit.engines import World, check_engine
 from scalevit.errors import UserError
 from scalevit.models import build_model
 from scalevit.planning.devices import Device
@@ -17,6 +19,7 @@ from scalevit.planning.engines import EngineConfig, Held, Layout, Sent, account,
 from scalevit.planning.trace import MODES, Mode, Trace, trace
 
 _STRATEGIES = ("none", "grouped", "shallow", "thin")
+_STAGES: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -75,9 +78,7 @@ def make_plan(config: Config, device: Device, *, gpus: int, nodes: int) -> Plan:
             raise UserError(f"{name} {number}: must be at least 1")
     if gpus % nodes:
         raise UserError(f"--gpus {gpus}: must be a multiple of --nodes {nodes}, the devices of all nodes together")
-    shards = config.engine.shard_size if isinstance(config.engine, FsdpConfig) else None
-    if shards is not None and gpus % shards:
-        raise UserError(f"engine.shard_size = {shards} does not divide --gpus {gpus}")
+    check_engine(config.engine, World(rank=0, size=gpus, local_rank=0, local_size=gpus, device=torch.device("meta")))
     ignored = [*not_estimated(config.engine), *(["train.compile"] if config.train.compile else [])]
     accumulation = Batching(config.train.global_batch, config.train.micro_batch).accumulation(gpus)
     mode: Mode = "eager" if config.kernels.mlp == "eager" or device.name == "cpu" else config.kernels.save
@@ -131,9 +132,11 @@ def _reduction(config: Config, strategy: str) -> Reduction:
 def _engines(config: Config) -> list[EngineConfig]:
     """ZeRO 0 to 3 and FSDP2, with the config's settings where they belong to that kind."""
     own = config.engine
-    native: dict[str, Any] = own.deepspeed if isinstance(own, DeepSpeedConfig) else {}
-    stages = [DeepSpeedConfig.model_validate({"stage": stage, "deepspeed": native}) for stage in range(4)]
-    return [*stages, own if isinstance(own, FsdpConfig) else FsdpConfig()]
+    if isinstance(own, FsdpConfig):
+        return [*(DeepSpeedConfig(stage=stage) for stage in _STAGES), own]
+    overlaps = {stage: own.overlap_comm if stage else None for stage in _STAGES}  # stage 0 has no such setting
+    stages = [DeepSpeedConfig(stage=stage, overlap_comm=overlaps[stage], deepspeed=own.deepspeed) for stage in _STAGES]
+    return [*stages, FsdpConfig()]
 
 
 def _row(
@@ -143,7 +146,7 @@ def _row(
     held, sent = account(engine, model.layout, ranks=gpus, accumulation=accumulation, ema=config.ema.enabled)
     run = model.run(train.micro_batch)
     wire = sent.on_the_wire(gpus)
-    seconds = _seconds(config, device, nodes, accumulation, run, held, wire)
+    seconds = _seconds(config, device, gpus, nodes, accumulation, run, held, sent)
     on_device = seconds["compute"] + seconds["memory"]
     step = max(on_device, seconds["link"]) if overlaps(engine) else on_device + seconds["link"]
     memory = held.peak(run.peak_bytes)
@@ -169,23 +172,28 @@ def _row(
 def _seconds(
     config: Config,
     device: Device,
+    gpus: int,
     nodes: int,
     accumulation: int,
     run: Trace,
     held: Held,
-    wire: float,
+    sent: Sent,
 ) -> dict[str, float]:
     """A step's time on each resource, were it alone."""
     train = config.train
     flops = device.flops_32bit if train.precision == "fp32" else device.flops_16bit
-    link = device.link_bandwidth if nodes == 1 else device.network_bandwidth  # a ring is as fast as its slowest link
+    # A ring is as fast as its slowest link. Of HSDP's, those of the shards may stay within a node.
+    between, within = sent.between_replicas(gpus), sent.within_shards(gpus)
+    network = device.link_bandwidth if nodes == 1 else device.network_bandwidth
+    inside = nodes == 1 or (sent.shards is not None and (gpus // nodes) % sent.shards == 0)
+    link = between / network + within / (device.link_bandwidth if inside else network)
     # The optimizer reads weights, gradients and both moments, and writes all but the gradients; an EMA reads and
     # writes itself and reads the weights.
     updating = 7 * held.updated + 3 * held.ema
     return {
         "compute": accumulation * run.flops / (flops * device.compute_share),
         "memory": (accumulation * run.traffic_bytes + updating) / (device.memory_bandwidth * device.memory_share),
-        "link": wire / (link * device.link_share),
+        "link": link / device.link_share,
     }
 
 

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from scalevit.config import KernelsConfig, ModelConfig
+from scalevit.engines.base import DTYPES
 from scalevit.models import build_model, fuse_mlps, mlp_blocks
 from scalevit.models.fused_mlp import FusedMlp
 from scalevit.models.reduction import ReductionConfig
@@ -28,8 +29,6 @@ from scalevit.models.reduction import ReductionConfig
 Mode = Literal["eager", "fast", "lean", "recompute"]
 MODES: tuple[Mode, ...] = ("eager", "fast", "lean", "recompute")
 """How an MLP is computed: eager PyTorch, or the fused kernels with a save mode."""
-
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def _trace(network: nn.Module, model: ModelConfig, precision: str, batch: int) -
     targets = torch.empty(batch, model.num_classes)
 
     def forward() -> Tensor:
-        with torch.autocast("cpu", _DTYPES.get(precision), enabled=precision in _DTYPES):
+        with torch.autocast("cpu", DTYPES[precision], enabled=precision != "fp32"):
             logits = network(images)
         return F.cross_entropy(logits.float(), targets)
 

@@ -52,7 +52,7 @@ def test_a_rank_holds_what_was_estimated(rows: list[dict[str, Any]]) -> None:
 def test_a_step_never_needs_more_than_was_estimated(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         measured, estimated = row["measured"]["step_peak"], row["estimated"]["step_peak"]
-        assert measured <= 1.01 * estimated, name(row)
+        assert measured <= estimated, name(row)
         # From above: all parts are added up at their largest, but gradients grow as activations shrink.
         assert estimated <= 1.4 * measured, name(row)
 
@@ -193,6 +193,20 @@ def test_the_command_tells_what_fits(capsys: pytest.CaptureFixture[str], tmp_pat
     assert row["bound_by"] in ("compute", "memory", "link")
 
 
+def test_the_configs_own_engine_keeps_its_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    def rows(*settings: str, nodes: int = 1) -> dict[str, Any]:
+        told = plan(capsys, "--gpus", "4", "--nodes", str(nodes), "--json", "train.global_batch=128", *settings)
+        return {row["engine"]: row for row in json.loads(told)["rows"] if row["strategy"] == "grouped"}
+
+    plain, overlapping = rows(), rows("engine.overlap_comm=true")
+    bucket = 4 * int(5e8)  # a second one is filled while the first is reduced
+    buffers = [row["ZeRO 1"]["held"]["backward_buffers"] for row in (plain, overlapping)]
+    assert buffers[1] - buffers[0] == bucket
+    # Shards within a node are gathered over its links, and only gradients cross the network.
+    sharded = rows("engine.name=fsdp", "engine.shard_size=2", nodes=2)["HSDP, 2 shards"]
+    assert sharded["seconds"]["link"] < rows("engine.name=fsdp", nodes=2)["FSDP2"]["seconds"]["link"] / 2
+
+
 def test_the_command_prints_tables(capsys: pytest.CaptureFixture[str]) -> None:
     told = plan(capsys, "--gpus", "2", "--nodes", "2", "--device", "cpu")
     for part in ("ZeRO 3", "FSDP2", "largest", "bound by", "recompute", "fewer parameters", "Source:"):
@@ -211,6 +225,8 @@ def test_the_command_prints_tables(capsys: pytest.CaptureFixture[str]) -> None:
         (["--gpus", "2", "--device", "missing.json"], ["missing.json", "cannot be read"]),
         (["--gpus", "2", "train.epoch=3"], ["train.epoch", "nearest: train.epochs"]),
         (["--gpus", "2", "reduction.group_size=4"], ["group_size"]),
+        (["--gpus", "4", "engine.name=fsdp", "engine.shard_size=3"], ["engine.shard_size = 3"]),
+        (["--gpus", "2", "engine.deepspeed.zero_optimization.reduce_bucket_size=x"], ["reduce_bucket_size"]),
     ],
     ids=lambda value: " ".join(value),
 )
