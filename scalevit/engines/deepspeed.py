@@ -8,6 +8,7 @@ reduction is replaced by gloo.
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -254,15 +255,16 @@ class DeepSpeedEngine(Engine):
         return Moments(int(states[0]["step"]), exp_avg, exp_avg_sq)
 
     def load_moments(self, moments: Moments) -> None:
-        self.optimizer.state.clear()
         if not moments.steps:
+            self.optimizer.state.clear()
             return
-        for storage in self._optimized_tensors():
-            self.optimizer.state[storage] = {
-                "step": step_counter(self.optimizer, moments.steps, storage.device),
-                "exp_avg": torch.zeros_like(storage),
-                "exp_avg_sq": torch.zeros_like(storage),
-            }
+        for index, storage in enumerate(self._optimized_tensors()):
+            with self._on_hand(index):
+                self.optimizer.state[storage] = {
+                    "step": step_counter(self.optimizer, moments.steps, storage.device),
+                    "exp_avg": torch.zeros_like(storage),
+                    "exp_avg_sq": torch.zeros_like(storage),
+                }
         for key, kept in (("exp_avg", moments.exp_avg), ("exp_avg_sq", moments.exp_avg_sq)):
             if self.stage == 3:
                 for name, parameter in self._named_parameters():
@@ -277,6 +279,17 @@ class DeepSpeedEngine(Engine):
         """Writes DeepSpeed's own checkpoint, for programs that use DeepSpeed without scalevit."""
         self.engine.global_steps = step
         self.engine.save_checkpoint(str(folder), tag=tag)
+
+    @contextmanager
+    def _on_hand(self, group: int) -> Iterator[None]:
+        """Has one group of the optimizer's tensors in memory, where they lie on NVMe otherwise."""
+        zero = self.engine.optimizer
+        if self.stage < 3 or not zero._swappable_optimizer_subgroup(group):
+            yield
+            return
+        zero._optimizer_states_and_gradient_swap_in(group)
+        yield
+        zero._optimizer_states_and_gradient_swap_out(group)
 
     def _moments_as_pieces(self, key: str | None) -> dict[str, Piece]:
         """One of AdamW's moments; (key None) what is laid out like them."""
