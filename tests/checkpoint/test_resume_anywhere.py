@@ -33,7 +33,9 @@ def name(cell: tuple[int, str]) -> str:
     return f"{cell[0]}x-{cell[1]}"
 
 
-def run_groups(folder: Path, reductions: dict[str, str], moves: list[tuple[Any, Any]]) -> dict[str, Any]:
+def run_groups(
+    folder: Path, reductions: dict[str, str], moves: list[tuple[Any, Any]], seconds: float = 600
+) -> dict[str, Any]:
     """Results of all groups, by "cell" and "source->target".
 
     Args:
@@ -53,7 +55,7 @@ def run_groups(folder: Path, reductions: dict[str, str], moves: list[tuple[Any, 
     (folder / "cases.json").write_text(json.dumps(cases))
     groups = [Ranks(ranks, resume_worker.__file__, folder / "cases.json", folder, logs=folder) for ranks in GROUPS]
     with ThreadPoolExecutor() as side_by_side:
-        list(side_by_side.map(lambda group: group.wait(2 * resume_worker.SECONDS), groups))
+        list(side_by_side.map(lambda group: group.wait(seconds), groups))
     return {k: v for ranks in GROUPS for k, v in torch.load(folder / f"results-{ranks}.pt", weights_only=True).items()}
 
 
@@ -104,6 +106,6 @@ def test_deepspeeds_own_form_is_read(results: dict[str, Any], folder: Path, cell
 @pytest.mark.parametrize("reduction", ["none", "grouped", "shallow"])
 def test_every_move(tmp_path: Path, reduction: str) -> None:
     moves = [(source, target) for source in CELLS for target in CELLS]
-    results = run_groups(tmp_path, {name(cell): reduction for cell in CELLS}, moves)
+    results = run_groups(tmp_path, {name(cell): reduction for cell in CELLS}, moves, seconds=3600)
     for source, target in moves:
         check_move(results, name(source), name(target))
