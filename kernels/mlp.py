@@ -13,6 +13,7 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .reference import APPROXIMATE, eager_mlp
 
@@ -76,7 +77,8 @@ def fused_mlp(
     still see every gradient. Under torch.compile each use's gradient still comes rounded to the weight's
     dtype; only their sum is fp32.
 
-    Double backward is not supported and raises. Deterministic: the same inputs give the same bits.
+    Double backward is not supported and raises. Under forward-mode differentiation and torch.func.grad it runs
+    as plain torch with backend="auto", and raises with "triton". Deterministic: the same inputs give the same bits.
 
     Raises:
         TypeError: an argument is not a tensor of a supported dtype, or dtypes differ without autocast.
@@ -203,8 +205,23 @@ def _why_not(x: Tensor, weight: Tensor) -> str:
         supported.append(torch.float64)
     if dtype not in supported:
         return f"{dtype} has no kernel; fp32, bf16 and fp16 have"
+    transform = _transform()
+    if transform:
+        return f"{transform} is not supported: only backward(), grad() and torch.func.vmap are"
     if x.device.type == "cuda":
         return _device_why_not(x.device.index or 0)
+    return ""
+
+
+@torch.compiler.assume_constant_result
+def _transform() -> str:
+    """What this call runs under that would see no derivative of the op, or see it as zero; else an empty string."""
+    # Dynamo guards on both the dual level and the stack of transforms, so the answer may be taken for constant.
+    for interpreter in torch._C._functorch.get_interpreter_stack() or ():
+        if interpreter.key() == torch._C._functorch.TransformType.Grad:
+            return "a gradient transform of torch.func (grad, vjp, jacrev, hessian)"
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation (torch.func.jvp, torch.autograd.forward_ad)"
     return ""
 
 
@@ -307,7 +324,7 @@ def _backward(
 
 @_backward.register_fake
 def _(dy, x, w1, b1, w2, saved_a, saved_b, width, activation, save, wide1, wide2, b2_dtype, needs):
-    like = (x, w1, b1, w2, dy[0] if dy.dim() == 2 else dy)
+    shapes = (x.shape, w1.shape, b1 if b1 is None else b1.shape, w2.shape, (dy.shape[1],))
     dtypes = (
         x.dtype,
         torch.float32 if wide1 else w1.dtype,
@@ -316,8 +333,8 @@ def _(dy, x, w1, b1, w2, saved_a, saved_b, width, activation, save, wide1, wide2
         b2_dtype,
     )
     return tuple(
-        x.new_empty(t.shape, dtype=d) if need else x.new_empty(0)
-        for t, d, need in zip(like, dtypes, needs, strict=True)
+        x.new_empty(shape, dtype=d) if need else x.new_empty(0)
+        for shape, d, need in zip(shapes, dtypes, needs, strict=True)
     )
 
 

@@ -28,6 +28,52 @@ def test_compiles_whole(dtype):
     assert all(torch.equal(a, b) for a, b in zip(run(compiled, arguments, case), plain, strict=True))
 
 
+@pytest.mark.parametrize("save", SAVES)
+def test_compiles_with_no_rows(save):
+    case = Case(rows=(0,), d=16, h=32, d_out=16)
+    arguments = make_arguments(case)
+    compiled = torch.compile(lambda *a, **k: fused_mlp(*a, **k) * 2, fullgraph=True, backend="aot_eager")
+    y, dx, *rest = run(compiled, arguments, case, save=save)
+    assert (y.shape, dx.shape) == ((0, 16), (0, 16))
+    assert [g.shape for g in rest] == [t.shape for t in arguments[1:]]
+    assert not any(g.any() for g in rest)
+
+
+def _dual(function, x, tangent):
+    with torch.autograd.forward_ad.dual_level():
+        return torch.autograd.forward_ad.unpack_dual(function(torch.autograd.forward_ad.make_dual(x, tangent))).tangent
+
+
+@pytest.mark.parametrize(
+    ("derive", "named"),
+    [
+        (lambda f, x, t: torch.func.jvp(f, (x,), (t,))[1], "forward-mode"),
+        (lambda f, x, t: torch.func.jacfwd(f)(x), "forward-mode"),
+        (lambda f, x, t: torch.compile(lambda x, t: torch.func.jvp(f, (x,), (t,))[1], backend="aot_eager")(x, t),
+         "forward-mode"),
+        (_dual, "forward-mode"),
+        (lambda f, x, t: torch.func.grad(lambda x: f(x).square().sum())(x), "torch.func"),
+        (lambda f, x, t: torch.func.jacrev(f)(x), "torch.func"),
+    ],
+    ids=["jvp", "jacfwd", "compiled jvp", "dual tensors", "grad", "jacrev"],
+)  # fmt: skip
+def test_other_derivatives_are_never_silently_zero(derive, named):
+    """The op has a backward() alone: "auto" gives eager's derivative, "triton" an error that names the transform."""
+    x, *weights = [t.detach() for t in make_arguments(CASE)]
+    tangent = torch.ones_like(x)
+    expected = derive(lambda x: eager_mlp(x, *weights), x, tangent)
+    assert expected.any()
+    torch.testing.assert_close(derive(lambda x: fused_mlp(x, *weights), x, tangent), expected)
+    with pytest.raises(RuntimeError, match=named):
+        derive(lambda x: fused_mlp(x, *weights, backend="triton"), x, tangent)
+
+
+def test_vmap():
+    x, *weights = [t.detach() for t in make_arguments(CASE)]
+    mapped = torch.vmap(lambda x: fused_mlp(x, *weights, backend="triton"))(torch.stack([x, x + 1]))
+    assert torch.equal(mapped, torch.stack([fused_mlp(x, *weights), fused_mlp(x + 1, *weights)]))
+
+
 def test_compiles_whole_under_autocast():
     arguments = make_arguments(CASE)
     compiled = torch.compile(fused_mlp, fullgraph=True)
