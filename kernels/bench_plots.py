@@ -20,9 +20,9 @@ BYTES = 2  # for each element; the roofline is drawn for 2-byte dtypes
 def plot_speedup(results: Sequence[Result], device: str, path: Path) -> None:
     """Speed-up over eager of forward + backward: one group of bars for each shape and batch."""
     full = [r for r in results if r.what == "full"]
-    cases = list(dict.fromkeys((r.shape, r.batch) for r in full))
+    cases = list(dict.fromkeys((r.shape, r.batch, r.autocast) for r in full))
     names = list(dict.fromkeys(r.provider for r in full))
-    p50 = {(r.shape, r.batch, r.provider): r.p50 for r in full}
+    p50 = {(r.shape, r.batch, r.autocast, r.provider): r.p50 for r in full}
     figure, axes = plt.subplots(figsize=(max(6.0, 1.1 * len(cases)), 4))
     width = 0.8 / max(len(names), 1)
     for i, name in enumerate(names):
@@ -33,7 +33,8 @@ def plot_speedup(results: Sequence[Result], device: str, path: Path) -> None:
             axes.bar(at, heights, width=width, label=name)
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_xticks([j + 0.4 - width / 2 for j in range(len(cases))])
-    axes.set_xticklabels([f"{shape}\n{batch} images" for shape, batch in cases], fontsize=7)
+    labels = [f"{shape}\n{batch} images" + "\nautocast" * autocast for shape, batch, autocast in cases]
+    axes.set_xticklabels(labels, fontsize=7)
     axes.set_ylabel("speed-up over eager, forward + backward")
     axes.set_title(f"fused MLP on {device}")
     axes.legend(fontsize=7)

@@ -1,12 +1,12 @@
 """Ahead-of-time compile report: what each shipped tile costs on each architecture, without a GPU.
 
-    python -m scalevit.kernels.resources [--arch sm_90 ...] [--jobs 2] [--json FILE]
+    python -m scalevit.kernels.resources [--arch sm_90 ...] [--tables FOLDER] [--jobs 2] [--json FILE]
 
-Compiles every kernel of every table under `tuning/`, for the table's own architecture (the fall-back table
-for all of them), reads registers, stack, shared memory and instructions from the machine code, prints them
-as a table, and exits with status 1 if one fails the gate: no bytes of stack and no local loads or stores
-(register spills), matrix instructions present (of the kind the architecture is for), shared memory within
-the chip.
+Compiles every kernel of every table under `tuning/` (or FOLDER, where the tuner writes), for the table's own
+architecture (the fall-back table for all of them), reads registers, stack, shared memory and instructions from
+the machine code, prints them as a table, and exits with status 1 if one fails the gate: no bytes of stack and no
+local loads or stores (register spills), matrix instructions present (of the kind the architecture is for),
+shared memory within the chip.
 """
 
 from __future__ import annotations
@@ -109,8 +109,8 @@ class Report:
         return faults
 
 
-def jobs_for(archs: list[str], *, every: bool = False) -> list[Job]:
-    """The kernels that the tables can launch on these architectures, each once.
+def jobs_for(archs: list[str], *, every: bool = False, tables: Path = TABLES) -> list[Job]:
+    """The kernels that the tables in a folder can launch on these architectures, each once.
 
     `every` gives all ways of calling them: the product of dtypes, activations, biases and layouts. Without it
     two corners of that product stand for each launch: the one of the least work and the one of the most.
@@ -118,7 +118,7 @@ def jobs_for(archs: list[str], *, every: bool = False) -> list[Job]:
     found: dict[Job, None] = {}
     for arch in archs:
         for name in (arch, "fallback"):
-            path = TABLES / f"{name}.json"
+            path = tables / f"{name}.json"
             if not path.is_file():
                 continue
             for piece, save, tile in _launches(read_table(path)):
@@ -383,6 +383,7 @@ def main(argv: list[str] | None = None) -> int:
     summary = "Ahead-of-time compile report of every shipped tile; exit status 1 if one fails the gate."
     parser = argparse.ArgumentParser(prog="python -m scalevit.kernels.resources", description=summary)
     parser.add_argument("--arch", nargs="+", choices=list(ARCHITECTURES), default=list(ARCHITECTURES))
+    parser.add_argument("--tables", type=Path, default=TABLES, help="folder of tables (default: the shipped ones)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compile processes")
     every = "all dtypes, activations, biases and layouts of each tile, instead of the least and the most work"
     parser.add_argument("--every", action="store_true", help=every)
@@ -390,8 +391,15 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if INTERPRETED:
         parser.error("TRITON_INTERPRET is set: the kernels are interpreted and cannot be compiled")
-    results = compile_all(jobs_for(arguments.arch, every=arguments.every), arguments.jobs)
-    print(f"triton {triton.__version__}, {len(results)} kernels")
+    if not any((arguments.tables / f"{name}.json").is_file() for name in (*arguments.arch, "fallback")):
+        parser.error(f"--tables: {arguments.tables} has no table for {', '.join(arguments.arch)}")
+    try:
+        jobs = jobs_for(arguments.arch, every=arguments.every, tables=arguments.tables)
+    except ValueError as error:  # a malformed table; the message names file and key
+        parser.error(str(error))
+    about = f"triton {triton.__version__}, {len(jobs)} kernels"
+    print(f"{about}: compiling with {arguments.jobs} processes, which takes minutes", flush=True)
+    results = compile_all(jobs, arguments.jobs)
     print(format_table(results))
     if arguments.json:
         arguments.json.write_text(json.dumps(as_records(results), indent=1) + "\n")

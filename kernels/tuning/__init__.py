@@ -172,9 +172,11 @@ def device_name(device: torch.device) -> str:
     return f"sm_{properties.major}{properties.minor}"
 
 
-def table_path(name: str) -> Path:
-    """The file that serves an architecture: the user's, ours, a near relative's, or the fall-back."""
-    folders = [Path(f) for f in (os.environ.get("SCALEVIT_TUNING"),) if f] + [TABLES]
+def table_path(name: str, *, shipped: bool = False) -> Path:
+    """The file that serves an architecture: the user's (unless only what is shipped counts), ours, a near
+    relative's, or the fall-back."""
+    users = None if shipped else os.environ.get("SCALEVIT_TUNING")
+    folders = [Path(f) for f in (users,) if f] + [TABLES]
     names = [name, ALIASES.get(name, "fallback"), "fallback"]
     paths = [folder / f"{n}.json" for n in names for folder in folders]
     return next(path for path in paths if path.is_file())

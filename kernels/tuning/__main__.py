@@ -117,23 +117,23 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     device = torch.device("cuda", torch.cuda.current_device())
     name = device_name(device)
-    table = read_table(table_path(name))
+    # Defaults and candidates are the shipped table's; the entries go on from what the folder holds already.
+    table = read_table(table_path(name, shipped=True))
+    path = arguments.output / f"{name}.json"
+    entries = list((read_table(path) if path.is_file() else table).entries)
     sms = torch.cuda.get_device_properties(device).multi_processor_count
-    entries = [e for e in table.entries if e["sms"] != sms]
     measured = {
         "device": torch.cuda.get_device_name(device), "sms": sms, "torch": torch.__version__,
         "triton": triton.__version__, "date": datetime.date.today().isoformat(),
         "command": " ".join(["python -m scalevit.kernels.tuning", *(sys.argv[1:] if argv is None else argv)]),
     }  # fmt: skip
-    path = arguments.output / f"{name}.json"
     for d, h in shapes:
         for m in sorted(set(arguments.tokens)):
             for save in SAVES:
                 plan, times = tune_shape(table, save, m, d, h, device)
-                entries.append(
-                    {"sms": sms, "tokens": token_bucket(m), "d": d, "h": h, "save": save, "plan": plan,
-                     "microseconds": times}
-                )  # fmt: skip
+                key = {"sms": sms, "tokens": token_bucket(m), "d": d, "h": h, "save": save}
+                entries = [e for e in entries if any(e[k] != value for k, value in key.items())]
+                entries.append({**key, "plan": plan, "microseconds": times})
                 write_table(path, table, entries, measured)  # a run that is stopped leaves what it has
                 print(f"{m} tokens {d}x{h} {save}: " + ", ".join(_summary(p, t) for p, t in times.items()))
     print(f"wrote {path}; SCALEVIT_TUNING={arguments.output} uses it")

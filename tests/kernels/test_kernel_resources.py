@@ -85,6 +85,24 @@ sys.exit(resources.main(["--jobs", "1"]))
     assert "FAILED: spills" in done.stdout
 
 
+def test_a_tuned_table_passes_the_same_gate(tmp_path):
+    """--tables compiles a folder's own tables, and names one that is missing or malformed."""
+    missing = run_resources("--tables", str(tmp_path), "--arch", "sm_90")
+    assert missing.returncode == 2
+    assert f"--tables: {tmp_path} has no table for sm_90" in missing.stderr
+    (tmp_path / "sm_90.json").write_text("{")
+    assert "sm_90.json: not JSON" in run_resources("--tables", str(tmp_path), "--arch", "sm_90").stderr
+    plan = {piece: "library" for piece in tuning.PIECES}
+    spills = {"block_m": 128, "block_n": 128, "block_k": 64}
+    entry = {"sms": 132, "tokens": 64, "d": 64, "h": 64, "save": "lean", "plan": plan | {"fc2_dgrad": spills}}
+    table = {"measured": {}, "default": dict.fromkeys(tuning.SAVES, plan), "candidates": {}, "entries": [entry]}
+    (tmp_path / "sm_90.json").write_text(json.dumps(table))
+    done = run_resources("--tables", str(tmp_path), "--arch", "sm_90", "--jobs", "1")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "compiling with 1 processes, which takes minutes" in done.stdout.splitlines()[0]
+    assert any("fc2_dgrad" in line and "FAILED: spills" in line for line in done.stdout.splitlines())
+
+
 def test_the_benchmark_shows_the_table_without_a_device(monkeypatch, capsys):
     """What `scalevit bench kernels` does on a machine like this one."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

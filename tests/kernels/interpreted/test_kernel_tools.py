@@ -57,18 +57,96 @@ def test_the_benchmark_measures_and_writes(tmp_path):
     pytest.importorskip("matplotlib")
     mlps = bench.providers(CPU, ["eager", "fused_fast", "fused_lean", "fused_recompute"])
     ceilings = bench.measure_ceilings(CPU, torch.float32, size=64, copied=4096)
-    results = list(bench.measure_case("tiny", 32, 64, 2, mlps, ceilings, CPU, torch.float32, tokens=5))
-    assert {(r.what, r.provider) for r in results} == {(w, p) for w in bench.PASSES for p in mlps}
+    case = ("tiny", 32, 64, 2, mlps, ceilings, CPU)
+    results = list(bench.measure_case(*case, torch.float32, tokens=5))
+    expected = {(w, p) for w in bench.PASSES for p in (*mlps, "eager_again")}
+    assert {(r.what, r.provider) for r in results} == expected
+    assert [r.what for r in results[: len(mlps)]] == ["full"] * len(mlps)
+    autocast = list(bench.measure_case(*case, torch.bfloat16, tokens=5, passes=["full"], autocast=True))
+    assert {(r.autocast, r.what) for r in autocast} == {(True, "full")}
+    results += autocast
     assert all(0 < r.p20 <= r.p50 <= r.p80 for r in results)
+    stacks = list(bench.measure_stack("tiny", 32, 64, 2, mlps, CPU, torch.float32, tokens=5, blocks=2))
+    assert [s.provider for s in stacks] == list(mlps)
     bench.print_results(results)
-    bench.write_results(tmp_path, results, bench.environment(CPU, ceilings, "test"))
+    bench.print_stacks(stacks)
+    bench.write_results(tmp_path, results, bench.environment(CPU, ceilings, "test"), stacks)
     bench.write_plots(tmp_path, results, bench.environment(CPU, ceilings, "test"))
     rows = list(csv.DictReader((tmp_path / "bench.csv").open()))
     assert len(rows) == len(results)
     assert rows[0]["torch"] == torch.__version__
-    assert len(json.loads((tmp_path / "bench.json").read_text())["results"]) == len(results)
+    written = json.loads((tmp_path / "bench.json").read_text())
+    assert (len(written["results"]), len(written["stacks"])) == (len(results), len(stacks))
+    assert written["drift"] == bench.drift(results) > 0
     assert (tmp_path / "speedup.png").stat().st_size > 1000
     assert (tmp_path / "roofline.png").stat().st_size > 1000
+
+
+def test_the_benchmark_autotunes_last(tmp_path, monkeypatch):
+    """A run that is stopped in max-autotune's minutes has all the rest on disk, plots too."""
+    order, plots = [], []
+
+    def measure(shape, d, h, batch, mlps, ceilings, device, dtype, *, seconds, passes, autocast):
+        order.append((shape, autocast, tuple(mlps)))
+        if bench.SLOWEST in mlps:
+            raise KeyboardInterrupt
+        yield bench.Result(shape, d, h, batch, autocast, "full", "eager", *(1.0,) * 6, 0, 0)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(bench, "environment", lambda *_: {"device": "none", "torch": "", "triton": ""})
+    monkeypatch.setattr(bench, "measure_ceilings", lambda *_: bench.Ceilings(1.0, 1.0))
+    monkeypatch.setattr(bench, "measure_stack", lambda *_: iter(()))
+    monkeypatch.setattr(bench, "measure_case", measure)
+    monkeypatch.setattr(bench, "write_plots", lambda folder, results, about: plots.append(len(results)))
+    command = ["--shapes", "vit_b", "vit_b_half", "vit_s", "--batches", "8", "--output", str(tmp_path)]
+    with pytest.raises(KeyboardInterrupt):
+        bench.main(command)
+    quick = tuple(n for n in bench.PROVIDERS if n != bench.SLOWEST)
+    engines = tuple(n for n in quick if n != "cublaslt_tanh")
+    assert order == [
+        ("vit_b", False, quick), ("vit_b_half", False, quick), ("vit_s", False, quick),
+        ("vit_b", True, engines), ("vit_b_half", True, engines), ("vit_b", False, (bench.SLOWEST,)),
+    ]  # fmt: skip
+    assert plots == [1, 2, 3, 4, 5]
+    assert len(json.loads((tmp_path / "bench.json").read_text())["results"]) == 5
+
+
+def test_the_benchmark_refuses_what_it_does_not_know(capsys):
+    with pytest.raises(SystemExit):
+        bench.main(["--providers", "nonsense"])
+    assert "invalid choice: 'nonsense'" in capsys.readouterr().err
+
+
+def test_the_tuner_keeps_what_it_does_not_measure(tmp_path, monkeypatch):
+    """Entries of other shapes stay, and the candidates are the shipped ones wherever SCALEVIT_TUNING points."""
+    shipped = tuning.read_table(tuning.TABLES / "sm_90.json")
+    keys = [{"sms": 2, "tokens": 64, "d": d, "h": 64, "save": s} for d in (32, 48) for s in tuning.SAVES]
+    before = [{**k, "plan": tuning.LIBRARY, "microseconds": {}} for k in keys]
+    tuner.write_table(tmp_path / "sm_90.json", TABLE, before, {"device": "test"})
+    monkeypatch.setenv("SCALEVIT_TUNING", str(tmp_path))
+    seen = []
+
+    def tune(table, save, m, d, h, device):
+        seen.append(table.candidates)
+        return tuning.Plan(fc1=TILE), {"fc1": {"library": 1.0}}
+
+    class Properties:
+        multi_processor_count = 2
+
+    monkeypatch.setattr(tuner, "tune_shape", tune)
+    monkeypatch.setattr(tuner, "device_name", lambda device: "sm_90")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "test")
+    assert tuner.main(["--output", str(tmp_path), "--tokens", "50", "--shape", "32x64"]) == 0
+    table = tuning.read_table(tmp_path / "sm_90.json")
+    assert seen == [shipped.candidates] * 3
+    assert table.candidates == shipped.candidates
+    assert len(table.entries) == 6
+    assert table.plan(2, 50, 48, 64, "fast") == tuning.LIBRARY
+    assert table.plan(2, 50, 32, 64, "fast") == tuning.Plan(fc1=TILE)
 
 
 def test_interpreted_kernels_cannot_be_compiled(capsys):
