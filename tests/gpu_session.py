@@ -1,10 +1,11 @@
 """Everything that wants a GPU, in one command and in bounded time: correctness first, then times.
 
-    python tests/gpu_session.py --output FOLDER [--seconds 530] [--parts tests tuning ...]
+    python tests/gpu_session.py --output FOLDER [--pack] [--seconds 530] [--parts tests tuning ...]
 
 Each part is a process with a time budget and a log of its own; one that fails or runs over stops none of the
 others, and what it had written stays. FOLDER then holds session.json (what ran, how it ended, device and
-versions) beside the parts' own CSV, JSON and PNG files. Needs what the kernels need (torch, Triton) and pytest;
+versions) beside the parts' own CSV, JSON and PNG files; with --pack, all of these are in results.tar.gz, written
+anew after each part, for machines that hand back few files. Needs what the kernels need (torch, Triton) and pytest;
 parts that need more are skipped with their reason. Ends with status 1 if a part failed, and well, saying so,
 where there is no GPU.
 """
@@ -16,13 +17,15 @@ import datetime
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -44,8 +47,12 @@ def parts(output: Path) -> list[Part]:
     """The steps in order; their seconds add up to under nine minutes."""
     # Triton compiles hundreds of kernels in the tests; side by side where pytest-xdist is installed.
     workers = ("-n", "8") if importlib.util.find_spec("xdist") else ()
-    tests = ("-m", "pytest", "-m", "gpu", "-q", "--durations=10", *workers)
-    bench = ("-m", "scalevit.kernels.bench", "--batches", "256", "--shapes", "vit_b", "vit_b_half")
+    # The part "parity" is the 500 steps.
+    tests = ("-m", "pytest", "-m", "gpu", "-k", "not 500_steps", "-q", "--durations=10", *workers)
+    bench = ("-m", "scalevit.kernels.bench", "--batches", "256", "--shapes", "vit_b", "vit_b_half", "--providers")
+    quick = ("eager", "compile", "cublaslt_tanh", "fused_fast", "fused_lean", "fused_recompute")
+    # Compiles for minutes. A ratio wants both its sides in one run, so these time their own eager and fused.
+    slow = ("eager", "fused_fast", "max-autotune-no-cudagraphs", "--passes", "full")
     tuner = ("-m", "scalevit.kernels.tuning", "--tokens", "50432", "--shape", "768x3072", "768x1536")
     trainer = ("pydantic", "timm", "deepspeed", "webdataset", "rich")
     installed = all(importlib.util.find_spec(module) for module in trainer)
@@ -53,11 +60,13 @@ def parts(output: Path) -> list[Part]:
     config = str(ROOT / "configs" / "grouped.json")
     train = ("-c", command, "bench", "train", "--config", config, "--output", str(output))
     return [
-        Part("tests", 170, (*tests, str(ROOT / "tests" if installed else KERNEL_TESTS)), needs=("pytest",)),
+        Part("tests", 130, (*tests, str(ROOT / "tests" if installed else KERNEL_TESTS)), needs=("pytest",)),
         Part("parity", 50, (str(KERNEL_TESTS / "kernel_training.py"), "--output", str(output))),
         Part("tuning", 80, (*tuner, "--output", str(output / "tuning"))),
-        Part("bench", 160, (*bench, "--output", str(output))),
-        Part("train", 60, train, needs=trainer),
+        Part("bench", 120, (*bench, *quick, "--output", str(output))),
+        Part("train", 50, train, needs=trainer),
+        # Last, because it also takes all that the others leave.
+        Part("autotune", 100, (*bench, *slow, "--output", str(output / "autotune"))),
     ]
 
 
@@ -120,9 +129,25 @@ def importable(cwd: Path) -> Iterator[dict[str, str]]:
         yield environment | {"PYTHONPATH": path}
 
 
-def run_session(chosen: list[Part], output: Path, seconds: float, about: dict[str, object]) -> list[Outcome]:
-    """Runs the parts within `seconds` altogether, and writes session.json anew after each."""
-    output.mkdir(parents=True, exist_ok=True)
+def pack(folder: Path, archive: Path) -> None:
+    """Everything under a folder as a .tar.gz, which is whole at any time."""
+    partial = archive.with_suffix(".partial")
+    with tarfile.open(partial, "w:gz") as file:
+        for path in sorted(folder.iterdir()):
+            file.add(path, path.name)
+    partial.replace(archive)
+
+
+def run_session(
+    chosen: list[Part], output: Path, seconds: float, about: dict[str, object], packed: Path | None = None
+) -> list[Outcome]:
+    """Runs the parts within `seconds` altogether, and writes session.json anew after each.
+
+    packed: a folder that takes session.json and results.tar.gz, instead of `output` keeping all.
+    """
+    record_folder = packed or output
+    for folder in (output, record_folder):
+        folder.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + seconds
     outcomes: list[Outcome] = []
     with importable(output) as environment:
@@ -134,7 +159,9 @@ def run_session(chosen: list[Part], output: Path, seconds: float, about: dict[st
             outcome = run_part(part, output, deadline - time.monotonic() - reserved, environment)
             outcomes.append(outcome)
             record = about | {"parts": [asdict(o) for o in outcomes]}
-            (output / "session.json").write_text(json.dumps(record, indent=1) + "\n")
+            (record_folder / "session.json").write_text(json.dumps(record, indent=1) + "\n")
+            if packed is not None:
+                pack(output, packed / "results.tar.gz")
             print(f"--- {part.name}: {outcome.status} after {outcome.seconds:.0f} s", *outcome.last[-12:], sep="\n")
     return outcomes
 
@@ -143,10 +170,13 @@ def describe() -> dict[str, object]:
     import torch
     import triton
 
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    commit = None  # a copy of the tree need not have a repository, nor the machine git
+    if shutil.which("git"):
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+        commit = done.stdout.strip() or None
     return {
         "device": torch.cuda.get_device_name(0), "torch": torch.__version__, "triton": triton.__version__,
-        "commit": done.stdout.strip() or "unknown", "date": datetime.datetime.now().isoformat(timespec="seconds"),
+        "commit": commit, "date": datetime.datetime.now().isoformat(timespec="seconds"),
         "command": " ".join(["python", *sys.argv]),
     }  # fmt: skip
 
@@ -155,6 +185,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Everything that wants a GPU, in bounded time.")
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
     parser.add_argument("--seconds", type=float, default=530, help="for all parts together (default: %(default)s)")
+    parser.add_argument("--pack", action="store_true", help="leave two files: session.json and results.tar.gz")
     parser.add_argument("--parts", nargs="+", choices=[p.name for p in parts(Path())], help="these alone")
     arguments = parser.parse_args(argv)
     import torch
@@ -163,8 +194,11 @@ def main(argv: list[str] | None = None) -> int:
         print("no GPU on this machine: the tests and benchmarks that need one were not run")
         return 0
     output = arguments.output.resolve()
-    chosen = [p for p in parts(output) if arguments.parts is None or p.name in arguments.parts]
-    outcomes = run_session(chosen, output, arguments.seconds, describe())
+    with tempfile.TemporaryDirectory() if arguments.pack else nullcontext(output) as folder:
+        work = Path(folder)
+        chosen = [p for p in parts(work) if arguments.parts is None or p.name in arguments.parts]
+        packed = output if arguments.pack else None
+        outcomes = run_session(chosen, work, arguments.seconds, describe(), packed)
     print("\n".join(f"{o.name:8} {o.status:12} {o.seconds:6.1f} s" for o in outcomes))
     return 1 if any(o.status in ("failed", "out of time") for o in outcomes) else 0
 

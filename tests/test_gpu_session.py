@@ -4,6 +4,7 @@ import argparse
 import json
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -39,8 +40,42 @@ def test_every_part_leaves_its_record(tmp_path: Path) -> None:
         "hanging": ["begun"],
         "missing": ["no_such_module is not installed"],
     }
+    assert {path.name for path in tmp_path.iterdir()} == {"session.json", "good.log", "bad.log", "hanging.log"}
     (late,) = gpu_session.run_session(chosen[1:2], tmp_path, 0, {})
     assert late.last == ["no time was left"]
+
+
+def test_packed_results_are_two_files(tmp_path: Path) -> None:
+    write = "import pathlib; pathlib.Path('folder').mkdir(); pathlib.Path('folder/numbers.csv').write_text('1')"
+    work, packed = tmp_path / "work", tmp_path / "packed"
+    chosen = [Part("first", 30, ("-c", write)), Part("second", 30, ("-c", ""))]
+    gpu_session.run_session(chosen, work, 60, {}, packed)
+    assert {path.name for path in packed.iterdir()} == {"session.json", "results.tar.gz"}
+    with tarfile.open(packed / "results.tar.gz") as file:
+        names = set(file.getnames())
+    assert names == {"first.log", "second.log", "folder", "folder/numbers.csv"}
+
+
+def test_pack_leaves_the_parts_a_folder_of_their_own(tmp_path: Path, monkeypatch) -> None:
+    script = "import sys; open(sys.argv[1] + '/a.txt', 'w')"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu_session, "describe", dict)
+    monkeypatch.setattr(gpu_session, "parts", lambda work: [Part("only", 30, ("-c", script, str(work)))])
+    assert gpu_session.main(["--output", str(tmp_path), "--pack"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"session.json", "results.tar.gz"}
+
+
+@pytest.mark.parametrize("found", [None, "git"])
+def test_describes_a_machine_without_git(monkeypatch, found) -> None:
+    def run(command, **_):
+        if found is None:
+            raise FileNotFoundError(command[0])
+        return subprocess.CompletedProcess(command, 0, "abc\n", "")
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "test")
+    monkeypatch.setattr(gpu_session.shutil, "which", lambda name: found)
+    monkeypatch.setattr(gpu_session.subprocess, "run", run)
+    assert gpu_session.describe()["commit"] == ("abc" if found else None)
 
 
 def test_without_a_gpu_it_says_so(tmp_path: Path, monkeypatch, capsys) -> None:
@@ -56,6 +91,10 @@ def test_commands_parse(tmp_path: Path, monkeypatch) -> None:
     parser = argparse.ArgumentParser()
     bench.add_arguments(parser)
     assert parser.parse_args(commands["bench"][2:]).output == tmp_path
+    assert parser.parse_args(commands["autotune"][2:]).output == tmp_path / "autotune"
+    both = set(commands["bench"]) | set(commands["autotune"])
+    assert both >= set(bench.PROVIDERS), "every provider is in one of the two parts"
+    assert bench.SLOWEST not in commands["bench"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert tuner.main(list(commands["tuning"][2:])) == 2  # no device; wrong arguments raise SystemExit
     assert Path(commands["tests"][-1]).is_dir()

@@ -92,7 +92,7 @@ def test_a_tuned_table_passes_the_same_gate(tmp_path):
     assert f"--tables: {tmp_path} has no table for sm_90" in missing.stderr
     (tmp_path / "sm_90.json").write_text("{")
     assert "sm_90.json: not JSON" in run_resources("--tables", str(tmp_path), "--arch", "sm_90").stderr
-    plan = {piece: "library" for piece in tuning.PIECES}
+    plan = dict.fromkeys(tuning.PIECES, "library")
     spills = {"block_m": 128, "block_n": 128, "block_k": 64}
     entry = {"sms": 132, "tokens": 64, "d": 64, "h": 64, "save": "lean", "plan": plan | {"fc2_dgrad": spills}}
     table = {"measured": {}, "default": dict.fromkeys(tuning.SAVES, plan), "candidates": {}, "entries": [entry]}
