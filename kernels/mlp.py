@@ -31,6 +31,7 @@ except ImportError as error:  # Triton ships for Linux alone; the eager path nee
 SAVE_MODES = ("fast", "lean", "recompute")
 BACKENDS = ("auto", "triton", "eager")
 WIDTH_MULTIPLE = 16
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # the last in plain torch
 # What linear_gelu keeps for the backward in each save mode.
 _KEEPS = {"fast": "slope", "lean": "pre", "recompute": "none", "none": "none"}
 
@@ -164,8 +165,8 @@ def _check(
             continue
         if not isinstance(t, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor; got {type(t).__name__}")
-        if not t.dtype.is_floating_point:
-            raise TypeError(f"{name} must be floating point; got {t.dtype}")
+        if t.dtype not in DTYPES:
+            raise TypeError(f"{name} must be fp32, bf16, fp16 or fp64; got {t.dtype}")
         if t.dtype != x.dtype and not _autocasts(x.device):
             raise TypeError(f"{name} is {t.dtype} and x is {x.dtype}: all must be alike (or use torch.autocast)")
         if t.device != x.device:
@@ -189,17 +190,27 @@ def _check(
         raise ValueError(f"width must be a multiple of {WIDTH_MULTIPLE} from {WIDTH_MULTIPLE} to {hidden}; got {width}")
 
 
-def _why_not(x: Tensor, weight: Tensor) -> str:
-    """Why Triton cannot run these tensors, or an empty string."""
+def why_not_fused(device: torch.device) -> str:
+    """Why Triton cannot run `fused_mlp` on a device, whatever the tensors, or an empty string."""
     if TRITON_MISSING:
         return TRITON_MISSING
+    if device.type == "cpu" and not INTERPRETED:
+        return "the tensors are on a CPU (TRITON_INTERPRET=1 runs the kernels there, slowly)"
+    if device.type not in ("cpu", "cuda"):
+        return f"the tensors are on {device.type!r}; Triton needs CUDA or ROCm"
+    if device.type == "cuda":
+        return _device_why_not(device.index or 0)
+    return ""
+
+
+def _why_not(x: Tensor, weight: Tensor) -> str:
+    """Why Triton cannot run these tensors, or an empty string."""
+    reason = why_not_fused(x.device)
+    if reason:
+        return reason
     dtype = _compute_dtype(x)
     if type(x).__name__ == "DTensor" or type(weight).__name__ == "DTensor":
         return "DTensors (tensor parallelism) have no sharding rule here"
-    if x.device.type == "cpu" and not INTERPRETED:
-        return "the tensors are on a CPU (TRITON_INTERPRET=1 runs the kernels there, slowly)"
-    if x.device.type not in ("cpu", "cuda"):
-        return f"the tensors are on {x.device.type!r}; Triton needs CUDA or ROCm"
     supported = [torch.float32, torch.bfloat16, torch.float16]
     if INTERPRETED:
         supported.append(torch.float64)
@@ -207,9 +218,7 @@ def _why_not(x: Tensor, weight: Tensor) -> str:
         return f"{dtype} has no kernel; fp32, bf16 and fp16 have"
     transform = _transform()
     if transform:
-        return f"{transform} is not supported: only backward(), grad() and torch.func.vmap are"
-    if x.device.type == "cuda":
-        return _device_why_not(x.device.index or 0)
+        return f"{transform} is not supported: only backward(), torch.autograd.grad and torch.func.vmap are"
     return ""
 
 

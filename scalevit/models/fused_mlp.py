@@ -1,6 +1,5 @@
 """The module through which a ViT's MLPs reach the fused kernels."""
 
-import os
 import warnings
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 
 from scalevit.config import KernelsConfig
 from scalevit.errors import UserError
-from scalevit.kernels import fused_mlp
+from scalevit.kernels import fused_mlp, why_not_fused
 from scalevit.models.reduction import mlp_blocks
 
 
@@ -51,12 +50,13 @@ def fuse_mlps(model: nn.Module, kernels: KernelsConfig, device: torch.device) ->
     as it is, with one warning that says why.
 
     Raises:
-        UserError: such an MLP, or no accelerator to run the kernels, where `kernels.mlp` is "triton".
+        UserError: such an MLP, or a device that cannot run the kernels, where `kernels.mlp` is "triton".
     """
     if kernels.mlp == "eager":
         return model
-    if kernels.mlp == "triton" and device.type == "cpu" and not os.environ.get("TRITON_INTERPRET"):
-        raise UserError("config: kernels.mlp = 'triton', but there is no GPU here: use 'auto' or 'eager'")
+    obstacle = why_not_fused(device)
+    if kernels.mlp == "triton" and obstacle:
+        raise UserError(f"config: kernels.mlp = 'triton', but {obstacle}: use 'auto' or 'eager'")
     fused: dict[int, nn.Module] = {}
     for block in mlp_blocks(model):
         mlp = block.mlp

@@ -90,13 +90,19 @@ def differences(losses: dict[str, torch.Tensor]) -> tuple[float, float]:
     return fused, reordered
 
 
-def agree(losses: dict[str, torch.Tensor]) -> bool:
+# What the smoothed losses of two runs may differ by when the one pair's spread happens to be nothing. In bf16 and fp16
+# every activation is rounded to 3 or 4 digits, and a loss (near 2.3 at first) is sure to about 1e-3. In fp32 a loss has
+# steps of 2e-7; the spread of reordered sums is a few of them, and forty are still a hundred times less than 1e-3.
+SLACK = {torch.float32: 1e-5, torch.bfloat16: 1e-3, torch.float16: 1e-3}
+
+
+def agree(losses: dict[str, torch.Tensor], dtype: torch.dtype) -> bool:
     """Whether fused differs from eager no more than eager from itself.
 
     One pair of eager runs estimates that spread; three times it is what a second pair could well differ by.
     """
     fused, spread = differences(losses)
-    return fused <= 3 * spread + 1e-3
+    return fused <= 3 * spread + SLACK[dtype]
 
 
 def main() -> int:
@@ -112,7 +118,7 @@ def main() -> int:
         name = str(dtype).removeprefix("torch.")
         runs[name] = losses = curves(arguments.device, dtype, arguments.steps)
         fused, spread = differences(losses)
-        rows.append({"dtype": name, "fused_to_eager": fused, "eager_to_eager": spread, "agree": agree(losses)})
+        rows.append({"dtype": name, "fused_to_eager": fused, "eager_to_eager": spread, "agree": agree(losses, dtype)})
         print(rows[-1], flush=True)
         device = torch.cuda.get_device_name(0) if arguments.device == "cuda" else arguments.device
         about = {"device": device, "torch": torch.__version__, "triton": triton.__version__, "steps": arguments.steps}

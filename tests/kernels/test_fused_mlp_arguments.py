@@ -62,6 +62,13 @@ def test_types_that_do_not_fit_are_named(arguments, name, value):
         fused_mlp(**arguments | {name: value})
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.complex64])
+def test_dtypes_without_arithmetic_are_named(arguments, dtype):
+    """All alike, so that nothing but the dtype is wrong."""
+    with pytest.raises(TypeError, match="x must be fp32, bf16, fp16 or fp64; got " + str(dtype)):
+        fused_mlp(**{name: t.detach().to(dtype) for name, t in arguments.items()})
+
+
 def test_no_dtype_passes_unseen(arguments):
     """Mixed dtypes are an error without autocast, and autocast's business with it."""
     arguments["fc1_weight"] = arguments["fc1_weight"].detach().bfloat16()

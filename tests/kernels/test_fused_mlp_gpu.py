@@ -132,4 +132,4 @@ def test_500_steps_train_alike(dtype):
     losses = curves("cuda", dtype, steps=500)
     first, *_, last = losses["eager"]
     assert last < 0.5 * first, "the task must be learned, or agreement means nothing"
-    assert agree(losses), differences(losses)
+    assert agree(losses, dtype), differences(losses)
