@@ -123,6 +123,27 @@ def check_against_fp64(case: Case, device: str = "cpu", dy: Tensor | None = None
     return fused
 
 
+def check_autocast(case: Case, dtype: torch.dtype, device: str = "cpu") -> None:
+    """The same criterion for fp32 arguments under autocast to `dtype`, and gradients of zero beyond the width.
+
+    Here the products of the weight gradients come out in fp32, where eager's are rounded to `dtype` first.
+    """
+    arguments = make_arguments(case, device)
+    truth = run(reference_mlp, arguments, case)
+    with torch.autocast(device, dtype):
+        eager = run(eager_mlp, arguments, case)
+        fused = run(fused_mlp, arguments, case, save=case.save, backend="triton")
+    assert fused[0].dtype == dtype
+    for name, t, e, f in zip(("y", *NAMES), truth, eager, fused, strict=True):
+        assert f.dtype == e.dtype, name
+        compare(f"{name} or its gradient", f, e, t)
+    if case.width:
+        _, _, dw1, db1, dw2, _ = fused
+        for tail in (dw1[case.width :], db1[case.width :], dw2[:, case.width :]):
+            assert tail.numel()
+            assert not tail.any()
+
+
 def compare(name: str, fused: Tensor, eager: Tensor, truth: Tensor) -> None:
     """Root-mean-square and largest error against twice eager's.
 

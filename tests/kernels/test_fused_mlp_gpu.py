@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from scalevit.kernels import eager_mlp, fused_mlp, tuning
 
-from kernel_cases import CASES, SAVES, Case, check_against_fp64, make_arguments, run
+from kernel_cases import CASES, SAVES, Case, check_against_fp64, check_autocast, make_arguments, run
 from kernel_training import agree, curves, differences
 
 pytestmark = [
@@ -76,6 +78,19 @@ def test_autocast(dtype):
         assert f.dtype == e.dtype
         # Both carry a few roundings to `dtype`; four steps of the largest value bound their difference.
         torch.testing.assert_close(f, e, rtol=0, atol=4 * torch.finfo(dtype).eps * e.abs().max().item())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("save", SAVES)
+@pytest.mark.parametrize("width", [None, 1536, 784])
+@pytest.mark.parametrize("plan", ["table", "library", "triton"])
+def test_autocast_against_fp64(dtype, save, width, plan):
+    """The weight gradients' products straight into a part of an fp32 gradient, by the library and by Triton."""
+    case = Case(rows=(16, 197), d=768, h=3072, d_out=768, save=save, width=width)
+    tile, grads = tuning.UNALIGNED, tuning.Tile(64, 64, 32, descriptors=False, splits=3)
+    plans = {"library": tuning.LIBRARY, "triton": tuning.Plan(tile, tile, tile, tile, grads, grads)}
+    with tuning.use_plan(plans[plan]) if plan in plans else nullcontext():
+        check_autocast(case, dtype, "cuda")
 
 
 def test_captures_into_a_graph():

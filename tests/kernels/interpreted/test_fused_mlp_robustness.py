@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from scalevit.kernels import fused_mlp, gelu_linear, tuning
+from scalevit.kernels import fused_mlp, gelu_linear, tuning, weight_grad
 
 from kernel_cases import SAVES, Case, check_against_fp64, make_arguments, run
 
@@ -79,6 +79,44 @@ def test_never_reads_weights_beyond_the_width(save):
     dirty = [t.requires_grad_() for t in dirty]
     expected = run(fused_mlp, clean, case, save=save)
     assert all(torch.equal(a, b) for a, b in zip(expected, run(fused_mlp, dirty, case, save=save), strict=True))
+
+
+class Launches:
+    """Stands for a kernel: notes where its operands lie, as (address, shape, strides), and launches it."""
+
+    def __init__(self, kernel, seen: set) -> None:
+        self.kernel, self.seen = kernel, seen
+
+    def __getitem__(self, grid):
+        def launch(*operands, **options):
+            tensors = [getattr(operand, "base", operand) for operand in operands]
+            self.seen |= {(t.data_ptr(), tuple(t.shape), t.stride()) for t in tensors if isinstance(t, torch.Tensor)}
+            return self.kernel[grid](*operands, **options)
+
+        return launch
+
+
+@pytest.mark.parametrize("descriptors", [True, False])
+@pytest.mark.parametrize("save", SAVES)
+def test_narrowed_weights_are_never_copied(save, descriptors, monkeypatch):
+    """The kernels read the parameters and write their whole gradients in place, at the full width's strides."""
+    tile = tuning.Tile(32, 32, 32, descriptors=descriptors)
+    case = Case(rows=(40,), width=48, save=save)
+    forward, backward, grads = set(), set(), set()
+    for module, name, seen in (
+        (gelu_linear, "linear_gelu_kernel", forward), (gelu_linear, "linear_dgelu_kernel", backward),
+        (weight_grad, "weight_grad_kernel", grads),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, Launches(getattr(module, name), seen))
+    arguments = make_arguments(case)
+    _, w1, b1, w2, b2 = arguments
+    with tuning.use_plan(tuning.Plan(*[tile] * 6)):
+        _, _, dw1, _, dw2, _ = run(fused_mlp, arguments, case, save=save)
+    d, h, d_out, width = case.d, case.h, case.d_out, case.width
+    weights = {(w1.data_ptr(), (width, d), (d, 1)), (w2.data_ptr(), (d_out, width), (h, 1))}
+    assert forward >= weights | {(b1.data_ptr(), (width,), (1,)), (b2.data_ptr(), (d_out,), (1,))}
+    assert backward >= weights
+    assert grads >= {(dw1.data_ptr(), (width, d), (d, 1)), (dw2.data_ptr(), (d_out, width), (h, 1))}
 
 
 @pytest.mark.parametrize("save", SAVES)

@@ -5,7 +5,7 @@ import torch
 from scalevit.kernels import eager_mlp, fused_mlp
 from torch.utils.checkpoint import checkpoint
 
-from kernel_cases import SAVES, Case, make_arguments, run
+from kernel_cases import SAVES, Case, check_autocast, make_arguments, run
 from kernel_training import agree, curves, differences
 
 CASE = Case(rows=(9,), d=16, h=32, d_out=16)
@@ -94,6 +94,13 @@ def test_autocast(dtype):
         assert f.dtype == e.dtype
         # Both carry a few roundings to `dtype`; four steps of the largest value bound their difference.
         torch.testing.assert_close(f, e, rtol=0, atol=4 * torch.finfo(dtype).eps * e.abs().max().item())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("save", SAVES)
+@pytest.mark.parametrize("width", [None, 48])
+def test_autocast_against_fp64(dtype, save, width):
+    check_autocast(Case(rows=(150,), save=save, width=width), dtype)
 
 
 @pytest.mark.parametrize("save", SAVES)
