@@ -350,7 +350,8 @@ def run(arguments: argparse.Namespace) -> int:
     batch = min(arguments.batches, key=lambda b: abs(b - 256))
     for shape in (s for s in arguments.shapes if s in ENGINE_SHAPES):
         stacks += measure_stack(shape, *SHAPES[shape], batch, providers(device, small), device, dtype)
-    print_stacks(stacks)
+    if stacks:
+        print_stacks(stacks)
     for names, autocast in rounds(arguments.providers, autocast=dtype != torch.float32):
         for shape in arguments.shapes:
             if autocast and shape not in ENGINE_SHAPES:
