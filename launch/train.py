@@ -11,9 +11,8 @@ from scalevit.launching import launch
 
 def train(config: Config) -> None:
     # Imported late: a mistake in the config is told at once, before torch and timm take their seconds.
-    from scalevit.assemble import engine_setup, open_data, resolve_normalisation
-    from scalevit.engines import World, build_engine, check_engine
-    from scalevit.models import build_model, fuse_mlps
+    from scalevit.assemble import open_data, prepare_engine, resolve_normalisation
+    from scalevit.engines import World, check_engine
     from scalevit.models.statistics import statistics_of
     from scalevit.results import print_summary
     from scalevit.tracking import RunFolder
@@ -27,13 +26,9 @@ def train(config: Config) -> None:
     costs = statistics_of(config.model, config.reduction)
     checkpoints = find_resumable(config, run)
     data = open_data(config, world)
-    device = "meta" if config.train.meta_init else "cpu"
-    model = build_model(config.model, config.reduction, seed=config.seed, device=device)
-    setup = engine_setup(config, world, model)
-    fuse_mlps(model, config.kernels, world.device)
+    shard = prepare_engine(config, world)
     with world.process_group(loaders=config.data.workers, offloads=config.engine.offloads):
-        engine = build_engine(model, setup, config.engine)
-        summary = Trainer(config, world, engine, data, run, costs).fit(resume_from=checkpoints)
+        summary = Trainer(config, world, shard(), data, run, costs).fit(resume_from=checkpoints)
     if world.is_first:
         print_summary(summary, run.path)
 

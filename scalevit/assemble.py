@@ -1,5 +1,6 @@
 """From a config to the parts of a run: its data, and what its engine is built from."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,9 +29,9 @@ from scalevit.data import (
     spread_rank,
     training_transform,
 )
-from scalevit.engines import Setup, World
+from scalevit.engines import Engine, Setup, World, build_engine
 from scalevit.errors import UserError
-from scalevit.models import initial_values, mlp_blocks
+from scalevit.models import build_model, fuse_mlps, initial_values, mlp_blocks
 from scalevit.optim import build_optimizer
 
 
@@ -172,7 +173,20 @@ def _place(config: Config, world: World, finish: Finish) -> dict[str, Any]:
     }
 
 
-def engine_setup(config: Config, world: World, model: nn.Module) -> Setup:
+def prepare_engine(config: Config, world: World) -> Callable[[], Engine]:
+    """Builds the config's model, and returns what shards it: to be called once, inside the process group.
+
+    Raises:
+        UserError: the model or its batches cannot be built, while there is no process group yet.
+    """
+    device = "meta" if config.train.meta_init else "cpu"
+    model = build_model(config.model, config.reduction, seed=config.seed, device=device)
+    setup = _engine_setup(config, world, model)
+    fuse_mlps(model, config.kernels, world.device)
+    return partial(build_engine, model, setup, config.engine)
+
+
+def _engine_setup(config: Config, world: World, model: nn.Module) -> Setup:
     """What an engine is built from, besides the model and its own section of the config."""
     return Setup(
         world=world,

@@ -18,12 +18,11 @@ import torch
 import torch.nn.functional as F
 from rich.table import Table
 
-from scalevit.assemble import engine_setup
+from scalevit.assemble import prepare_engine
 from scalevit.config import Config
 from scalevit.config_file import load_config
-from scalevit.engines import World, build_engine, check_engine
+from scalevit.engines import World, check_engine
 from scalevit.errors import UserError
-from scalevit.models import build_model, fuse_mlps
 from scalevit.models.statistics import statistics_of
 from scalevit.tables import print_table
 from scalevit.throughput import peak_flops
@@ -93,11 +92,7 @@ def _measure(config: Config, world: World, steps: int, first: Row | None) -> Row
     size, classes, batch = config.model.image_size, config.model.num_classes, config.train.micro_batch
     one_batch = config.train.model_copy(update={"global_batch": batch * world.size})
     config = config.model_copy(update={"train": one_batch})
-    model = build_model(
-        config.model, config.reduction, seed=config.seed, device="meta" if config.train.meta_init else "cpu"
-    )
-    setup = engine_setup(config, world, model)
-    engine = build_engine(fuse_mlps(model, config.kernels, world.device), setup, config.engine)
+    engine = prepare_engine(config, world)()
     engine.train()
     generator = torch.Generator(world.device).manual_seed(config.seed)
     images = torch.randn(batch, 3, size, size, device=world.device, generator=generator)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from scalevit.config import Config
+from scalevit.durable import write_file
 from scalevit.errors import UserError
 
 _PACKAGES = (
@@ -98,9 +99,7 @@ class RunFolder:
     # --- helpers --------------------------------------------------------------------------------------------
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        temporary = self.path / f".{name}.tmp"
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
-        temporary.replace(self.path / name)
+        write_file(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
 
     def _cut_metrics(self, step: int) -> None:
         (self.path / "summary.json").unlink(missing_ok=True)
@@ -114,9 +113,7 @@ class RunFolder:
                 break  # the line that a killed run was writing
             if record["step"] <= step:
                 kept.append(line)
-        temporary = self._metrics.with_name(".metrics.jsonl.tmp")
-        temporary.write_text("".join(kept))
-        temporary.replace(self._metrics)  # a run that is killed here loses nothing
+        write_file(self._metrics, "".join(kept).encode())  # a run that is killed here loses nothing
 
     def _start_wandb(self, wandb_id: str | None) -> str | None:
         settings = self.config.tracking

@@ -9,13 +9,13 @@ import errno
 import fcntl
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from scalevit.durable import sync, write_file
 from scalevit.errors import UserError
 
 STATE, MANIFEST = "state.json", "manifest.json"
@@ -150,12 +150,12 @@ def commit(folder: Path, step: int, record: Mapping[str, Any], digests: Mapping[
     manifest = {"format": FORMAT, "files": {**digests, STATE: digest(temporary / STATE)}}
     (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     for path in (temporary / STATE, temporary / MANIFEST, temporary):
-        _flush(path)
+        sync(path)
     replaced = folder / f".{target.name}.old"
     if target.exists():
         target.rename(replaced)
     temporary.rename(target)
-    _flush(folder)
+    sync(folder)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
@@ -165,9 +165,9 @@ def point_and_prune(folder: Path, *, keep: int, keep_best: bool) -> None:
     scored = [(score, path) for path in checkpoints if (score := _score(path)) is not None]
     best = max(scored)[1] if scored else None
     kept = {*checkpoints[-keep:], *([best] if keep_best and best is not None else [])}
-    _point(folder / "latest", checkpoints[-1].name)
+    write_file(folder / "latest", f"{checkpoints[-1].name}\n".encode())
     if best in kept:
-        _point(folder / "best", best.name)
+        write_file(folder / "best", f"{best.name}\n".encode())
     else:
         (folder / "best").unlink(missing_ok=True)
     for old in checkpoints:
@@ -182,22 +182,6 @@ def _score(checkpoint: Path) -> float | None:
         return read_record(checkpoint)["score"]
     except UserError:
         return None  # a damaged one is no reason not to save; it is found when a run would go on from it
-
-
-def _point(pointer: Path, name: str) -> None:
-    temporary = pointer.with_name(f".{pointer.name}.tmp")
-    temporary.write_text(name + "\n")
-    _flush(temporary)
-    os.replace(temporary, pointer)
-    _flush(pointer.parent)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # --- reading ----------------------------------------------------------------------------------------------

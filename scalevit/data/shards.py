@@ -28,6 +28,7 @@ from scalevit.data import images, processes
 from scalevit.data.locations import SET_FILE
 from scalevit.data.order import permutation
 from scalevit.data.sources import MemorySource, Sample, Source, image_folder
+from scalevit.durable import sync, write_file
 from scalevit.errors import UserError
 from scalevit.progress import Counter as ProgressCounter
 
@@ -110,7 +111,7 @@ def write_shards(
             _write_all(job, [number for number in range(count) if number not in set(done)], done, workers)
             _finish(folder, job, count, plan)
             os.rename(folder, target)
-            _sync(target.parent)
+            sync(target.parent)
     except OSError as error:
         raise UserError(f"shards at {target}: cannot be written ({error.strerror or error})") from None
 
@@ -168,7 +169,7 @@ def _begin(folder: Path, plan: dict[str, Any]) -> None:
         # Without its settings nothing here can be used.
         for entry in folder.iterdir():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        _write_file(path, _json(plan))
+        write_file(path, _json(plan))
 
 
 def _is_done(folder: Path, number: int) -> bool:
@@ -232,11 +233,11 @@ def _finish(folder: Path, job: _Job, count: int, plan: dict[str, Any]) -> None:
         "settings": plan,
         "faults": [fault for description in descriptions for fault in description["faults"]],
     }
-    _write_file(folder / SET_FILE, _json(about))
+    write_file(folder / SET_FILE, _json(about))
     (folder / _SETTINGS_FILE).unlink()
     for left_over in folder.glob("*.tmp"):
         left_over.unlink()
-    _sync(folder)
+    sync(folder)
 
 
 def _description(folder: Path, number: int) -> dict[str, Any]:
@@ -301,8 +302,8 @@ def _write_shard(job: _Job, number: int, advance: Callable[[], None]) -> int:
         "faults": faults,
     }
     os.rename(temporary, path)
-    _sync(job.folder)
-    _write_file(path.with_suffix(".json"), _json(about))
+    sync(job.folder)
+    write_file(path.with_suffix(".json"), _json(about))
     return len(faults)
 
 
@@ -342,23 +343,5 @@ class _TarFile:
         self.size += len(content)
 
 
-def _write_file(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(temporary, path)
-
-
 def _json(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, indent=1) + "\n").encode()
-
-
-def _sync(folder: Path) -> None:
-    """Makes the names in a folder as durable as the files."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
