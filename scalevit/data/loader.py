@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
 from scalevit.data.batches import Batching
 from scalevit.data.dataset import ShardDataset
 from scalevit.data.faults import Fault
 from scalevit.data.order import Order
 from scalevit.data.processes import hidden_main, initialise_worker, worker_context
+from scalevit.data.stacking import PREFETCHED, Stack
 from scalevit.errors import UserError
 
 # What the fork server imports once for all workers of a rank: this, and where they are used the transforms, which bring
@@ -39,7 +40,9 @@ class Batch(NamedTuple):
     """One training micro-batch."""
 
     images: torch.Tensor
-    """(m, 3, S, S) as the transform makes them: float32, or uint8 that `Finish` makes float32 on the device."""
+    """(m, 3, S, S) as the transform makes them: float32, or uint8 that `Finish` makes float32 on the device. Those of
+    workers lie in memory that is used again, see `TrainLoader.batches`.
+    """
     labels: torch.Tensor
     """(m,) int64."""
     step: int
@@ -140,13 +143,16 @@ class TrainLoader:
     def batches(self, start_step: int) -> Iterator[Batch]:
         """Endless micro-batches from the first of an optimizer step on, `accumulation` of them per step.
 
+        With workers a batch's images hold until so many more have been asked for: copy what is to last longer.
+
         Raises:
             UserError: while iterating: a shard that is gone, changed or out of reach. Single bad samples are replaced
                 and listed in the batch.
         """
         requests = _with_what_comes(self._requests(start_step), distance=_READ_AHEAD * max(1, self._workers))
-        training = _Training(self.dataset)
-        return items(data_loader(training, requests, self._workers, self._pin_memory, keep_workers=False))
+        stack = Stack(held=self.accumulation, workers=self._workers)
+        training = _Training(self.dataset, stack)
+        return items(data_loader(training, requests, self._workers, self._pin_memory, keep_workers=False), stack)
 
     def _requests(self, start_step: int) -> Iterator["_Request"]:
         rows = self.batching.of_rank(self.rank, self.world_size, start_step)
@@ -197,15 +203,21 @@ class EvaluationLoader:
         rows = -(-per_rank // self._count)
         padded = np.arange(self._count * rows) * world_size + rank
         requests = np.where(padded < len(dataset), padded, -1).reshape(self._count, rows)
-        self._loader = data_loader(_Evaluation(dataset), requests, workers, pin_memory, keep_workers=True)
+        self._stack = Stack(held=1, workers=workers)
+        evaluation = _Evaluation(dataset, self._stack)
+        self._loader = data_loader(evaluation, requests, workers, pin_memory, keep_workers=True)
 
     def __len__(self) -> int:
         """Batches of each rank."""
         return self._count
 
     def __iter__(self) -> Iterator[EvaluationBatch]:
-        """Raises UserError while iterating: a shard that is gone, changed or out of reach."""
-        return items(self._loader)
+        """With workers a batch's images hold until the next is asked for.
+
+        Raises:
+            UserError: while iterating: a shard that is gone, changed or out of reach.
+        """
+        return items(self._loader, self._stack)
 
 
 def check_fingerprint(saved: Mapping[str, str | int], present: Mapping[str, str | int], where: str) -> None:
@@ -276,8 +288,8 @@ def _with_what_comes(requests: Iterator[_Request], distance: int) -> Iterator[_R
 class _Training(Dataset[Batch | UserError]):
     """Requests to batches. A user's mistake is handed over, not raised: the DataLoader would add its traceback."""
 
-    def __init__(self, dataset: ShardDataset) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: ShardDataset, stack: Stack) -> None:
+        self.dataset, self.stack = dataset, stack
 
     def __getitem__(self, request: _Request) -> Batch | UserError:
         tensors: list[torch.Tensor] = [torch.empty(0)] * len(request.samples)
@@ -297,12 +309,12 @@ class _Training(Dataset[Batch | UserError]):
             return error
         labels = torch.from_numpy(self.dataset.index.label[samples])
         numbers = torch.from_numpy(samples)
-        return Batch(stack(tensors), labels, request.step, request.micro_batch, numbers, faults)
+        return Batch(self.stack(tensors), labels, request.step, request.micro_batch, numbers, faults)
 
 
 class _Evaluation(Dataset[EvaluationBatch | UserError]):
-    def __init__(self, dataset: ShardDataset) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: ShardDataset, stack: Stack) -> None:
+        self.dataset, self.stack = dataset, stack
 
     def __getitem__(self, samples: np.ndarray) -> EvaluationBatch | UserError:
         """samples: (b,) int64, -1 for padding."""
@@ -314,22 +326,11 @@ class _Evaluation(Dataset[EvaluationBatch | UserError]):
             return error
         tensors = [item for item in shown if isinstance(item, torch.Tensor)]
         blank = torch.zeros_like(tensors[0]) if tensors else self.dataset.blank()
-        images = stack([item if isinstance(item, torch.Tensor) else blank for item in shown])
+        images = self.stack([item if isinstance(item, torch.Tensor) else blank for item in shown])
         faults = [item for item in shown if isinstance(item, Fault)]
         decoded = torch.tensor([not isinstance(item, Fault) for item in shown])
         labels = torch.from_numpy(np.where(real, self.dataset.index.label[samples], 0))
         return EvaluationBatch(images, labels, torch.from_numpy(real.astype(np.float32)), decoded, faults)
-
-
-def stack(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """One batch of (3, S, S) tensors, in their memory format: decoders give (S, S, 3), which is channels-last. In a
-    worker it lies in shared memory at once.
-    """
-    if tensors[0].ndim == 3 and tensors[0].stride(0) == 1:
-        batch: torch.Tensor = default_collate([tensor.permute(1, 2, 0) for tensor in tensors])
-        return batch.permute(0, 3, 1, 2)
-    stacked: torch.Tensor = default_collate(list(tensors))
-    return stacked
 
 
 # --- torch's DataLoader -----------------------------------------------------------------------------------
@@ -347,6 +348,7 @@ def data_loader(
         sampler=requests,
         num_workers=workers,
         collate_fn=_packed,
+        prefetch_factor=PREFETCHED if workers else None,
         pin_memory=pin_memory,
         worker_init_fn=initialise_worker,
         multiprocessing_context=_context(workers),
@@ -362,11 +364,13 @@ def _context(workers: int) -> BaseContext | None:
     return worker_context(tuple(name for name in _PRELOAD if name in sys.modules))
 
 
-def items(loader: DataLoader[Any]) -> Iterator[Any]:
-    """What workers made; raises the `UserError` that one handed over."""
+def items(loader: DataLoader[Any], stack: Stack) -> Iterator[Any]:
+    """What workers made, by this stack; raises the `UserError` that one handed over."""
     with hidden_main():
         iterator = iter(loader)
     pin = loader.pin_memory and torch.accelerator.is_available()
+    # As long as torch knows a buffer, it does not map it again.
+    mapped: deque[torch.UntypedStorage] = deque(maxlen=stack.buffers)
     for item in iterator:
         if isinstance(item, UserError):
             try:
@@ -375,6 +379,7 @@ def items(loader: DataLoader[Any]) -> Iterator[Any]:
                 # Else the error and this frame hold each other, and workers that only the garbage collector lets go of
                 # end after a time-out of 5 seconds.
                 del item
+        mapped.append(item.images.untyped_storage())
         yield _unpacked(item, pin)
 
 

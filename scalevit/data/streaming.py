@@ -24,6 +24,7 @@ from scalevit.data.faults import Fault
 from scalevit.data.images import KINDS, UndecodableImage, decode, decode_pixels
 from scalevit.data.locations import expand_braces
 from scalevit.data.seeding import hash64, seed_sample
+from scalevit.data.stacking import Stack
 from scalevit.data.storage import ForwardFile
 from scalevit.errors import UserError
 
@@ -73,7 +74,9 @@ class StreamLoader:
                 f"shards at {pattern}: {len(urls)} cannot be streamed by {world_size} ranks of {workers} workers: each "
                 "needs a shard of its own; use fewer data.workers"
             )
-        self._stream = _Stream(urls[rank::world_size], transform, seed, rank, label_key, num_classes, micro_batch)
+        self._stack = Stack(held=self.accumulation, workers=workers)
+        urls = urls[rank::world_size]
+        self._stream = _Stream(urls, transform, seed, rank, label_key, num_classes, micro_batch, self._stack)
         self._rank, self._world_size = rank, world_size
         self._workers, self._pin_memory = workers, pin_memory
 
@@ -88,7 +91,8 @@ class StreamLoader:
         return {"streaming": "not exactly resumable", "samples": self.samples, "seed": self.seed}
 
     def batches(self, start_step: int) -> Iterator[loader.Batch]:
-        """Endless micro-batches; `start_step` counts and changes the seed, but skips nothing.
+        """Endless micro-batches, whose images hold as long as those of `TrainLoader`; `start_step` counts, and changes
+        the seed, but skips nothing.
 
         Raises:
             UserError: while iterating: a shard cannot be streamed.
@@ -96,7 +100,7 @@ class StreamLoader:
         self._stream.start_step = start_step
         parts = loader.data_loader(self._stream, None, self._workers, self._pin_memory, keep_workers=False)
         step, index = start_step, 0
-        for part in loader.items(parts):
+        for part in loader.items(parts, self._stack):
             number = index * self._world_size + self._rank
             yield part._replace(step=step, micro_batch=number)
             index += 1
@@ -124,9 +128,10 @@ class _Stream(IterableDataset[Any]):
         label_key: str,
         num_classes: int,
         micro_batch: int,
+        stack: Stack,
     ) -> None:
         self.urls, self.transform, self.seed, self.rank = urls, transform, seed, rank
-        self.label_key, self.num_classes, self.micro_batch = label_key, num_classes, micro_batch
+        self.label_key, self.num_classes, self.micro_batch, self.stack = label_key, num_classes, micro_batch, stack
         self.start_step = 0
         self._faults: list[Fault] = []
 
@@ -154,7 +159,7 @@ class _Stream(IterableDataset[Any]):
             if len(tensors) == self.micro_batch:
                 unknown = torch.full((self.micro_batch,), -1)
                 faults, self._faults = self._faults, []
-                yield loader.Batch(loader.stack(tensors), torch.tensor(shown), 0, 0, unknown, faults)
+                yield loader.Batch(self.stack(tensors), torch.tensor(shown), 0, 0, unknown, faults)
                 tensors, shown = [], []
 
     def _samples(self, urls: list[str], worker: int) -> Iterator[dict[str, Any]]:

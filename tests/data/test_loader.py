@@ -19,6 +19,7 @@ from scalevit.data.index import load_index
 from scalevit.data.loader import EvaluationLoader, TrainLoader, _Request, _Training, _with_what_comes, check_fingerprint
 from scalevit.data.order import Order
 from scalevit.data.shards import write_samples
+from scalevit.data.stacking import Stack
 from scalevit.data.transforms import evaluation_transform, training_transform
 from scalevit.errors import UserError
 
@@ -39,9 +40,9 @@ def training(dataset):
 
 
 def steps(loader, start, stop):
-    """(step, number): batch, in the order of the loader."""
+    """(step, number): batch, in the order of the loader; copies, as workers use the memory of batches again."""
     batches = itertools.islice(loader.batches(start), (stop - start) * loader.accumulation)
-    return {(batch.step, batch.micro_batch): batch for batch in batches}
+    return {(batch.step, batch.micro_batch): batch._replace(images=batch.images.clone()) for batch in batches}
 
 
 def assert_same(batches, expected):
@@ -86,6 +87,22 @@ def test_starting_at_a_step_is_the_tail(training, repeats, expected, workers):
     assert_same(tail, expected)
 
 
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 1), (1, 2), (1, 4), (3, 2)])
+def test_a_steps_batches_hold_while_workers_run_ahead(training, world_size, workers):
+    """Workers fill their few buffers again, but none of those that the training loop may still read."""
+    place = {"world_size": world_size, "workers": workers}
+    expected = steps(training(world_size=world_size), 0, 2 * STEPS)
+    loader = training(**place)
+    batches, addresses = loader.batches(0), set()
+    for _ in range(2 * STEPS):
+        step = list(itertools.islice(batches, loader.accumulation))
+        time.sleep(0.1)  # enough for all batches that were asked for
+        for batch in step:
+            assert torch.equal(batch.images, expected[batch.step, batch.micro_batch].images)
+            addresses.add(batch.images.data_ptr())
+    assert len(addresses) <= Stack(loader.accumulation, workers).buffers < 2 * STEPS * loader.accumulation
+
+
 WORLD_SIZES = [1, 2, 3, 4, 6, 8, 12, 96]
 
 
@@ -94,7 +111,7 @@ def made_by_workers(loader, workers, count):
     and the requests w, w + W, ...
     """
     requests = list(itertools.islice(loader._requests(0), count))
-    copies = [pickle.loads(pickle.dumps(_Training(loader.dataset))) for _ in range(max(1, workers))]
+    copies = [pickle.loads(pickle.dumps(_Training(loader.dataset, Stack(1, 0)))) for _ in range(max(1, workers))]
     made = [None] * count
     for worker, copy in enumerate(copies):
         for place in range(worker, count, len(copies)):

@@ -39,11 +39,9 @@ def test_pipes_are_streamed_with_bad_samples_listed(folder, world_size, workers)
     seen, bad = Counter(), set()
     for rank in range(world_size):
         loader = stream(folder, rank=rank, world_size=world_size, workers=workers)
-        batches = list(itertools.islice(loader.batches(5), 26))
-        places = [(batch.step, batch.micro_batch) for batch in batches]
         per_step = 2 // world_size
-        assert places == [(5 + n // per_step, n % per_step * world_size + rank) for n in range(26)]
-        for batch in batches:
+        for n, batch in enumerate(itertools.islice(loader.batches(5), 26)):
+            assert (batch.step, batch.micro_batch) == (5 + n // per_step, n % per_step * world_size + rank)
             assert batch.images[:, 0].tolist() == batch.labels.tolist()
             seen.update(batch.labels.tolist())
             bad |= {(fault.key, fault.reason) for fault in batch.faults}
