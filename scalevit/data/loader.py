@@ -150,9 +150,8 @@ class TrainLoader:
                 and listed in the batch.
         """
         requests = _with_what_comes(self._requests(start_step), distance=_READ_AHEAD * max(1, self._workers))
-        stack = Stack(held=self.accumulation, workers=self._workers)
-        training = _Training(self.dataset, stack)
-        return items(data_loader(training, requests, self._workers, self._pin_memory, keep_workers=False), stack)
+        training = _Training(self.dataset, Stack(held=self.accumulation, workers=self._workers))
+        return items(data_loader(training, requests, self._workers, self._pin_memory, keep_workers=False))
 
     def _requests(self, start_step: int) -> Iterator["_Request"]:
         rows = self.batching.of_rank(self.rank, self.world_size, start_step)
@@ -203,8 +202,7 @@ class EvaluationLoader:
         rows = -(-per_rank // self._count)
         padded = np.arange(self._count * rows) * world_size + rank
         requests = np.where(padded < len(dataset), padded, -1).reshape(self._count, rows)
-        self._stack = Stack(held=1, workers=workers)
-        evaluation = _Evaluation(dataset, self._stack)
+        evaluation = _Evaluation(dataset, Stack(held=1, workers=workers))
         self._loader = data_loader(evaluation, requests, workers, pin_memory, keep_workers=True)
 
     def __len__(self) -> int:
@@ -217,7 +215,7 @@ class EvaluationLoader:
         Raises:
             UserError: while iterating: a shard that is gone, changed or out of reach.
         """
-        return items(self._loader, self._stack)
+        return items(self._loader)
 
 
 def check_fingerprint(saved: Mapping[str, str | int], present: Mapping[str, str | int], where: str) -> None:
@@ -364,13 +362,11 @@ def _context(workers: int) -> BaseContext | None:
     return worker_context(tuple(name for name in _PRELOAD if name in sys.modules))
 
 
-def items(loader: DataLoader[Any], stack: Stack) -> Iterator[Any]:
-    """What workers made, by this stack; raises the `UserError` that one handed over."""
+def items(loader: DataLoader[Any]) -> Iterator[Any]:
+    """What workers made; raises the `UserError` that one handed over."""
     with hidden_main():
         iterator = iter(loader)
     pin = loader.pin_memory and torch.accelerator.is_available()
-    # As long as torch knows a buffer, it does not map it again.
-    mapped: deque[torch.UntypedStorage] = deque(maxlen=stack.buffers)
     for item in iterator:
         if isinstance(item, UserError):
             try:
@@ -379,7 +375,6 @@ def items(loader: DataLoader[Any], stack: Stack) -> Iterator[Any]:
                 # Else the error and this frame hold each other, and workers that only the garbage collector lets go of
                 # end after a time-out of 5 seconds.
                 del item
-        mapped.append(item.images.untyped_storage())
         yield _unpacked(item, pin)
 
 

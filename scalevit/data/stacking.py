@@ -1,14 +1,18 @@
 """Images to batches, in shared memory that workers use again.
 
 torch's DataLoader takes fresh shared memory for every batch. The kernel hands it over zeroed and page by page, to the
-worker and again to the process that trains; on a virtual machine that costs half a millisecond per image (docs/LOG.md).
-Here each worker has a few buffers and fills them in turn. Knows tensors and workers; must not know what they show.
+worker and again to the process that trains, and its file descriptor goes through a socket: on a virtual machine that
+takes over half a millisecond per image (docs/LOG.md). Here each worker has a few buffers that it fills in turn, hands
+each over once, and from then on tells its number. Knows tensors and workers; must not know what they show.
 """
 
-from collections import deque
+import itertools
 from collections.abc import Sequence
+from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
+from torch import Tensor
 from torch.utils.data import get_worker_info
 
 # Batches that a worker prepares before they are asked for, torch's default.
@@ -27,22 +31,57 @@ class Stack:
     """
 
     def __init__(self, held: int, workers: int) -> None:
-        self._own = PREFETCHED + -(-held // max(1, workers))
-        self._buffers: deque[torch.Tensor] = deque(maxlen=self._own)
-        self.buffers = self._own * workers
-        """Of all workers."""
+        self.buffers = PREFETCHED + -(-held // max(1, workers))
+        """Of each worker."""
+        # The copies of this object in the workers have its number, and each fills buffers of its own.
+        self._number = next(_numbers)
+        _stacks[self._number] = self
+        self._batches = 0
+        self._filled: list[Tensor] = []
+        self._arrived: dict[tuple[int, int], Tensor] = {}
 
-    def __call__(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
-        """images: m of (3, S, S); returns (m, 3, S, S) in their memory format: decoders give (S, S, 3) in memory."""
-        if images[0].ndim == 3 and images[0].stride(0) == 1:
-            return self._stacked([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
-        return self._stacked(images)
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_filled": [], "_arrived": {}}
 
-    def _stacked(self, images: Sequence[torch.Tensor]) -> torch.Tensor:
-        if get_worker_info() is None:
-            return torch.stack(list(images))
-        if len(self._buffers) < self._own:
-            self._buffers.append(torch.empty((len(images), *images[0].shape), dtype=images[0].dtype).share_memory_())
-        else:
-            self._buffers.rotate(-1)
-        return torch.stack(list(images), out=self._buffers[-1])
+    def __call__(self, images: Sequence[Tensor]) -> Any:
+        """images: m of (3, S, S); returns (m, 3, S, S) in their memory format: decoders give (S, S, 3) in memory. In a
+        worker it returns what arrives as such in the process that trains.
+        """
+        worker = get_worker_info()
+        if worker is None:
+            return _stacked(images)
+        place = self._batches % self.buffers
+        self._batches += 1
+        if place < len(self._filled):
+            _stacked(images, out=self._filled[place])
+            return _InBuffer(self._number, worker.id, place, None)
+        self._filled.append(_stacked(images).share_memory_())
+        return _InBuffer(self._number, worker.id, place, self._filled[place])
+
+
+def _stacked(images: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
+    if images[0].stride(0) > 1:
+        return torch.stack(list(images), out=out)
+    channels_last = [image.movedim(0, -1) for image in images]
+    return torch.stack(channels_last, out=None if out is None else out.movedim(1, -1)).movedim(-1, 1)
+
+
+_numbers = itertools.count()
+_stacks: WeakValueDictionary[int, Stack] = WeakValueDictionary()
+
+
+class _InBuffer:
+    """Stands for a stacked batch on its way out of a worker."""
+
+    def __init__(self, stack: int, worker: int, place: int, images: Tensor | None) -> None:
+        self._told = stack, worker, place, images
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _arrive, self._told
+
+
+def _arrive(stack: int, worker: int, place: int, images: Tensor | None) -> Tensor:
+    arrived = _stacks[stack]._arrived
+    if images is not None:
+        arrived[worker, place] = images
+    return arrived[worker, place]

@@ -74,9 +74,7 @@ class StreamLoader:
                 f"shards at {pattern}: {len(urls)} cannot be streamed by {world_size} ranks of {workers} workers: each "
                 "needs a shard of its own; use fewer data.workers"
             )
-        self._stack = Stack(held=self.accumulation, workers=workers)
-        urls = urls[rank::world_size]
-        self._stream = _Stream(urls, transform, seed, rank, label_key, num_classes, micro_batch, self._stack)
+        self._stream = _Stream(urls[rank::world_size], transform, seed, rank, label_key, num_classes, micro_batch)
         self._rank, self._world_size = rank, world_size
         self._workers, self._pin_memory = workers, pin_memory
 
@@ -98,9 +96,10 @@ class StreamLoader:
             UserError: while iterating: a shard cannot be streamed.
         """
         self._stream.start_step = start_step
+        self._stream.stack = Stack(held=self.accumulation, workers=self._workers)
         parts = loader.data_loader(self._stream, None, self._workers, self._pin_memory, keep_workers=False)
         step, index = start_step, 0
-        for part in loader.items(parts, self._stack):
+        for part in loader.items(parts):
             number = index * self._world_size + self._rank
             yield part._replace(step=step, micro_batch=number)
             index += 1
@@ -128,11 +127,11 @@ class _Stream(IterableDataset[Any]):
         label_key: str,
         num_classes: int,
         micro_batch: int,
-        stack: Stack,
     ) -> None:
         self.urls, self.transform, self.seed, self.rank = urls, transform, seed, rank
-        self.label_key, self.num_classes, self.micro_batch, self.stack = label_key, num_classes, micro_batch, stack
+        self.label_key, self.num_classes, self.micro_batch = label_key, num_classes, micro_batch
         self.start_step = 0
+        self.stack = Stack(held=1, workers=0)
         self._faults: list[Fault] = []
 
     def __iter__(self) -> Iterator[loader.Batch | UserError]:

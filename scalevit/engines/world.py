@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from scalevit.errors import UserError
+from scalevit.host_memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class World:
             # Launchers leave one thread or all cores to each rank; the ranks of a machine share its cores.
             cores = len(os.sched_getaffinity(0)) // self.local_size
             torch.set_num_threads(max(1, cores - loaders))
+            keep_freed_memory()
         alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
         for key, value in alone.items():
             os.environ.setdefault(key, value)

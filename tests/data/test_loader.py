@@ -100,7 +100,7 @@ def test_a_steps_batches_hold_while_workers_run_ahead(training, world_size, work
         for batch in step:
             assert torch.equal(batch.images, expected[batch.step, batch.micro_batch].images)
             addresses.add(batch.images.data_ptr())
-    assert len(addresses) <= Stack(loader.accumulation, workers).buffers < 2 * STEPS * loader.accumulation
+    assert len(addresses) <= workers * Stack(loader.accumulation, workers).buffers < 2 * STEPS * loader.accumulation
 
 
 WORLD_SIZES = [1, 2, 3, 4, 6, 8, 12, 96]
