@@ -42,6 +42,8 @@ from scalevit.errors import UserError
 # What DeepSpeed's own checkpoints hold beside tensors and plain values.
 CLASSES_IN_CHECKPOINTS: list[Any] = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
 
+_LINEAR = nn.functional.linear
+
 
 class DeepSpeedEngine(Engine):
     """A `deepspeed.initialize`d module."""
@@ -188,6 +190,9 @@ class DeepSpeedEngine(Engine):
 
     def close(self) -> None:
         self.engine.destroy()
+        # ZeRO-3 replaces it for the whole process, by one that does not keep gathered weights for the backward. Later
+        # engines would use that one too, and it rounds differently.
+        nn.functional.linear = _LINEAR
 
     # --- state ----------------------------------------------------------------------------------------------
 

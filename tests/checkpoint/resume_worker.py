@@ -104,6 +104,12 @@ class Run:
         }
         return assemble(self.engine, {f"{part}.{n}": p for part, held in parts.items() for n, p in held.items()})
 
+    def end(self, losses: list[float]) -> dict[str, Any]:
+        """What is compared; the process goes on to other engines."""
+        tensors = self.tensors()
+        self.engine.close()
+        return {"losses": losses, "tensors": tensors}
+
 
 def assemble(engine: Engine, pieces: dict[str, Piece]) -> dict[str, Tensor]:
     own = [(name, piece.start, piece.values.clone(), piece.shape) for name, piece in pieces.items()]
@@ -145,7 +151,7 @@ def save(cell: dict[str, Any], folder: Path, world: World) -> dict[str, Any]:
     assert read.keys() == before.keys()
     for name, tensor in before.items():
         assert torch.equal(read[name], tensor), f"{name} was not saved as it was"
-    return {"losses": losses, "tensors": run.tensors()}
+    return run.end(losses)
 
 
 def resume(cell: dict[str, Any], source: str, folder: Path, world: World) -> dict[str, Any]:
@@ -158,8 +164,7 @@ def resume(cell: dict[str, Any], source: str, folder: Path, world: World) -> dic
     for name, tensor in run.tensors().items():
         assert torch.equal(read[name], tensor), f"{name} was not restored as it was"
     assert run.engine.moments().steps == SAVED_AT
-    losses = run.train(SAVED_AT, STEPS)
-    return {"losses": losses, "tensors": run.tensors()}
+    return run.end(run.train(SAVED_AT, STEPS))
 
 
 def main() -> None:
