@@ -24,6 +24,7 @@ class Stack:
 
     A batch holds its pixels until `held` more have been asked for: a worker is told to go on with batch j + PREFETCHED
     (of its own) when batch j is handed out, so with PREFETCHED + held buffers none of the last `held` is written to.
+    For that all workers must take turns: none may end before the others.
 
     Args:
         held: batches of all workers that the process which trains uses at a time.
@@ -37,11 +38,11 @@ class Stack:
         self._number = next(_numbers)
         _stacks[self._number] = self
         self._batches = 0
-        self._filled: list[Tensor] = []
+        self._filled: dict[int, Tensor] = {}
         self._arrived: dict[tuple[int, int], Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_filled": [], "_arrived": {}}
+        return {**vars(self), "_filled": {}, "_arrived": {}}
 
     def __call__(self, images: Sequence[Tensor]) -> Any:
         """images: m of (3, S, S); returns (m, 3, S, S) in their memory format: decoders give (S, S, 3) in memory. In a
@@ -52,10 +53,11 @@ class Stack:
             return _stacked(images)
         place = self._batches % self.buffers
         self._batches += 1
-        if place < len(self._filled):
-            _stacked(images, out=self._filled[place])
+        buffer = self._filled.get(place)
+        if buffer is not None and buffer.shape == (len(images), *images[0].shape):
+            _stacked(images, out=buffer)
             return _InBuffer(self._number, worker.id, place, None)
-        self._filled.append(_stacked(images).share_memory_())
+        self._filled[place] = _stacked(images).share_memory_()
         return _InBuffer(self._number, worker.id, place, self._filled[place])
 
 

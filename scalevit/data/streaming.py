@@ -10,6 +10,7 @@ import io
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -95,9 +96,10 @@ class StreamLoader:
         Raises:
             UserError: while iterating: a shard cannot be streamed.
         """
-        self._stream.start_step = start_step
-        self._stream.stack = Stack(held=self.accumulation, workers=self._workers)
-        parts = loader.data_loader(self._stream, None, self._workers, self._pin_memory, keep_workers=False)
+        stream = copy(self._stream)
+        stream.start_step = start_step
+        stream.stack = Stack(held=self.accumulation, workers=self._workers)
+        parts = loader.data_loader(stream, None, self._workers, self._pin_memory, keep_workers=False)
         step, index = start_step, 0
         for part in loader.items(parts):
             number = index * self._world_size + self._rank
@@ -138,7 +140,8 @@ class _Stream(IterableDataset[Any]):
         try:
             yield from self._batches()
         except UserError as error:
-            yield error
+            while True:  # a worker that ended would leave its turns to the others, see `Stack`
+                yield error
 
     def _batches(self) -> Iterator[loader.Batch]:
         worker = get_worker_info()

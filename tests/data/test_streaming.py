@@ -50,6 +50,16 @@ def test_pipes_are_streamed_with_bad_samples_listed(folder, world_size, workers)
     assert stream(folder).epoch_end_step(0) == stream(folder).steps_in(1) == 7
 
 
+def test_two_iterators_do_not_share_memory(folder):
+    """Of one loader, in turns; each has workers of its own."""
+    loader = stream(folder, workers=1)
+    alone = [batch.labels.tolist() for batch in itertools.islice(loader.batches(5), 8)]
+    one, other = loader.batches(5), loader.batches(5)
+    for expected in alone:
+        for batch in (next(one), next(other)):
+            assert batch.images[:, 0].tolist() == batch.labels.tolist() == expected
+
+
 def test_it_says_that_it_cannot_be_resumed_exactly(folder):
     assert "not exactly resumable" in stream(folder).fingerprint.values()
     first, second = (next(stream(folder).batches(start)).labels.tolist() for start in (0, 1))
