@@ -258,7 +258,8 @@ def test_datasets_is_named_where_it_is_missing(tmp_path, monkeypatch):
 
 
 def test_datasets_on_disk(image_folder, tmp_path):
-    datasets = pytest.importorskip("datasets")
+    import datasets  # takes seconds
+
     paths = sorted(path for path in image_folder.rglob("*.*") if path.parent.name != "cow")
     content = {
         "image": [{"bytes": path.read_bytes(), "path": path.name} for path in paths],
