@@ -190,9 +190,10 @@ class DeepSpeedEngine(Engine):
 
     def close(self) -> None:
         self.engine.destroy()
-        # ZeRO-3 replaces it for the whole process, by one that does not keep gathered weights for the backward. Later
-        # engines would use that one too, and it rounds differently.
-        nn.functional.linear = _LINEAR
+        if self.stage == 3:
+            # DeepSpeed replaced it for the whole process, by one that does not keep gathered weights for the backward.
+            # Later engines would use that one too, and it rounds differently.
+            nn.functional.linear = _LINEAR
 
     # --- state ----------------------------------------------------------------------------------------------
 
