@@ -4,11 +4,8 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import fork_server
-from launching import QUICKSTART, environment, free_port
+from launching import QUICKSTART, ForkServer
 from scalevit.checkpoint.folder import find_damage, list_checkpoints
 
 SECONDS = 120
@@ -38,47 +34,19 @@ SETTINGS = [
 ENGINES = {"zero2": ["engine.stage=2"], "fsdp": ["engine.name=fsdp"]}
 
 
-@dataclass
-class Server:
-    process: "subprocess.Popen[str]"
-    workplace: Path
-
-    def start(self, name: str, *settings: str) -> list[int]:
-        """Process ids of two ranks."""
-        request = {
-            "ranks": 2,
-            "port": str(free_port()),
-            "arguments": ["--config", QUICKSTART, f"name={name}", *SETTINGS, *settings],
-            "output": str(self.workplace / f"{name}.log"),
-        }
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        return self.answer()
-
-    def answer(self) -> Any:
-        assert self.process.stdout is not None
-        return json.loads(self.process.stdout.readline())
-
-    def log(self, name: str) -> str:
-        return (self.workplace / f"{name}.log").read_text()
-
-
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Iterator[ForkServer]:
     workplace = tmp_path_factory.mktemp("killed")
     (workplace / "data").mkdir()
     (workplace / "data" / "digits").symlink_to(digits)
-    process = subprocess.Popen(
-        [sys.executable, fork_server.__file__],
-        cwd=workplace,
-        env=environment(PYTHONPATH=str(Path(__file__).parents[1])),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    yield Server(process, workplace)
-    process.kill()
+    server = ForkServer(workplace)
+    yield server
+    server.close()
+
+
+def start(server: ForkServer, name: str, *settings: str) -> list[int]:
+    """Process ids of two ranks."""
+    return server.start(name, ["--config", QUICKSTART, f"name={name}", *SETTINGS, *settings], ranks=2)
 
 
 def steps_done(folder: Path) -> int:
@@ -86,11 +54,11 @@ def steps_done(folder: Path) -> int:
     return metrics.read_text().count('"kind": "train"') if metrics.exists() else 0
 
 
-def kill_when_due(server: Server, name: str, settings: list[str], chance: random.Random) -> str:
+def kill_when_due(server: ForkServer, name: str, settings: list[str], chance: random.Random) -> str:
     """Kills both ranks after a few steps: in the middle of a save, or at any moment. Returns what it waited for."""
     folder = server.workplace / "runs" / name
     wanted = chance.choice(["a save", "any moment"])
-    ranks = server.start(name, *settings)
+    ranks = start(server, name, *settings)
     begun, deadline = time.time(), time.monotonic() + SECONDS
     steps = chance.randrange(1, 6)
     resumed_at: int | None = None
@@ -112,11 +80,11 @@ def kill_when_due(server: Server, name: str, settings: list[str], chance: random
     return wanted
 
 
-def check_kills(server: Server, engine: str, *, kills: int, steps: int) -> dict[str, Any]:
+def check_kills(server: ForkServer, engine: str, *, kills: int, steps: int) -> dict[str, Any]:
     """Returns what happened."""
     name, undisturbed = f"{engine}_{kills}", f"{engine}_{kills}_undisturbed"
     settings = [*ENGINES[engine], f"train.max_steps={steps}"]
-    server.start(undisturbed, *settings, "train.checkpoint.asynchronous=false")
+    start(server, undisturbed, *settings, "train.checkpoint.asynchronous=false")
     assert server.answer() == [0, 0], server.log(undisturbed)[-3000:]
     chance = random.Random(kills)
     folder = server.workplace / "runs" / name
@@ -128,7 +96,7 @@ def check_kills(server: Server, engine: str, *, kills: int, steps: int) -> dict[
             assert find_damage(checkpoint) == [], "a checkpoint with a name is whole"
         torn += any((folder / "checkpoints").glob(".step-*"))
     assert steps_done(folder) < steps, "the run was over before its kills"
-    server.start(name, *settings)
+    start(server, name, *settings)
     assert server.answer() == [0, 0], server.log(name)[-3000:]
     log = server.log(name)
     assert "warning" not in log
@@ -156,11 +124,11 @@ def check_kills(server: Server, engine: str, *, kills: int, steps: int) -> dict[
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_killed_a_few_times(server: Server, engine: str) -> None:
+def test_killed_a_few_times(server: ForkServer, engine: str) -> None:
     check_kills(server, engine, kills=4, steps=60)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
-def test_killed_thirty_times(server: Server, engine: str) -> None:
+def test_killed_thirty_times(server: ForkServer, engine: str) -> None:
     print(json.dumps(check_kills(server, engine, kills=30, steps=240)))  # see docs/results/kills.json

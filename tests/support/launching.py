@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SCRIPT = str(ROOT / "launch" / "train.py")
 QUICKSTART = str(ROOT / "configs" / "quickstart.json")
 # Entry points that were installed beside this interpreter.
@@ -89,6 +89,43 @@ class Ranks:
         for log, process in zip(self._logs, self._processes, strict=True):
             assert not process.returncode, log.read_text()[-6000:]
         assert time.monotonic() < deadline, f"still running: {self._logs[0].read_text()[-3000:]}"
+
+
+class ForkServer:
+    """Training runs that are forked from one process which has imported everything; see `fork_server.py`."""
+
+    def __init__(self, workplace: Path):
+        """workplace: where the runs are started; holds their logs."""
+        self.workplace = workplace
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("fork_server.py"))],
+            cwd=workplace,
+            env=environment(PYTHONPATH=str(Path(__file__).parent)),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def start(self, name: str, arguments: list[str], *, ranks: int) -> list[int]:
+        """Starts `launch/train.py` on each rank; returns the process ids. `answer` then waits for the end."""
+        log = str(self.workplace / f"{name}.log")
+        request = {"ranks": ranks, "port": str(free_port()), "arguments": arguments, "output": log}
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def answer(self) -> Any:
+        """The next answer: after `start`'s own, the exit status of each rank."""
+        assert self.process.stdout is not None
+        return json.loads(self.process.stdout.readline())
+
+    def log(self, name: str) -> str:
+        return (self.workplace / f"{name}.log").read_text()
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
 
 
 def start(arguments: list[str], *, cwd: Path) -> "subprocess.Popen[str]":
