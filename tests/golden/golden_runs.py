@@ -3,7 +3,7 @@
     python tests/golden/golden_runs.py     # records them again, after a change of numerics that has its own parity test
 
 They start as a user starts them (`launch/train.py`, overrides) and are read from the run folder, so they know nothing
-of the library's inside. The file is made on one machine; `golden_machine` tells whether this one computes the same bits.
+of the library's inside. The file is made on one machine; `golden_machine` says whether this one computes the same bits.
 """
 
 import hashlib
