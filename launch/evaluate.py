@@ -6,17 +6,18 @@
 
 import json
 
-from scalevit.config import Config
+from scalevit.cli.launching import launch
+from scalevit.config.tree import Config
 from scalevit.errors import UserError
-from scalevit.launching import launch
 
 
 def evaluate_weights(config: Config) -> None:
     if config.model.initial_weights is None:
         raise UserError("model.initial_weights = null: name the weights to evaluate")
-    from scalevit.assemble import open_evaluation, prepare_engine, resolve_normalisation
-    from scalevit.engines import World, check_engine
-    from scalevit.evaluate import evaluate
+    from scalevit.distributed import World
+    from scalevit.engines.factory import check_engine
+    from scalevit.training.evaluation import evaluate
+    from scalevit.training.run import open_evaluation, prepare_engine, resolve_normalisation
 
     world = World.from_environment()
     config = resolve_normalisation(config)

@@ -5,18 +5,19 @@ torchrun --nproc-per-node 8 launch/train.py --config configs/fsdp.json
 python launch/train.py --config configs/quickstart.json
 """
 
-from scalevit.config import Config
-from scalevit.launching import launch
+from scalevit.cli.launching import launch
+from scalevit.config.tree import Config
 
 
 def train(config: Config) -> None:
     # Imported late: a mistake in the config is told at once, before torch and timm take their seconds.
-    from scalevit.assemble import open_data, prepare_engine, resolve_normalisation
-    from scalevit.engines import World, check_engine
-    from scalevit.models.statistics import statistics_of
-    from scalevit.results import print_summary
-    from scalevit.tracking import RunFolder
-    from scalevit.train import Trainer, find_resumable
+    from scalevit.distributed import World
+    from scalevit.engines.factory import check_engine
+    from scalevit.models.costs import statistics_of
+    from scalevit.runs.folder import RunFolder
+    from scalevit.runs.summary import print_summary
+    from scalevit.training.run import open_data, prepare_engine, resolve_normalisation
+    from scalevit.training.trainer import Trainer, find_resumable
 
     world = World.from_environment()
     config = resolve_normalisation(config)

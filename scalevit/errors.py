@@ -9,7 +9,7 @@ from contextlib import contextmanager
 class UserError(Exception):
     """A mistake in a config, a path or a data set. The message says what, where and how to mend it.
 
-    Entry points (`scalevit.cli`, `launch/*.py`) print the message as one line and exit with status 2.
+    Entry points (`scalevit.cli.main`, `launch/*.py`) print the message as one line and exit with status 2.
     Every other exception is a bug and keeps its traceback.
     """
 

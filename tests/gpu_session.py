@@ -56,7 +56,7 @@ def parts(output: Path) -> list[Part]:
     tuner = ("-m", "scalevit.kernels.tuning", "--tokens", "50432", "--shape", "768x3072", "768x1536")
     trainer = ("pydantic", "timm", "deepspeed", "webdataset", "rich")
     installed = all(importlib.util.find_spec(module) for module in trainer)
-    command = "from scalevit.cli import main; main()"
+    command = "from scalevit.cli.main import main; main()"
     config = str(ROOT / "configs" / "grouped.json")
     train = ("-c", command, "bench", "train", "--config", config, "--output", str(output))
     return [

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from scalevit.config import GroupedReduction
-from scalevit.config_file import json_schema, load_config
+from scalevit.config.loading import json_schema, load_config
+from scalevit.config.tree import GroupedReduction
 from scalevit.errors import UserError
 
 CONFIGS = Path(__file__).parents[1] / "configs"

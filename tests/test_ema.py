@@ -3,9 +3,9 @@
 import torch
 from timm.utils import ModelEmaV3
 
-from scalevit.config import GroupedReduction, ModelConfig
-from scalevit.ema import Ema
-from scalevit.models import build_model
+from scalevit.config.tree import GroupedReduction, ModelConfig
+from scalevit.models.build import build_model
+from scalevit.training.ema import Ema
 from scalevit.tying import uses_per_parameter
 
 MODEL = ModelConfig(

@@ -7,13 +7,13 @@ import sys
 import tarfile
 from pathlib import Path
 
+import gpu_session
 import pytest
 import torch
+from gpu_session import Part
+
 from scalevit.kernels import bench
 from scalevit.kernels.tuning import __main__ as tuner
-
-import gpu_session
-from gpu_session import Part
 
 
 def test_budgets_add_up_to_under_nine_minutes(tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ import torch
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
-from scalevit.config import GroupedReduction, ModelConfig, OptimizerConfig
-from scalevit.models import build_model
-from scalevit.optim import Schedule, build_optimizer
+from scalevit.config.tree import GroupedReduction, ModelConfig, OptimizerConfig
+from scalevit.models.build import build_model
+from scalevit.training.optimizers import Schedule, build_optimizer
 
 
 @pytest.mark.parametrize("lr_changes", ["epoch", "step"])

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from scalevit.config import TrainConfig
-from scalevit.engines import World
-from scalevit.profiling import Profiler
+from scalevit.config.tree import TrainConfig
+from scalevit.distributed import World
+from scalevit.training.profiling import Profiler
 
 ALONE = World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu"))
 SETTINGS = TrainConfig(profile=True, profile_after=1, profile_steps=1)

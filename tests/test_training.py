@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from launching import QUICKSTART, SCRIPT, command, finish, losses, metrics, run, start
-from scalevit.data import load_index
+from scalevit.data.shards.index import load_index
 
 STEPS = 24
 # Mixing, drop-path and random erasing on: their randomness must not depend on ranks or restarts either.

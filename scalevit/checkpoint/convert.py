@@ -9,17 +9,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from scalevit.checkpoint.deepspeed_format import Native, read_deepspeed
 from scalevit.checkpoint.folder import find_damage, list_checkpoints, read_record
-from scalevit.checkpoint.restoring import read_parts, restore
+from scalevit.checkpoint.restore import read_parts, restore
+from scalevit.checkpoint.run_state import RunState
 from scalevit.checkpoint.saver import Saver, versions
-from scalevit.checkpoint.state import RunState
-from scalevit.config import CheckpointConfig, Config, DeepSpeedConfig
-from scalevit.config_file import validate
-from scalevit.engines import Piece, Setup, World, build_engine
+from scalevit.config.loading import validate
+from scalevit.config.tree import CheckpointConfig, Config, DeepSpeedConfig
+from scalevit.distributed import World
+from scalevit.engines.base import Setup
+from scalevit.engines.deepspeed.checkpoints import Native, read_deepspeed
+from scalevit.engines.factory import build_engine
+from scalevit.engines.state import Piece
 from scalevit.errors import UserError
-from scalevit.models import build_model, mlp_blocks, save_weights
-from scalevit.optim import build_optimizer
+from scalevit.models.build import build_model
+from scalevit.models.reductions.base import mlp_blocks
+from scalevit.models.weights.match import save_weights
+from scalevit.training.optimizers import build_optimizer
 from scalevit.tying import tied_names
 
 

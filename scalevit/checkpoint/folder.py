@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from scalevit.durable import sync, write_file
 from scalevit.errors import UserError
+from scalevit.files import sync, write_file
 
 STATE, MANIFEST = "state.json", "manifest.json"
 FORMAT = 1

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from scalevit.checkpoint.folder import find_damage, read_record
 from scalevit.errors import UserError
-from scalevit.tables import print_table
+from scalevit.terminal import print_table
 
 
 def describe(checkpoint: Path) -> dict[str, Any]:

@@ -14,12 +14,14 @@ from typing import Any, BinaryIO, TypeVar
 import torch.distributed as dist
 
 from scalevit.checkpoint.folder import clean_up, commit, digest, lock, point_and_prune, temporary_path
-from scalevit.checkpoint.state import RunState
-from scalevit.checkpoint.storage import file_of, write_pieces
-from scalevit.config import CheckpointConfig
-from scalevit.ema import Ema
-from scalevit.engines import Engine, Piece, World
+from scalevit.checkpoint.run_state import RunState
+from scalevit.checkpoint.tensors import file_of, write_pieces
+from scalevit.config.tree import CheckpointConfig
+from scalevit.distributed import World
+from scalevit.engines.base import Engine
+from scalevit.engines.state import Piece
 from scalevit.errors import UserError
+from scalevit.training.ema import Ema
 
 Result = TypeVar("Result")
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from scalevit.engines.pieces import Moments, Piece
-from scalevit.engines.world import World
+from scalevit.distributed import World
+from scalevit.engines.state import Moments, Piece
 from scalevit.tying import tied_names
 
 Precision = Literal["bf16", "fp16", "fp32"]

@@ -7,10 +7,10 @@ import timm
 import torch
 from torch import nn
 
-from scalevit.config import ModelConfig
+from scalevit.config.tree import ModelConfig
 from scalevit.errors import UserError
-from scalevit.models.reduction import ReductionConfig, factory_arguments, mlp_blocks, reduce_model
-from scalevit.models.weights import load_initial_weights
+from scalevit.models.reductions.base import ReductionConfig, factory_arguments, mlp_blocks, reduce_model
+from scalevit.models.weights.match import load_initial_weights
 
 _NOT_FOR_USERS = {
     "in_chans": "images are loaded in RGB",

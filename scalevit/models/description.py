@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 from rich.table import Table
 
-from scalevit.config import ModelConfig, NoReduction
-from scalevit.models.reduction import ReductionConfig
-from scalevit.models.statistics import Statistics, statistics_of
-from scalevit.tables import print_table
+from scalevit.config.tree import ModelConfig, NoReduction
+from scalevit.models.costs import Statistics, statistics_of
+from scalevit.models.reductions.base import ReductionConfig
+from scalevit.terminal import print_table
 
 
 def print_description(model: ModelConfig, reduction: ReductionConfig) -> None:

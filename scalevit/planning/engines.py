@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from scalevit.config import DeepSpeedConfig, FsdpConfig
-from scalevit.models import mlp_blocks
+from scalevit.config.tree import DeepSpeedConfig, FsdpConfig
+from scalevit.models.reductions.base import mlp_blocks
 from scalevit.tying import connected_units
 
 EngineConfig = DeepSpeedConfig | FsdpConfig

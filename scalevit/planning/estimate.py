@@ -8,15 +8,16 @@ from typing import Literal
 import torch
 from torch import nn
 
-from scalevit.config import Config, DeepSpeedConfig, FsdpConfig, Reduction
-from scalevit.config_file import validate
-from scalevit.data import Batching
-from scalevit.engines import World, check_engine
+from scalevit.config.loading import validate
+from scalevit.config.tree import Config, DeepSpeedConfig, FsdpConfig, Reduction
+from scalevit.data.order.batching import Batching
+from scalevit.distributed import World
+from scalevit.engines.factory import check_engine
 from scalevit.errors import UserError
-from scalevit.models import build_model
+from scalevit.models.build import build_model
+from scalevit.planning.activations import MODES, Mode, Trace, trace
 from scalevit.planning.devices import Device
 from scalevit.planning.engines import EngineConfig, Held, Layout, Sent, account, engine_name, not_estimated, overlaps
-from scalevit.planning.trace import MODES, Mode, Trace, trace
 
 _STRATEGIES = ("none", "grouped", "shallow", "thin")
 _STAGES: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)

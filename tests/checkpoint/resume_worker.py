@@ -19,10 +19,11 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 
-from scalevit.checkpoint.restoring import newest_whole, restore
+from scalevit.checkpoint.restore import newest_whole, restore
+from scalevit.checkpoint.run_state import RunState
 from scalevit.checkpoint.saver import Saver
-from scalevit.checkpoint.state import RunState
-from scalevit.config import (
+from scalevit.config.loading import load_config
+from scalevit.config.tree import (
     CheckpointConfig,
     GroupedReduction,
     ModelConfig,
@@ -30,11 +31,14 @@ from scalevit.config import (
     OptimizerConfig,
     ShallowReduction,
 )
-from scalevit.config_file import load_config
-from scalevit.ema import Ema
-from scalevit.engines import Engine, Piece, Setup, World, build_engine
-from scalevit.models import build_model, mlp_blocks
-from scalevit.optim import build_optimizer
+from scalevit.distributed import World
+from scalevit.engines.base import Engine, Setup
+from scalevit.engines.factory import build_engine
+from scalevit.engines.state import Piece
+from scalevit.models.build import build_model
+from scalevit.models.reductions.base import mlp_blocks
+from scalevit.training.ema import Ema
+from scalevit.training.optimizers import build_optimizer
 
 REDUCTIONS = {"none": NoReduction(), "grouped": GroupedReduction(), "shallow": ShallowReduction()}
 OPTIMIZER = OptimizerConfig(lr=2e-3, weight_decay=0.05)

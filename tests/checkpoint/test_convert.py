@@ -13,11 +13,11 @@ from safetensors import safe_open
 
 from resume_worker import read_alone
 from scalevit.checkpoint.convert import native_to_checkpoint
-from scalevit.checkpoint.deepspeed_format import Native
 from scalevit.checkpoint.folder import list_checkpoints
-from scalevit.cli import main
-from scalevit.config_file import load_config
-from scalevit.models import build_model
+from scalevit.cli.main import main
+from scalevit.config.loading import load_config
+from scalevit.engines.deepspeed.checkpoints import Native
+from scalevit.models.build import build_model
 
 TINY = [
     "model.name=vit_tiny_patch16_224",

@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 from scalevit.checkpoint.folder import digest, find_damage, list_checkpoints, list_resumable, read_record
-from scalevit.checkpoint.restoring import newest_whole, restore
+from scalevit.checkpoint.restore import newest_whole, restore
+from scalevit.checkpoint.run_state import RunState
 from scalevit.checkpoint.saver import Saver
-from scalevit.checkpoint.state import RunState
-from scalevit.config import CheckpointConfig
-from scalevit.ema import Ema
-from scalevit.engines import Moments, Piece, World
+from scalevit.config.tree import CheckpointConfig
+from scalevit.distributed import World
 from scalevit.engines.base import LossScale
+from scalevit.engines.state import Moments, Piece
 from scalevit.errors import UserError
+from scalevit.training.ema import Ema
 
 ALONE = World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu"))
 

@@ -10,9 +10,9 @@ import torch
 
 import resume_worker
 from launching import Ranks
-from scalevit.checkpoint.deepspeed_format import is_deepspeed, read_deepspeed
-from scalevit.models import build_model
-from scalevit.optim import build_optimizer
+from scalevit.engines.deepspeed.checkpoints import is_deepspeed, read_deepspeed
+from scalevit.models.build import build_model
+from scalevit.training.optimizers import build_optimizer
 
 GROUPS = (1, 2, 4)
 ENGINES = {f"zero{stage}": [f"engine.stage={stage}"] for stage in range(4)} | {

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scalevit.data import Index, load_index, write_image_folder
-from scalevit.data.embedded import ensure_digits
+from scalevit.data.builtin import ensure_digits
+from scalevit.data.shards.index import Index, load_index
+from scalevit.data.writing.writer import write_image_folder
 
 
 @pytest.fixture(scope="session")

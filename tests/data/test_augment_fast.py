@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from timm.data import auto_augment
 
-from scalevit.data.augment_fast import augmentation
-from scalevit.data.bench import photo
+from scalevit.bench.loaders import photo
+from scalevit.data.transforms.fast_ops import augmentation
 from scalevit.errors import UserError
 
 MEAN = (0.5, 0.4, 0.3)

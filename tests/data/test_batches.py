@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from scalevit.data.batches import Batching
+from scalevit.data.order.batching import Batching
 from scalevit.errors import UserError
 
 

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from scalevit.data import bench
+from scalevit.bench import loaders as bench
 from scalevit.errors import UserError
 
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from scalevit.data.dataset import ShardDataset
-from scalevit.data.index import load_index
-from scalevit.data.loader import EvaluationLoader, TrainLoader
-from scalevit.data.locations import find_shards
-from scalevit.data.order import Order
-from scalevit.data.shards import write_samples
-from scalevit.data.verify import verify_shards
+from scalevit.data.loading.dataset import ShardDataset
+from scalevit.data.loading.train_loader import EvaluationLoader, TrainLoader
+from scalevit.data.order.shuffle import Order
+from scalevit.data.shards.discovery import find_shards
+from scalevit.data.shards.index import load_index
+from scalevit.data.shards.verify import verify_shards
+from scalevit.data.writing.writer import write_samples
 from scalevit.errors import UserError
 
 PER_SHARD = 6

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from scalevit.data.dataset import ShardDataset
 from scalevit.data.images import encode_png
-from scalevit.data.index import load_index
-from scalevit.data.reading import LocalReader
-from scalevit.data.shards import write_samples
+from scalevit.data.loading.dataset import ShardDataset
+from scalevit.data.loading.readers import LocalReader
+from scalevit.data.shards.index import load_index
+from scalevit.data.writing.writer import write_samples
 from scalevit.errors import UserError
 
 

@@ -6,9 +6,9 @@ import time
 import numpy as np
 import pytest
 
-from scalevit.data.dataset import ShardDataset
-from scalevit.data.embedded import ensure_digits
-from scalevit.data.index import load_index
+from scalevit.data.builtin import ensure_digits
+from scalevit.data.loading.dataset import ShardDataset
+from scalevit.data.shards.index import load_index
 from scalevit.errors import UserError
 
 

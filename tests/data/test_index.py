@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from scalevit.data.images import KINDS
-from scalevit.data.index import Index, load_index
-from scalevit.data.locations import find_shards
-from scalevit.data.shards import write_samples
+from scalevit.data.shards.discovery import find_shards
+from scalevit.data.shards.index import Index, load_index
+from scalevit.data.writing.writer import write_samples
 from scalevit.errors import UserError
 
 
@@ -80,7 +80,7 @@ def test_saved_index_is_used_and_renewed(tmp_path, monkeypatch):
     first = load_index(tmp_path)
     (saved,) = tmp_path.glob(".index-*.npz")
     with monkeypatch.context() as patch:
-        patch.setattr("scalevit.data.tar.members", no_walk)
+        patch.setattr("scalevit.data.shards.tar.members", no_walk)
         again = load_index(tmp_path)
     assert again.fingerprint == first.fingerprint
     np.testing.assert_array_equal(again.offset, first.offset)

@@ -9,16 +9,19 @@ import time
 import numpy as np
 
 from scalevit.data.images import encode_png
-from scalevit.data.index import load_index
-from scalevit.data.order import Order
-from scalevit.data.shards import write_samples
+from scalevit.data.order.shuffle import Order
+from scalevit.data.shards.index import load_index
+from scalevit.data.writing.writer import write_samples
 
 SAMPLES, GLOBAL_BATCH, STEPS, SEED = 100, 12, 60, 5
 
 # A rank: consumes its micro-batches up to a step and logs the keys of each, as a trainer that counts what it has used.
 RANK = f"""
 import sys, time
-from scalevit.data import Order, ShardDataset, TrainLoader, load_index
+from scalevit.data.order.shuffle import Order
+from scalevit.data.loading.dataset import ShardDataset
+from scalevit.data.loading.train_loader import TrainLoader
+from scalevit.data.shards.index import load_index
 import torchvision.transforms.functional
 
 folder, log, rank, world_size, workers, start = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])

@@ -13,14 +13,21 @@ import numpy as np
 import pytest
 import torch
 
-from scalevit.data.dataset import ShardDataset
 from scalevit.data.images import encode_png
-from scalevit.data.index import load_index
-from scalevit.data.loader import EvaluationLoader, TrainLoader, _Request, _Training, _with_what_comes, check_fingerprint
-from scalevit.data.order import Order
-from scalevit.data.shards import write_samples
-from scalevit.data.stacking import Stack
-from scalevit.data.transforms import evaluation_transform, training_transform
+from scalevit.data.loading.dataset import ShardDataset
+from scalevit.data.loading.shared_buffers import Stack
+from scalevit.data.loading.train_loader import (
+    EvaluationLoader,
+    TrainLoader,
+    _Request,
+    _Training,
+    _with_what_comes,
+    check_fingerprint,
+)
+from scalevit.data.order.shuffle import Order
+from scalevit.data.shards.index import load_index
+from scalevit.data.transforms.timm_pipeline import evaluation_transform, training_transform
+from scalevit.data.writing.writer import write_samples
 from scalevit.errors import UserError
 
 PAPER = training_transform(image_size=16, mean=(0.5, 0.5, 0.5), auto_augment="rand-m9-mstd0.5-inc1")
@@ -158,7 +165,7 @@ def test_ids_are_asked_for_by_epochs_or_thousands(numbered, monkeypatch):
     steps(loader, 0, 30)
     assert set(asked) == {48}
     asked.clear()
-    monkeypatch.setattr("scalevit.data.loader._IDS_AT_ONCE", 16)
+    monkeypatch.setattr("scalevit.data.loading.train_loader._IDS_AT_ONCE", 16)
     steps(loader, 0, 30)
     assert set(asked) == {16}
 
@@ -373,7 +380,10 @@ SCRIPT = """
 # No `__name__` guard: workers must not run this again.
 import multiprocessing, signal, sys, time
 import torchvision.transforms.functional
-from scalevit.data import EvaluationLoader, Order, ShardDataset, TrainLoader, load_index
+from scalevit.data.loading.train_loader import EvaluationLoader, TrainLoader
+from scalevit.data.order.shuffle import Order
+from scalevit.data.loading.dataset import ShardDataset
+from scalevit.data.shards.index import load_index
 
 for number in (signal.SIGTERM, signal.SIGINT):  # as a trainer that saves and goes on
     signal.signal(number, lambda *_: None)

@@ -4,7 +4,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from scalevit.data.order import CHUNK, LANES, SMALL, WINDOW, Order, permutation
+from scalevit.data.order.shuffle import CHUNK, LANES, SMALL, WINDOW, Order, permutation
 
 
 @pytest.mark.parametrize("length", [1, 2, 1003, SMALL - 1, SMALL, SMALL + 1, 50_000, 1_281_167])

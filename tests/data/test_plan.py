@@ -3,11 +3,11 @@ import shutil
 
 import pytest
 
-from scalevit.data.batches import spread_rank
-from scalevit.data.commands import add_arguments, run
-from scalevit.data.index import load_index
-from scalevit.data.order import SMALL
-from scalevit.data.plan import INDEX_BYTES_PER_SAMPLE, make_plan
+from scalevit.cli.shards import add_arguments, run
+from scalevit.data.order.batching import spread_rank
+from scalevit.data.order.read_plan import INDEX_BYTES_PER_SAMPLE, make_plan
+from scalevit.data.order.shuffle import SMALL
+from scalevit.data.shards.index import load_index
 from scalevit.errors import UserError
 
 

@@ -10,17 +10,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from scalevit.data import cache as cache_module
-from scalevit.data import remote
-from scalevit.data.cache import CachedReader, DirectReader
-from scalevit.data.dataset import PixelTransform, ShardDataset
 from scalevit.data.images import encode_png
-from scalevit.data.index import load_index
-from scalevit.data.loader import TrainLoader
-from scalevit.data.order import Order
-from scalevit.data.reading import LocalReader
-from scalevit.data.shards import write_samples
-from scalevit.data.verify import verify_shards
+from scalevit.data.loading import chunk_cache as cache_module
+from scalevit.data.loading.chunk_cache import CachedReader, DirectReader
+from scalevit.data.loading.dataset import PixelTransform, ShardDataset
+from scalevit.data.loading.readers import LocalReader
+from scalevit.data.loading.train_loader import TrainLoader
+from scalevit.data.order.shuffle import Order
+from scalevit.data.shards.index import load_index
+from scalevit.data.shards.verify import verify_shards
+from scalevit.data.storage import remote
+from scalevit.data.writing.writer import write_samples
 from scalevit.errors import UserError
 
 fsspec = pytest.importorskip("fsspec")
@@ -82,7 +82,7 @@ def test_a_saved_index_that_was_copied_along_saves_the_walk(bucket, local, monke
     filesystem = fsspec.filesystem("memory")
     (saved,) = local.glob(".index-*.npz")
     filesystem.pipe_file(f"{bucket}/{saved.name}", saved.read_bytes())
-    monkeypatch.setattr("scalevit.data.index.build_index", None)
+    monkeypatch.setattr("scalevit.data.shards.index.build_index", None)
     same(load_index(bucket), local)
 
 

@@ -15,12 +15,12 @@ import torchvision
 import webdataset
 from PIL import Image
 
-from scalevit.data.commands import add_arguments, run
+from scalevit.cli.shards import add_arguments, run
 from scalevit.data.images import Resize
-from scalevit.data.index import load_index
-from scalevit.data.shards import WriteSettings, _locked, write_image_folder, write_samples, write_shards
-from scalevit.data.sources import DatasetsSource, MemorySource, ShardSource, csv_file
-from scalevit.data.sources import image_folder as image_folder_source
+from scalevit.data.shards.index import load_index
+from scalevit.data.writing.sources import DatasetsSource, MemorySource, ShardSource, csv_file
+from scalevit.data.writing.sources import image_folder as image_folder_source
+from scalevit.data.writing.writer import WriteSettings, _locked, write_image_folder, write_samples, write_shards
 from scalevit.errors import UserError
 
 
@@ -150,8 +150,8 @@ def test_what_was_begun_otherwise_is_refused(tmp_path):
 
 WRITER = """
 import sys
-from scalevit.data.shards import WriteSettings, write_shards
-from scalevit.data.sources import image_folder
+from scalevit.data.writing.writer import WriteSettings, write_shards
+from scalevit.data.writing.sources import image_folder
 write_shards(image_folder(sys.argv[1]), sys.argv[2], WriteSettings(shard_size=2, seed=3), workers=int(sys.argv[3]))
 """
 
@@ -345,7 +345,7 @@ def test_command(image_folder, tmp_path):
     """As a program that no `__name__` guard protects, with plain lines where there is no terminal."""
     program = """
 import argparse, sys
-from scalevit.data import commands
+from scalevit.cli import shards as commands
 parser = argparse.ArgumentParser()
 commands.add_arguments(parser)
 commands.run(parser.parse_args(sys.argv[1:]))

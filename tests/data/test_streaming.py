@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from scalevit.data.dataset import PixelTransform
 from scalevit.data.images import encode_png
-from scalevit.data.shards import write_samples
-from scalevit.data.streaming import StreamLoader
+from scalevit.data.loading.dataset import PixelTransform
+from scalevit.data.loading.stream_loader import StreamLoader
+from scalevit.data.writing.writer import write_samples
 from scalevit.errors import UserError
 
 

@@ -4,8 +4,8 @@ import torch
 from PIL import Image
 from timm.data import create_loader
 
-from scalevit.data.transforms import Mix, evaluation_transform, training_transform
-from scalevit.data.transforms_fast import Finish
+from scalevit.data.transforms.fast import Finish
+from scalevit.data.transforms.timm_pipeline import Mix, evaluation_transform, training_transform
 from scalevit.errors import UserError
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)

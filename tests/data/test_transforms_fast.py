@@ -7,8 +7,8 @@ from PIL import Image
 from timm.data import create_transform
 from timm.data.random_erasing import RandomErasing
 
-from scalevit.data.bench import photo
-from scalevit.data.transforms_fast import FastEvaluation, FastTraining, Finish, resize
+from scalevit.bench.loaders import photo
+from scalevit.data.transforms.fast import FastEvaluation, FastTraining, Finish, resize
 from scalevit.errors import UserError
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)

@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 import parity_worker
 from launching import Ranks
-from scalevit.tracking import describe_environment
+from scalevit.runs.folder import describe_environment
 
 Cell = dict[str, Any]
 Results = dict[str, dict[str, Any]]

@@ -19,11 +19,23 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from scalevit.config import GroupedReduction, KernelsConfig, ModelConfig, NoReduction, OptimizerConfig, ShallowReduction
-from scalevit.config_file import load_config
-from scalevit.engines import Setup, World, build_engine
-from scalevit.models import build_model, fuse_mlps, initial_values, mlp_blocks
-from scalevit.optim import build_optimizer
+from scalevit.config.loading import load_config
+from scalevit.config.tree import (
+    GroupedReduction,
+    KernelsConfig,
+    ModelConfig,
+    NoReduction,
+    OptimizerConfig,
+    ShallowReduction,
+)
+from scalevit.distributed import World
+from scalevit.engines.base import Setup
+from scalevit.engines.factory import build_engine
+from scalevit.models.build import build_model
+from scalevit.models.fused_mlp import fuse_mlps
+from scalevit.models.meta_init import initial_values
+from scalevit.models.reductions.base import mlp_blocks
+from scalevit.training.optimizers import build_optimizer
 from scalevit.tying import uses_per_parameter
 from wire import WireCounter
 

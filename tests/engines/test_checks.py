@@ -6,8 +6,9 @@ import pytest
 import torch
 from deepspeed.ops.op_builder import AsyncIOBuilder
 
-from scalevit.config import DeepSpeedConfig, FsdpConfig
-from scalevit.engines import World, check_engine
+from scalevit.config.tree import DeepSpeedConfig, FsdpConfig
+from scalevit.distributed import World
+from scalevit.engines.factory import check_engine
 from scalevit.errors import UserError
 
 

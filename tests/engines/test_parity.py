@@ -22,7 +22,7 @@ from cells import (
     wire_cells,
     wire_row,
 )
-from scalevit.models import initial_values
+from scalevit.models.meta_init import initial_values
 
 # Every two values of two factors meet in one of these; `-m slow` runs all 216.
 PRUNED = pairwise(full_matrix())

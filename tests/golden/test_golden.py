@@ -1,7 +1,6 @@
 """Nothing that is not meant to change numerics changes a loss, a gradient norm or a weight."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +24,9 @@ def test_equal_to_the_recorded_run(golden: Any, results: dict[str, Any], name: s
     if golden["machine"] == golden_machine():
         assert ours == recorded, "bit for bit on the machine that recorded it"
         return
+    # fp32 has 24 significant bits, so another order of summation changes the last ones; fp16's products have 11.
+    tolerance = 1e-4 if "fp16" in name else 1e-6
     for key in ("losses", "grad_norms"):
-        assert ours[key] == pytest.approx(recorded[key], rel=1e-6, abs=1e-6), key
+        assert ours[key] == pytest.approx(recorded[key], rel=tolerance, abs=tolerance), key
     for key in ("weights", "ema"):
-        assert ours[key]["norm"] == pytest.approx(recorded[key]["norm"], rel=1e-6), key
+        assert ours[key]["norm"] == pytest.approx(recorded[key]["norm"], rel=tolerance), key

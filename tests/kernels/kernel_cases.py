@@ -6,8 +6,9 @@ import itertools
 from dataclasses import dataclass
 
 import torch
-from scalevit.kernels import eager_mlp, fused_mlp, reference_mlp
 from torch import Tensor
+
+from scalevit.kernels import eager_mlp, fused_mlp, reference_mlp
 
 NAMES = ("x", "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias")
 SAVES = ("fast", "lean", "recompute")

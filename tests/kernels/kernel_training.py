@@ -14,8 +14,9 @@ from pathlib import Path
 
 import torch
 import triton
-from scalevit.kernels import eager_mlp, fused_mlp
 from torch import nn
+
+from scalevit.kernels import eager_mlp, fused_mlp
 
 
 class Blocks(nn.Module):

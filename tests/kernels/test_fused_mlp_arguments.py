@@ -6,9 +6,9 @@ import warnings
 
 import pytest
 import torch
-from scalevit.kernels import eager_mlp, fused_mlp
 
 from kernel_cases import Case, make_arguments
+from scalevit.kernels import eager_mlp, fused_mlp
 
 CASE = Case(rows=(2, 3), d=16, h=32, d_out=16)
 

@@ -6,10 +6,10 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from scalevit.kernels import eager_mlp, fused_mlp, tuning
 
 from kernel_cases import CASES, SAVES, Case, check_against_fp64, check_autocast, make_arguments, run
 from kernel_training import agree, curves, differences
+from scalevit.kernels import eager_mlp, fused_mlp, tuning
 
 pytestmark = [
     pytest.mark.gpu,

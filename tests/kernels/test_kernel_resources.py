@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from scalevit.kernels import bench, resources, tuning
 
 # One process for each group, two compile jobs in all, so that the gate takes a few minutes on two cores.

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+
 from scalevit.kernels import tuning
 
 SHIPPED = sorted(tuning.TABLES.glob("*.json"))

@@ -9,9 +9,9 @@ import torch
 from timm.layers import Mlp
 from torch import nn
 
-from scalevit.config import KernelsConfig
+from scalevit.config.tree import KernelsConfig
 from scalevit.errors import UserError
-from scalevit.models import fuse_mlps
+from scalevit.models.fused_mlp import fuse_mlps
 
 CPU = torch.device("cpu")
 

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from scalevit.config import GroupedReduction, ModelConfig, NoReduction, ShallowReduction, ThinReduction
+from scalevit.config.tree import GroupedReduction, ModelConfig, NoReduction, ShallowReduction, ThinReduction
 from scalevit.errors import UserError
-from scalevit.models import build_model, initial_values, save_weights
+from scalevit.models.build import build_model
+from scalevit.models.meta_init import initial_values
+from scalevit.models.weights.match import save_weights
 from scalevit.tying import tied_names
 
 SIZES: dict[str, Any] = {"embed_dim": 64, "depth": 4, "num_heads": 4}

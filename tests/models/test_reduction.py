@@ -7,11 +7,11 @@ import timm
 import torch
 from torch import nn
 
-import scalevit.models  # noqa: F401 (registers the reduced models)
-from scalevit.config import GroupedReduction, ModelConfig, NoReduction, ShallowReduction, ThinReduction
+import scalevit.models.timm_names  # noqa: F401 (registers the reduced models)
+from scalevit.config.tree import GroupedReduction, ModelConfig, NoReduction, ShallowReduction, ThinReduction
 from scalevit.errors import UserError
-from scalevit.models import build_model
-from scalevit.models.statistics import statistics_of
+from scalevit.models.build import build_model
+from scalevit.models.costs import statistics_of
 from scalevit.tying import connected_units, tied_names, uses_per_parameter
 
 TINY = ModelConfig(

@@ -6,10 +6,10 @@ import pytest
 import timm
 import torch
 
-from scalevit.config import GroupedReduction, ModelConfig, NoReduction, ShallowReduction
+from scalevit.config.tree import GroupedReduction, ModelConfig, NoReduction, ShallowReduction
 from scalevit.errors import UserError
-from scalevit.models import build_model, save_weights
-from scalevit.models.weights import canonical_state, read_weights
+from scalevit.models.build import build_model
+from scalevit.models.weights.match import canonical_state, read_weights, save_weights
 from scalevit.tying import tied_names
 
 MODEL = ModelConfig(

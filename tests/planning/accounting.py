@@ -12,15 +12,15 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 import accounting_worker as worker
 from launching import Ranks
-from scalevit.config_file import load_config
-from scalevit.models import build_model
+from scalevit.config.loading import load_config
+from scalevit.models.build import build_model
+from scalevit.planning.activations import trace
 from scalevit.planning.engines import Layout, account
-from scalevit.planning.trace import trace
-from scalevit.tracking import describe_environment
+from scalevit.runs.folder import describe_environment
 
 SECONDS = 500
 BUCKET = 2_000_000  # elements: above the model's, as DeepSpeed's 5e8 are above most models'

@@ -18,12 +18,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from scalevit.config import GroupedReduction, ModelConfig, NoReduction, OptimizerConfig
-from scalevit.config_file import load_config
-from scalevit.ema import Ema
-from scalevit.engines import Engine, Setup, World, build_engine
-from scalevit.models import build_model, mlp_blocks
-from scalevit.optim import build_optimizer
+from scalevit.config.loading import load_config
+from scalevit.config.tree import GroupedReduction, ModelConfig, NoReduction, OptimizerConfig
+from scalevit.distributed import World
+from scalevit.engines.base import Engine, Setup
+from scalevit.engines.factory import build_engine
+from scalevit.models.build import build_model
+from scalevit.models.reductions.base import mlp_blocks
+from scalevit.training.ema import Ema
+from scalevit.training.optimizers import build_optimizer
 
 # Some parameters above and some below 1e5 elements, where ZeRO-3 keeps them whole; rows that 2 ranks do not divide.
 MODEL = ModelConfig(

@@ -13,12 +13,13 @@ from torch.utils.checkpoint import checkpoint
 
 import accounting
 from launching import QUICKSTART, environment
-from scalevit.cli import main
-from scalevit.config import DeepSpeedConfig, FsdpConfig, GroupedReduction, ModelConfig, NoReduction
-from scalevit.models import build_model, mlp_blocks
-from scalevit.models.statistics import statistics_of
+from scalevit.cli.main import main
+from scalevit.config.tree import DeepSpeedConfig, FsdpConfig, GroupedReduction, ModelConfig, NoReduction
+from scalevit.models.build import build_model
+from scalevit.models.costs import statistics_of
+from scalevit.models.reductions.base import mlp_blocks
+from scalevit.planning.activations import saved_bytes, trace
 from scalevit.planning.engines import Layout, account
-from scalevit.planning.trace import saved_bytes, trace
 
 SMALL = ModelConfig(
     name="vit_tiny_patch16_224",
@@ -110,9 +111,10 @@ def test_activations_of_the_fused_mlp_are_those_of_the_kernels() -> None:
     """Triton's interpreter runs them, in a process of its own."""
     script = """
 import json, torch
-from scalevit.config import KernelsConfig
-from scalevit.models import build_model, fuse_mlps
-from scalevit.planning.trace import saved_bytes
+from scalevit.config.tree import KernelsConfig
+from scalevit.models.build import build_model
+from scalevit.models.fused_mlp import fuse_mlps
+from scalevit.planning.activations import saved_bytes
 from test_planning import SMALL, GroupedReduction
 result = {}
 for mode in ("fast", "lean", "recompute"):
@@ -123,7 +125,7 @@ for mode in ("fast", "lean", "recompute"):
     result[mode] = saved.bytes
 print(json.dumps(result))
 """
-    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "support")]
     paths = f"import sys; sys.path[:0] = {folders!r}\n"
     outcome = subprocess.run(
         [sys.executable, "-c", paths + script],

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import torch
 
+import scalevit.engines.deepspeed.engine
+import scalevit.engines.fsdp.engine
+
 # Everything that a run imports, so that its forks find it there.
-import scalevit.assemble
-import scalevit.engines.deepspeed
-import scalevit.engines.fsdp
-import scalevit.train  # noqa: F401
+import scalevit.training.run
+import scalevit.training.trainer  # noqa: F401
 from launching import SCRIPT
 
 

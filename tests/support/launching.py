@@ -34,6 +34,11 @@ def environment(**changes: str) -> dict[str, str]:
     return {**inherited, "PATH": path, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **changes}
 
 
+def with_support(path: str | None) -> str:
+    """A PYTHONPATH with this folder in front."""
+    return os.pathsep.join([str(Path(__file__).parent), *([path] if path else [])])
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -100,7 +105,7 @@ class ForkServer:
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("fork_server.py"))],
             cwd=workplace,
-            env=environment(PYTHONPATH=str(Path(__file__).parent)),
+            env=environment(PYTHONPATH=with_support(os.environ.get("PYTHONPATH"))),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

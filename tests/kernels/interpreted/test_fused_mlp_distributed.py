@@ -7,8 +7,9 @@ import warnings
 import pytest
 import torch
 import torch.distributed as dist
-from scalevit.kernels import fused_mlp
 from torch import nn
+
+from scalevit.kernels import fused_mlp
 
 TOKENS, D, H = 12, 16, 32
 

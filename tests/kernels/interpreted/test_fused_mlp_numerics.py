@@ -4,9 +4,9 @@ import random
 
 import pytest
 import torch
-from scalevit.kernels import tuning
 
 from kernel_cases import CASES, SAVES, Case, check_against_fp64
+from scalevit.kernels import tuning
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from scalevit.kernels import fused_mlp, gelu_linear, tuning, weight_grad
 
 from kernel_cases import SAVES, Case, check_against_fp64, make_arguments, run
+from scalevit.kernels import fused_mlp, gelu_linear, tuning, weight_grad
 
 
 @pytest.mark.parametrize("save", SAVES)

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from scalevit.kernels import eager_mlp, fused_mlp
 from torch.utils.checkpoint import checkpoint
 
 from kernel_cases import SAVES, Case, check_autocast, make_arguments, run
 from kernel_training import agree, curves, differences
+from scalevit.kernels import eager_mlp, fused_mlp
 
 CASE = Case(rows=(9,), d=16, h=32, d_out=16)
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from scalevit.kernels import fused_mlp, gelu, tuning
 
 from kernel_cases import SAVES, Case, check_against_fp64, make_arguments, run
+from scalevit.kernels import fused_mlp, gelu, tuning
 
 
 def every_finite_bf16() -> torch.Tensor:

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+
 from scalevit.kernels import bench, resources, tuning
 from scalevit.kernels.tuning import __main__ as tuner
 

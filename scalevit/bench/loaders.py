@@ -1,0 +1,323 @@
+"""`scalevit bench data`: images per second of one core for this loader and for others, on the same images in one run.
+
+Each contestant gives batches of augmented training images made by one worker process. What counts is the CPU time of
+that worker and of the process that collects its batches, so other processes on the machine disturb little; only ratios
+between contestants of one run are worth telling. Knows loaders, ours and others'; must not know models.
+"""
+
+import argparse
+import csv
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from datetime import date
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scalevit.errors import UserError
+
+_POLICY = "rand-m9-mstd0.5-inc1"
+_SIZE, _BATCH = 224, 32
+# Batches until a forked worker has touched the memory that it shares with its parent.
+_WARM_UP = 40
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_FIELDS = ("contestant", "images_per_cpu_second", "over_timm_wds", "over_timm_wds_prefetcher")
+
+
+# --- the images -------------------------------------------------------------------------------------------
+
+
+def photo(seed: int, height: int = 375, width: int = 500) -> np.ndarray:
+    """A photo-like image, (height, width, 3) uint8: structure at every scale and a little sensor noise, which as a JPEG
+    of quality 96 takes about 110 KB.
+    """
+    from PIL import Image
+
+    source = np.random.default_rng(seed)
+    image = np.zeros((height, width, 3), np.float32)
+    for scale in (3, 6, 12, 24, 48, 96, 192, 384):
+        coarse = source.normal(size=(max(2, scale * height // width), scale, 3)).astype(np.float32)
+        layers = [
+            Image.fromarray(coarse[..., channel]).resize((width, height), Image.Resampling.BICUBIC)
+            for channel in range(3)
+        ]
+        image += np.stack([np.asarray(layer) for layer in layers], -1) * (130 / scale**0.7)
+    image += source.normal(size=image.shape) * 7
+    return np.clip(image + 128, 0, 255).astype(np.uint8)
+
+
+def make_images(folder: Path, count: int, classes: int = 10) -> tuple[Path, Path]:
+    """An image folder and the shards of the same JPEGs; returns both paths."""
+    from PIL import Image
+
+    from scalevit.data.writing.writer import write_image_folder
+
+    images, shards = folder / "images", folder / "shards"
+    for number in range(count):
+        path = images / f"class{number % classes}" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photo(number)).save(path, quality=96)
+    write_image_folder(images, shards, shard_size=-(-count // 4))
+    return images, shards
+
+
+# --- the contestants: each gives endless batches ----------------------------------------------------------
+
+
+def _ours(shards: str, fast: bool, repeats: int = 1) -> Iterable[Any]:
+    from scalevit.cpu import keep_freed_memory
+    from scalevit.data.loading.dataset import ShardDataset
+    from scalevit.data.loading.train_loader import TrainLoader
+    from scalevit.data.order.shuffle import Order
+    from scalevit.data.shards.index import load_index
+    from scalevit.data.transforms.fast import FastTraining, Finish
+    from scalevit.data.transforms.timm_pipeline import training_transform
+
+    keep_freed_memory()  # as the trainer does on a CPU
+    common: dict[str, Any] = {"image_size": _SIZE, "mean": _MEAN, "auto_augment": _POLICY}
+    transform: Any = FastTraining(**common) if fast else training_transform(**common)
+    dataset = ShardDataset(load_index(shards), transform)
+    loader = TrainLoader(
+        dataset, Order(len(dataset), 0), global_batch=_BATCH, micro_batch=_BATCH, repeats=repeats, workers=1
+    )
+    finish = Finish(mean=_MEAN, std=_STD, random_erasing=0.25)
+    return (finish(batch.images) for batch in loader.batches(0))
+
+
+def _timm_wds(shards: str, prefetcher: bool) -> Iterable[Any]:
+    """timm's reader_wds and loader, as its train.py sets them up."""
+    import torch
+    from timm.data import create_dataset, create_loader
+
+    paths = sorted(Path(shards).glob("*.tar"))
+    count = sum(json.loads(path.with_suffix(".json").read_text())["count"] for path in paths)
+    info = {"splits": {"train": {
+        "name": "train", "num_samples": count, "filenames": [path.name for path in paths],
+        "shard_lengths": [json.loads(path.with_suffix(".json").read_text())["count"] for path in paths],
+    }}}  # fmt: skip
+    (Path(shards) / "_info.json").write_text(json.dumps(info))
+    dataset = create_dataset("wds/", root=shards, split="train", is_training=True, batch_size=_BATCH)
+    loader = create_loader(
+        dataset, (3, _SIZE, _SIZE), _BATCH, is_training=True, auto_augment=_POLICY, interpolation="random",
+        re_prob=0.25, re_mode="pixel", mean=_MEAN, std=_STD, num_workers=1, use_prefetcher=prefetcher,
+        device=torch.device("cpu"), pin_memory=False,
+    )  # fmt: skip
+    return (batch[0] for _ in iter(int, 1) for batch in loader)
+
+
+def _timm_transform() -> Any:
+    from timm.data import create_transform
+
+    return create_transform(
+        _SIZE, is_training=True, auto_augment=_POLICY, interpolation="random", re_prob=0.25, re_mode="pixel",
+        mean=_MEAN, std=_STD,
+    )  # fmt: skip
+
+
+def _webdataset(shards: str) -> Iterable[Any]:
+    import torch
+    import webdataset
+
+    paths = [str(path) for path in sorted(Path(shards).glob("*.tar"))]
+    dataset = webdataset.WebDataset(paths, shardshuffle=4, seed=0).shuffle(200).decode("pil").to_tuple("jpg", "cls")
+    dataset = dataset.map_tuple(_timm_transform(), int).repeat()
+    loader = torch.utils.data.DataLoader(dataset, batch_size=_BATCH, num_workers=1)
+    return (batch[0] for batch in loader)
+
+
+def _image_folder(images: str) -> Iterable[Any]:
+    import torch
+    from torchvision.datasets import ImageFolder
+
+    dataset = ImageFolder(images, _timm_transform())
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_size=_BATCH, num_workers=1, shuffle=True, drop_last=True, persistent_workers=True
+    )
+    return (batch[0] for _ in iter(int, 1) for batch in loader)
+
+
+_CONTESTANTS: dict[str, Callable[[str, str], Iterable[Any]]] = {
+    "ours, fast path": lambda images, shards: _ours(shards, fast=True),
+    "ours, timm's transforms": lambda images, shards: _ours(shards, fast=False),
+    "ours, fast path, 3 repeats": lambda images, shards: _ours(shards, fast=True, repeats=3),
+    "ours, timm's transforms, 3 repeats": lambda images, shards: _ours(shards, fast=False, repeats=3),
+    "timm wds": lambda images, shards: _timm_wds(shards, prefetcher=False),
+    "timm wds, prefetcher": lambda images, shards: _timm_wds(shards, prefetcher=True),
+    "webdataset, timm's transforms": lambda images, shards: _webdataset(shards),
+    "torchvision ImageFolder, timm's transforms": lambda images, shards: _image_folder(images),
+}
+
+
+# --- measuring --------------------------------------------------------------------------------------------
+
+
+def _cpu_seconds() -> float:
+    """Of this process and all that it started, also of those that have ended; Linux alone tells."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    parents: dict[int, int] = {}
+    seconds: dict[int, float] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                fields = Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            parents[int(entry)] = int(fields[1])
+            seconds[int(entry)] = sum(map(int, fields[11:15])) / ticks
+    mine = {os.getpid()}
+    while grown := {pid for pid, parent in parents.items() if parent in mine} - mine:
+        mine |= grown
+    return sum(seconds[pid] for pid in mine if pid in seconds)
+
+
+def measure(name: str, images: str, shards: str, batches: int, rounds: int) -> list[float]:
+    """Images per CPU second of a contestant, in rounds of so many batches after a warm-up."""
+    import torch
+
+    torch.set_num_threads(1)
+    iterator = iter(_CONTESTANTS[name](images, shards))
+    rates = []
+    for round_ in range(rounds + 1):
+        before = _cpu_seconds()
+        for _ in range(batches if round_ else _WARM_UP):
+            batch = next(iterator)
+            assert batch.shape == (_BATCH, 3, _SIZE, _SIZE)
+            assert batch.dtype == torch.float32
+        # The kernel counts in ticks; a worker that was ahead may need none.
+        rates.append(batches * _BATCH / max(_cpu_seconds() - before, 0.01))
+    return rates[1:]
+
+
+def seconds_to_resume(shards: str, position: int) -> dict[str, float]:
+    """Until the first batch at a position: of ours, and of skipping samples one by one, from its rate over some."""
+    import webdataset
+
+    from scalevit.data.loading.dataset import ShardDataset
+    from scalevit.data.loading.train_loader import TrainLoader
+    from scalevit.data.order.shuffle import Order
+    from scalevit.data.shards.index import load_index
+    from scalevit.data.transforms.fast import FastTraining
+
+    dataset = ShardDataset(load_index(shards), FastTraining(image_size=_SIZE, mean=_MEAN))
+    loader = TrainLoader(dataset, Order(len(dataset), 0), global_batch=_BATCH, micro_batch=_BATCH)
+    next(loader.batches(0))  # the imports
+    started = time.perf_counter()
+    next(loader.batches(position // _BATCH))
+    ours = time.perf_counter() - started
+    paths = [str(path) for path in sorted(Path(shards).glob("*.tar"))]
+    skipping = iter(webdataset.WebDataset(paths, shardshuffle=False).repeat())
+    next(skipping)
+    some = 2000
+    started = time.perf_counter()
+    for _ in range(some):
+        next(skipping)
+    return {"ours": ours, "skipping": (time.perf_counter() - started) / some * position}
+
+
+def main(argv: list[str]) -> None:
+    """Entry point of `scalevit bench data`.
+
+    Raises:
+        UserError: a contestant fails, or numbers below 1.
+    """
+    parser = argparse.ArgumentParser(prog="scalevit bench data", description=__doc__)
+    parser.add_argument("--images", type=int, default=400, help="generated JPEGs (default: %(default)s)")
+    parser.add_argument("--batches", type=int, default=12, help=f"of {_BATCH} per round (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="of which the median counts (default: %(default)s)")
+    parser.add_argument("--output", default="data_loaders", help="path of the .csv, .json and .png, without ending")
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # contestant, images, shards: in a fresh process
+    arguments = parser.parse_args(argv)
+    if min(arguments.images, arguments.batches, arguments.rounds) < 1:
+        raise UserError("--images, --batches and --rounds must be at least 1")
+    if arguments.one:
+        name, images, shards = arguments.one
+        measured: Any = seconds_to_resume(shards, 10**6) if name == "resume" else None
+        print(json.dumps(measured or measure(name, images, shards, arguments.batches, arguments.rounds)), flush=True)
+        os._exit(0)  # others' workers and threads may outlast their loader
+    if find_spec("matplotlib") is None:  # before the minutes of measuring
+        raise UserError("the plot needs the package matplotlib; pip install matplotlib")
+    with tempfile.TemporaryDirectory() as folder:
+        images_path, shards_path = make_images(Path(folder), arguments.images)
+        size = np.mean([path.stat().st_size for path in images_path.rglob("*.jpg")])
+        rates: dict[str, list[float]] = {name: [] for name in _CONTESTANTS}
+        # Round by round, so that a busy minute of the machine meets all alike.
+        for _ in range(arguments.rounds):
+            for name in _CONTESTANTS:
+                rates[name] += _in_fresh_process(name, images_path, shards_path, arguments.batches)
+        resume = _in_fresh_process("resume", images_path, shards_path, 1)
+    _report(arguments, rates, resume, float(size))
+
+
+def _in_fresh_process(name: str, images: Path, shards: Path, batches: int) -> Any:
+    program = "import sys; from scalevit.bench.loaders import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", program, "--batches", str(batches), "--rounds", "1"]
+    done = subprocess.run(
+        [*command, "--one", name, str(images), str(shards)],
+        capture_output=True, text=True, timeout=1800, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    if done.returncode:
+        raise UserError(f"{name}: failed ({(done.stderr.strip().splitlines() or ['no message'])[-1]})")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _report(
+    arguments: argparse.Namespace, rates: dict[str, list[float]], resume: dict[str, float], size: float
+) -> None:
+    medians = {name: float(np.median(values)) for name, values in rates.items()}
+    rows = [
+        dict(
+            zip(_FIELDS, (name, rate, rate / medians["timm wds"], rate / medians["timm wds, prefetcher"]), strict=True)
+        )
+        for name, rate in sorted(medians.items(), key=lambda item: -item[1])
+    ]
+    output = Path(arguments.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with open(output.with_suffix(".csv"), "w", newline="") as file:
+        writer = csv.DictWriter(file, _FIELDS)
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({key: f"{value:.4g}" if isinstance(value, float) else value for key, value in row.items()})
+    packages = ("torch", "torchvision", "timm", "webdataset", "pillow", "simplejpeg", "numpy")
+    about = {
+        "command": f"scalevit bench data --images {arguments.images} --batches {arguments.batches} "
+        f"--rounds {arguments.rounds}",
+        "date": date.today().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "versions": {name: version(name) for name in packages},
+        "mean_jpeg_bytes": round(size),
+        "images_per_cpu_second": rates,
+        "seconds_to_resume_at_position_1e6": resume,
+    }
+    output.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
+    _plot(rows, output.with_suffix(".png"))
+    for row in rows:
+        print(
+            f"{row['contestant']:45s} {row['images_per_cpu_second']:7.0f} images/s/core"
+            f" {row['over_timm_wds']:6.2f} x timm wds {row['over_timm_wds_prefetcher']:6.2f} x with prefetcher"
+        )
+    print(f"resuming at position 10^6: ours {resume['ours']:.2f} s, skipping {resume['skipping']:.0f} s")
+
+
+def _plot(rows: list[dict[str, Any]], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    axes = figure.subplots()
+    names = [row["contestant"] for row in reversed(rows)]
+    values = [row["over_timm_wds"] for row in reversed(rows)]
+    bars = axes.barh(names, values, color=["tab:blue" if name.startswith("ours") else "tab:gray" for name in names])
+    axes.bar_label(bars, [f"{value:.2f}" for value in values], padding=3)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xlabel("images per CPU second over timm's wds loader")
+    axes.margins(x=0.1)
+    figure.savefig(path, dpi=120)

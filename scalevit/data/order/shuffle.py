@@ -1,0 +1,130 @@
+"""The order in which samples are seen: a stateless function from a position to a sample.
+
+Positions are integers that only grow over a whole run: epoch = position // length, place = position % length. Within
+an epoch the order is a bijection, computed for any place at once and without memory, so resuming is knowing one
+integer, and no world size appears anywhere. Knows numpy; must not know files, ranks or batches.
+
+Large sets are shuffled so that reads stay near-sequential: the ids are cut into chunks of neighbours, the chunks are
+permuted, that stream is cut into lanes (place p takes from lane p % LANES), and each lane is permuted inside windows
+of several chunks. A rank whose world size divides LANES always reads from its own lanes. A border between two lanes
+mostly cuts a chunk, so the lanes of one node lie side by side in the stream: few chunks are read by two nodes.
+"""
+
+import hashlib
+
+import numpy as np
+
+from scalevit.randomness import hash64, mix64
+
+LANES = 96
+CHUNK = 128
+WINDOW = 64 * CHUNK
+# Below this a set is shuffled sample by sample, which is the better shuffle: its shards stay in the page cache.
+SMALL = 4 * WINDOW
+_ROUNDS = 6
+# Neighbours in the stream agree modulo as many of these as can be: node n of N takes the lanes n modulo N.
+_NODE_COUNTS = (2, 4, 8, 16, 48)
+
+
+class Order:
+    """The order of `length` samples under `seed`.
+
+    Args:
+        length: number of samples, at least 1.
+        seed: any integer; another seed is another order.
+    """
+
+    def __init__(self, length: int, seed: int) -> None:
+        if length < 1:
+            raise ValueError(f"an order needs at least one sample, not {length}")
+        self.length = length
+        self.seed = seed
+        lanes = np.arange(LANES)
+        self._lane_lengths = length // LANES + (lanes < length % LANES)
+        stream = np.lexsort((lanes, *(lanes % count for count in reversed(_NODE_COUNTS))))
+        self._lane_starts = np.empty(LANES, np.int64)
+        self._lane_starts[stream] = np.cumsum(self._lane_lengths[stream]) - self._lane_lengths[stream]
+
+    def __len__(self) -> int:
+        return self.length
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that differ whenever the order does."""
+        settings = f"order 2: length {self.length} seed {self.seed} {LANES} {CHUNK} {WINDOW} {SMALL} {_ROUNDS}"
+        return hashlib.sha256(settings.encode()).hexdigest()[:16]
+
+    def ids(self, positions: np.ndarray) -> np.ndarray:
+        """The samples at some positions.
+
+        Args:
+            positions: (n,) int64, each at least 0, in any order and over any number of epochs.
+
+        Returns:
+            (n,) int64 ids in 0..length-1; every run of `length` positions that starts an epoch holds each id once.
+        """
+        positions = np.asarray(positions, np.int64)
+        ids = np.empty_like(positions)
+        epochs, places = np.divmod(positions, self.length)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            ids[here] = self._ids_of_epoch(int(epoch), places[here])
+        return ids
+
+    def _ids_of_epoch(self, epoch: int, places: np.ndarray) -> np.ndarray:
+        if self.length < SMALL:
+            return permute(places, self.length, _keys(self.seed, epoch, 0))
+        # 1. The lane of each place, the offset in it, and the window around that offset.
+        lanes, offsets = places % LANES, places // LANES
+        windows = offsets // WINDOW
+        starts = windows * WINDOW
+        widths = np.minimum(WINDOW, self._lane_lengths[lanes] - starts)
+        # 2. A permutation inside each window, with keys of its own.
+        names = (lanes.astype(np.uint64) << np.uint64(40)) | windows.astype(np.uint64)
+        keys = mix64(_keys(self.seed, epoch, 1) ^ mix64(names)[:, None])
+        shuffled = np.empty_like(offsets)
+        for width in np.unique(widths):
+            here = widths == width
+            shuffled[here] = permute((offsets - starts)[here], int(width), keys[here])
+        # 3. From the slot in the stream of permuted chunks to the sample. The last, shorter chunk stays last, so the
+        #    stream is rotated by a keyed amount: else those samples would meet the same lane in every epoch.
+        slots = (self._lane_starts[lanes] + starts + shuffled + hash64(self.seed, epoch, 2) % self.length) % self.length
+        chunks, within = np.divmod(slots, CHUNK)
+        count = self.length // CHUNK
+        whole = chunks < count
+        chunks[whole] = permute(chunks[whole], count, _keys(self.seed, epoch, 3))
+        return chunks * CHUNK + within
+
+
+def permute(values: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
+    """A keyed bijection of 0..size-1: a Feistel network on the next power of four, walked until it is back inside.
+
+    Args:
+        values: (n,) int64 in 0..size-1.
+        size: of the permuted range.
+        keys: (rounds,) uint64 for all values, or (n, rounds) with keys for each.
+
+    Returns:
+        (n,) int64.
+    """
+    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+    mask = np.uint64((1 << int(half)) - 1)
+    keys = np.broadcast_to(keys, (len(values), keys.shape[-1]))
+    permuted = values.astype(np.uint64)
+    outside = np.arange(len(values)) if size > 1 else np.arange(0)
+    while len(outside):
+        left, right = permuted[outside] >> half, permuted[outside] & mask
+        for round_keys in keys[outside].T:
+            left, right = right, (left ^ mix64(right ^ round_keys)) & mask
+        permuted[outside] = (left << half) | right
+        outside = outside[permuted[outside] >= np.uint64(size)]
+    return permuted.astype(np.int64)
+
+
+def permutation(length: int, seed: int) -> np.ndarray:
+    """(length,) int64: all of 0..length-1 in a shuffled order that no numpy version changes."""
+    return permute(np.arange(length), length, _keys(seed, 0, 4))
+
+
+def _keys(seed: int, epoch: int, purpose: int) -> np.ndarray:
+    return np.array([hash64(seed, epoch, purpose, index) for index in range(_ROUNDS)], np.uint64)

@@ -1,0 +1,173 @@
+"""One shard's samples: the members of its tar, grouped as webdataset groups them, each judged.
+
+Every sample is either a `Row` or a `Fault`; nothing is left out in silence. Knows tars and labels; must not decode
+images.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from scalevit.data.faults import Fault
+from scalevit.data.images import KINDS
+from scalevit.data.shards import labels, tar
+from scalevit.data.storage.files import ShardFile, read_beside
+from scalevit.errors import UserError
+
+
+class Row(NamedTuple):
+    """A usable sample."""
+
+    key: str
+    offset: int
+    """Bytes from the start of the shard to the image."""
+    size: int
+    """Bytes of the image."""
+    kind: int
+    """Number in `images.KINDS`."""
+    label: int
+
+
+@dataclass
+class Scan:
+    """What a walk over a shard found."""
+
+    rows: list[Row] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    """Samples that cannot be used, but do not end the walk."""
+    breaks: list[tar.BrokenTar] = field(default_factory=list)
+    """Where the chain of headers broke."""
+
+
+class Description(NamedTuple):
+    """The JSON that the writer puts beside a shard; see docs/data.md."""
+
+    samples: int
+    size: int
+    sha256: str
+    classes: dict[int, int]
+    """Images per label."""
+    crc32: list[int]
+    """Of each image, in the order of the shard; empty where unknown."""
+
+
+def scan_shard(file: ShardFile, label_key: str = labels.DEFAULT_KEY, *, after_breaks: bool = False) -> Scan:
+    """Walks all headers of a shard.
+
+    Args:
+        file: the shard.
+        label_key: of labels in `.json` members.
+        after_breaks: go on at the next header after a break of the chain, for reports; else the walk ends there.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    scan = Scan()
+    grouping = _Grouping(file, label_key, scan)
+    start: int | None = 0
+    while start is not None:
+        try:
+            for member in tar.members(file, start=start):
+                grouping.take(member)
+            start = None
+        except tar.BrokenTar as broken:
+            scan.breaks.append(broken)
+            start = tar.next_header(file, broken.offset + 1) if after_breaks else None
+    grouping.complete()
+    return scan
+
+
+def describe_shard(path: str) -> Description | None:
+    """What the writer noted beside a shard, or None where it did not (a shard of another maker).
+
+    Raises:
+        UserError: it is there and unreadable.
+    """
+    content = read_beside(path, ".json")
+    if content is None:
+        return None
+    try:
+        about: Any = json.loads(content)
+        if not isinstance(about, dict) or not {"count", "size", "sha256"} <= about.keys():
+            return None  # another tool's
+        checksums = about.get("payload_crc32", "")
+        return Description(
+            int(about["count"]),
+            int(about["size"]),
+            str(about["sha256"]),
+            {int(label): int(count) for label, count in about.get("classes", {}).items()},
+            [int(checksums[place : place + 8], 16) for place in range(0, len(checksums), 8)],
+        )
+    except (ValueError, TypeError, AttributeError):
+        beside = path.rpartition(".tar")[0] + ".json"
+        raise UserError(f"{beside}: is damaged; remove it to do without its checksums") from None
+
+
+class _Grouping:
+    """As for webdataset, a sample is a run of neighbouring members with the same name up to the first dot of the last
+    part. Members with other extensions are further fields of the sample and not ours.
+    """
+
+    def __init__(self, file: ShardFile, label_key: str, scan: Scan) -> None:
+        self._file, self._label_key, self._scan = file, label_key, scan
+        self._seen: set[str] = set()
+        self._current: str | None = None
+        self._start()
+
+    def _start(self) -> None:
+        self._offset = -1
+        self._image: tuple[int, int, int] | None = None
+        self._labels: dict[str, Callable[[], bytes]] = {}
+        self._reason = ""
+
+    def take(self, member: tar.Member) -> None:
+        key, extension = member.key_and_extension
+        name = key.rpartition("/")[2]
+        nameless = not name or not extension or (name.startswith("__") and name.endswith("__"))
+        if nameless and not member.refused:
+            return  # webdataset's own rule: not part of any sample
+        if key != self._current:
+            self.complete()
+            self._start()
+            self._current = key
+            self._offset = member.offset
+            if key in self._seen:
+                self._reason = f"the key {key!r} comes a second time"
+            self._seen.add(key)
+        if member.refused:
+            self._reason = self._reason or member.refused
+        elif extension in KINDS:
+            if self._image is not None:
+                self._reason = self._reason or f"the key {key!r} has two images"
+            else:
+                self._image = (member.offset, member.size, KINDS.index(extension))
+        elif extension in labels.EXTENSIONS:
+            if extension in self._labels:
+                self._reason = self._reason or f"the key {key!r} has two of .{extension}"
+            self._labels[extension] = lambda: self._content(member)
+
+    def complete(self) -> None:
+        """Judges the sample whose members have all been seen."""
+        key = self._current
+        if key is None:
+            return
+        self._current = None
+        offset = self._image[0] if self._image else self._offset
+        if not self._reason and self._image is None:
+            self._reason = f"no .{', .'.join(KINDS)} member"
+        if not self._reason:
+            try:
+                label = labels.find_label(self._labels, self._label_key)
+            except labels.NoLabel as error:
+                self._reason = str(error)
+        if self._reason:
+            self._scan.faults.append(Fault(self._file.path, key, offset, self._reason))
+        else:
+            assert self._image is not None
+            self._scan.rows.append(Row(key, *self._image, label))
+
+    def _content(self, member: tar.Member) -> bytes:
+        if member.size <= len(member.start):
+            return member.start
+        return self._file.read(member.offset, min(member.size, 1 << 20))

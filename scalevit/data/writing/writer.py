@@ -1,0 +1,348 @@
+"""Writing WebDataset shards: plain tars that webdataset, tarfile and timm read.
+
+Each sample is two members, `KEY.jpg` (or another kind of `images.KINDS`) and `KEY.cls` with the label in ASCII digits.
+Beside each `shard-000000.tar` stands a `shard-000000.json`, and in each set one `set.json`; docs/data.md describes
+both. The same input, settings and seed give the same bytes. A set appears under its name only when it is complete:
+until then it is `NAME.partial`, and a call with the same settings goes on with it. Knows sources and files; must not
+know torch.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+
+from scalevit.data import images
+from scalevit.data import workers as processes
+from scalevit.data.order.shuffle import permutation
+from scalevit.data.shards.discovery import SET_FILE
+from scalevit.data.writing.sources import MemorySource, Sample, Source, image_folder
+from scalevit.errors import UserError
+from scalevit.files import sync, write_file
+from scalevit.terminal import ProgressBar
+
+DEFAULT_SHARD_SIZE = 8192
+_SETTINGS_FILE = "settings.json"
+
+
+@dataclass(frozen=True)
+class WriteSettings:
+    """How shards are written; besides the source, all that their bytes depend on."""
+
+    shard_size: int = DEFAULT_SHARD_SIZE
+    """Samples per shard."""
+    seed: int | None = 0
+    """Of the shuffle that spreads the classes over the shards; None keeps the order of the source."""
+    resize: images.Resize | None = None
+    """Shrinks larger images, as JPEG; the others are copied unchanged."""
+    max_faults: int = 0
+    """So many bad images may be left out; they are listed in `set.json`."""
+
+
+def write_samples(
+    samples: Sequence[Sample],
+    destination: str | os.PathLike[str],
+    *,
+    shard_size: int = DEFAULT_SHARD_SIZE,
+    classes: Sequence[str] | None = None,
+) -> None:
+    """Writes samples in the given order, unchecked (shuffle them first: see `order.permutation`).
+
+    Args:
+        samples: (key, extension, payload, label); keys are unique and hold no dot.
+        destination: as for `write_shards`.
+        shard_size: samples per shard; the last may hold fewer.
+        classes: names of the labels 0...
+    """
+    write_shards(MemorySource(samples, classes), destination, WriteSettings(shard_size, seed=None), check=False)
+
+
+def write_image_folder(
+    source: str | os.PathLike[str], destination: str | os.PathLike[str], *, workers: int = 0, **settings: Any
+) -> None:
+    """`write_shards` of `sources.image_folder`; the settings are those of `WriteSettings`."""
+    write_shards(image_folder(source), destination, WriteSettings(**settings), workers=workers)
+
+
+def write_shards(
+    source: Source,
+    destination: str | os.PathLike[str],
+    settings: WriteSettings,
+    *,
+    workers: int = 0,
+    check: bool = True,
+) -> None:
+    """Writes a set of shards, or goes on with one that was interrupted, however it ended.
+
+    Args:
+        source: the samples.
+        destination: folder to make; must be missing or empty.
+        settings: how.
+        workers: processes that write a shard each; 0 writes in this one. The result does not depend on it.
+        check: whether the header of each image is looked at.
+
+    Raises:
+        UserError: more bad images than allowed, a destination that is not empty, in use, full or was begun with other
+            settings.
+    """
+    target = Path(destination)
+    check_destination(target)
+    order = np.arange(len(source)) if settings.seed is None else permutation(len(source), settings.seed)
+    count = -(-len(source) // settings.shard_size)
+    folder = target.with_name(target.name + ".partial")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            plan = {"source": source.fingerprint(), "samples": len(source), **_without_limits(settings)}
+            _begin(folder, plan)
+            done = [number for number in range(count) if _is_done(folder, number)]
+            job = _Job(source, folder, order, settings, check)
+            _write_all(job, [number for number in range(count) if number not in set(done)], done, workers)
+            _finish(folder, job, count, plan)
+            os.rename(folder, target)
+            sync(target.parent)
+    except OSError as error:
+        raise UserError(f"shards at {target}: cannot be written ({error.strerror or error})") from None
+
+
+def check_destination(destination: Path) -> None:
+    """Raises UserError unless shards may be written there."""
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise UserError(f"shards at {destination}: not an empty folder; remove it or name another destination")
+    if destination.is_mount():
+        raise UserError(f"shards at {destination}: a mount point cannot be replaced; name a folder below it")
+
+
+# --- a set ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Job:
+    """What every process needs to write any shard of a set."""
+
+    source: Source
+    folder: Path
+    order: np.ndarray
+    settings: WriteSettings
+    check: bool
+
+
+def _without_limits(settings: WriteSettings) -> dict[str, Any]:
+    return {name: value for name, value in asdict(settings).items() if name != "max_faults"}
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Held until the process ends, in whatever way."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"shards at {folder}: another process is writing them; wait for it") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _begin(folder: Path, plan: dict[str, Any]) -> None:
+    """Notes the settings, or checks that what is there was begun with the same."""
+    path = folder / _SETTINGS_FILE
+    if path.exists():
+        before = json.loads(path.read_text())
+        differing = [name for name in plan if before.get(name) != plan[name]]
+        if differing:
+            told = "; ".join(f"{name}: {before.get(name)} then, {plan[name]} now" for name in differing)
+            raise UserError(f"shards at {folder}: were begun otherwise ({told}): remove that folder to start anew")
+    else:
+        # Without its settings nothing here can be used.
+        for entry in folder.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        write_file(path, _json(plan))
+
+
+def _is_done(folder: Path, number: int) -> bool:
+    """The description is the mark: it gets its name when the tar has its own and is on the disk."""
+    tar = folder / _shard_name(number)
+    try:
+        return json.loads(tar.with_suffix(".json").read_text())["size"] == tar.stat().st_size
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _shard_name(number: int) -> str:
+    return f"shard-{number:06d}.tar"
+
+
+def _write_all(job: _Job, numbers: Sequence[int], done: Sequence[int], workers: int) -> None:
+    size = job.settings.shard_size
+    before = sum(min(size, len(job.source) - number * size) for number in done)
+    faults = sum(len(_description(job.folder, number)["faults"]) for number in done)
+    with ProgressBar(f"writing {job.folder.stem}", len(job.source), "samples", done=before) as counter:
+        if workers == 0:
+            for number in numbers:
+                faults += _write_shard(job, number, counter.advance)
+                _check_faults(faults, job)
+            return
+        context = processes.worker_context(("scalevit.data.writing.writer",))
+        written = context.Value("q", 0)
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_work, initargs=(job, written))
+        with pool:
+            with processes.hidden_main():  # the pool starts its processes at a submit
+                pending = {pool.submit(_work, number) for number in numbers}
+            try:
+                while pending:
+                    ended, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+                    while counter.done < before + written.value:
+                        counter.advance()
+                    faults += sum(future.result() for future in ended)
+                    _check_faults(faults, job)
+                while counter.done < before + written.value:
+                    counter.advance()
+            finally:
+                for future in pending:
+                    future.cancel()
+
+
+def _check_faults(faults: int, job: _Job) -> None:
+    if faults > job.settings.max_faults:
+        raise UserError(
+            f"{faults} bad images, more than --max-faults = {job.settings.max_faults}; they are listed in the .json "
+            f"files of {job.folder}"
+        )
+
+
+def _finish(folder: Path, job: _Job, count: int, plan: dict[str, Any]) -> None:
+    descriptions = [_description(folder, number) for number in range(count)]
+    about = {
+        "format": 1,
+        "samples": sum(description["count"] for description in descriptions),
+        "shards": [_shard_name(number) for number in range(count)],
+        "classes": None if job.source.classes is None else list(job.source.classes),
+        "settings": plan,
+        "faults": [fault for description in descriptions for fault in description["faults"]],
+    }
+    write_file(folder / SET_FILE, _json(about))
+    (folder / _SETTINGS_FILE).unlink()
+    for left_over in folder.glob("*.tmp"):
+        left_over.unlink()
+    sync(folder)
+
+
+def _description(folder: Path, number: int) -> dict[str, Any]:
+    return json.loads((folder / _shard_name(number)).with_suffix(".json").read_text())
+
+
+# --- one shard, maybe in a worker -------------------------------------------------------------------------
+
+_job: _Job | None = None
+_written: Any = None
+
+
+def _begin_work(job: _Job, written: Any) -> None:
+    global _job, _written
+    processes.initialise_worker()
+    _job, _written = job, written
+
+
+def _work(number: int) -> int:
+    assert _job is not None
+
+    def advance() -> None:
+        with _written.get_lock():
+            _written.value += 1
+
+    return _write_shard(_job, number, advance)
+
+
+def _write_shard(job: _Job, number: int, advance: Callable[[], None]) -> int:
+    """A tar and its JSON, each complete and on the disk before it has its name; returns the number of bad images."""
+    path = job.folder / _shard_name(number)
+    size = job.settings.shard_size
+    histogram: Counter[int] = Counter()
+    checksums: list[str] = []
+    faults: list[dict[str, str]] = []
+    temporary = path.with_suffix(".tar.tmp")
+    with open(temporary, "wb") as file:
+        tar = _TarFile(file)
+        for source_number in job.order[number * size : (number + 1) * size]:
+            try:
+                key, extension, payload, label = _prepared(job, int(source_number))
+            except UserError as error:
+                if job.settings.max_faults == 0:
+                    raise
+                faults.append({"sample": str(source_number), "reason": str(error)})
+            else:
+                tar.add(f"{key}.{extension}", payload)
+                tar.add(f"{key}.cls", str(label).encode("ascii"))
+                histogram[label] += 1
+                checksums.append(f"{crc32(payload):08x}")
+            advance()
+        tar.end()
+        file.flush()
+        os.fsync(file.fileno())
+    about = {
+        "format": 1,
+        "count": histogram.total(),
+        "size": tar.size,
+        "sha256": tar.sha256.hexdigest(),
+        "classes": {str(label): histogram[label] for label in sorted(histogram)},
+        "payload_crc32": "".join(checksums),
+        "faults": faults,
+    }
+    os.rename(temporary, path)
+    sync(job.folder)
+    write_file(path.with_suffix(".json"), _json(about))
+    return len(faults)
+
+
+def _prepared(job: _Job, number: int) -> Sample:
+    key, extension, payload, label = job.source.load(number)
+    resize = job.settings.resize
+    try:
+        smaller = images.shrink(payload, resize) if resize else None
+        if job.check and resize is None:
+            images.check_header(payload)
+    except images.UndecodableImage as error:
+        where = job.source.files[number].path if hasattr(job.source, "files") else key
+        raise UserError(f"image {where}: cannot be decoded ({error}); replace or remove it") from None
+    return (key, extension, payload, label) if smaller is None else (key, "jpg", smaller, label)
+
+
+class _TarFile:
+    """Fixed times, owners and modes: the same samples are the same bytes."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+        self.size = 0
+
+    def add(self, name: str, content: bytes) -> None:
+        info = tarfile.TarInfo(name)
+        info.size, info.mode, info.mtime = len(content), 0o644, 0
+        self._write(info.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % tarfile.BLOCKSIZE))
+
+    def end(self) -> None:
+        self._write(bytes(2 * tarfile.BLOCKSIZE))
+        self._write(bytes(-self.size % tarfile.RECORDSIZE))
+
+    def _write(self, content: bytes) -> None:
+        self._file.write(content)
+        self.sha256.update(content)
+        self.size += len(content)
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1) + "\n").encode()

@@ -1,0 +1,98 @@
+"""What a model costs: parameters, MLP parameters, multiply-accumulates. Counted on shapes alone (meta tensors)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from scalevit.config.tree import ModelConfig
+from scalevit.errors import UserError
+from scalevit.models.build import build_model
+from scalevit.models.reductions.base import ReductionConfig, mlp_blocks
+
+# Products with weights; what else torch counts (batched products, scaled_dot_product_attention) is attention.
+_LINEAR = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.convolution}
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Costs of one model; MACs are those of one image's forward pass."""
+
+    parameters: int
+    mlp_parameters: int
+    unique_mlps: int
+    paper_macs: int
+    """As fvcore counts with fused attention, and the paper prints as "GFLOPs": linear and convolution layers,
+    plus five per element of a LayerNorm; no attention matrices."""
+    attention_macs: int
+    """Of the two attention products, QK^T and AV."""
+    matmul_macs: int
+    """Of linear and convolution layers and the two attention products: what the tensor cores do."""
+
+    @property
+    def macs(self) -> int:
+        """The paper's count with attention."""
+        return self.paper_macs + self.attention_macs
+
+    @property
+    def training_flops(self) -> int:
+        """FLOPs of one image's forward and backward: 3 passes x 2 FLOPs per MAC (recomputation not counted)."""
+        return 6 * self.matmul_macs
+
+
+def statistics_of(model: ModelConfig, reduction: ReductionConfig) -> Statistics:
+    """Counts a configured model without building its weights.
+
+    Raises:
+        UserError: as `build_model`.
+    """
+    shapes = model.model_copy(update={"initial_weights": None})
+    return count(build_model(shapes, reduction, seed=0, device="meta"), model.image_size)
+
+
+def count(model: nn.Module, image_size: int) -> Statistics:
+    """Counts parameters once and multiply-accumulates once per use.
+
+    Args:
+        model: a timm VisionTransformer with plain layers (before MLPs are fused), on the meta device.
+        image_size: side of the input in pixels.
+
+    Raises:
+        UserError: the model cannot process such images.
+
+    Source: torch's FlopCounterMode for products; fvcore 0.1.5 `flop_count` for what the paper's column adds.
+    """
+    norm_elements = 0
+
+    def on_norm(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        nonlocal norm_elements
+        norm_elements += output.numel()
+
+    handles = [m.register_forward_hook(on_norm) for m in model.modules() if isinstance(m, nn.LayerNorm)]
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(torch.empty(1, 3, image_size, image_size, device="meta"))
+    except Exception as error:
+        # Shapes that do not fit together fail in whatever layer meets them first.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"config: the model cannot process images of {image_size} px ({reason[:200]})") from error
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    flops = counter.get_flop_counts()["Global"]
+    linear = sum(count for operation, count in flops.items() if operation in _LINEAR) // 2
+    attention = sum(count for operation, count in flops.items() if operation not in _LINEAR) // 2
+
+    mlps = {id(block.mlp): block.mlp for block in mlp_blocks(model)}
+    return Statistics(
+        parameters=sum(p.numel() for p in model.parameters()),
+        mlp_parameters=sum(p.numel() for mlp in mlps.values() for p in mlp.parameters()),
+        unique_mlps=len(mlps),
+        paper_macs=linear + 5 * norm_elements,
+        attention_macs=attention,
+        matmul_macs=linear + attention,
+    )

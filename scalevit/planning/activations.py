@@ -1,0 +1,217 @@
+"""What one micro-batch keeps and moves, taken from the real model's forward and backward on tensors without data.
+
+The model is built on the meta device and run under `FakeTensorMode`, where every operator computes shapes alone. So any
+timm Vision Transformer is counted as it is: no formula per model stands here.
+"""
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from scalevit.config.tree import KernelsConfig, ModelConfig
+from scalevit.engines.base import DTYPES
+from scalevit.models.build import build_model
+from scalevit.models.fused_mlp import FusedMlp, fuse_mlps
+from scalevit.models.reductions.base import ReductionConfig, mlp_blocks
+
+Mode = Literal["eager", "fast", "lean", "recompute"]
+MODES: tuple[Mode, ...] = ("eager", "fast", "lean", "recompute")
+"""How an MLP is computed: eager PyTorch, or the fused kernels with a save mode."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One forward and backward of one micro-batch, weights and their gradients left out."""
+
+    saved_bytes: float
+    """Storages that the forward keeps for the backward, 16-bit copies of the weights (autocast) among them."""
+    peak_bytes: float
+    """Most bytes alive at any moment, images and temporaries included."""
+    flops: float
+    """Of matrix products and attention, what is computed again included."""
+    traffic_bytes: float
+    """Read and written by all operators but matrix products, attention and fused kernels."""
+
+
+def trace(
+    model: ModelConfig,
+    reduction: ReductionConfig,
+    *,
+    mode: Mode,
+    precision: str,
+    activation_checkpointing: bool,
+    batch: int,
+) -> Trace:
+    """Runs a micro-batch through the model, on shapes alone.
+
+    Args:
+        batch: images.
+
+    Raises:
+        UserError: as `build_model`.
+    """
+    network = build_model(model.model_copy(update={"initial_weights": None}), reduction, seed=0, device="meta")
+    if activation_checkpointing:
+        for block in mlp_blocks(network):
+            # As the engines do. No random state is kept here: shapes do not depend on it.
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+    if mode != "eager":
+        fuse_mlps(network, KernelsConfig(mlp="auto", save=mode), torch.device("cpu"))
+        for module in network.modules():
+            if isinstance(module, FusedMlp):
+                module.forward = partial(_fused_forward, module)  # type: ignore[method-assign]
+    with FakeTensorMode():
+        for module in network.modules():  # `Module.to_empty` cannot swap fake tensors reliably
+            for name, parameter in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype)))
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
+        return _trace(network.train(), model, precision, batch)
+
+
+def _trace(network: nn.Module, model: ModelConfig, precision: str, batch: int) -> Trace:
+    for parameter in network.parameters():
+        parameter.grad = torch.empty_like(parameter)  # the engine's to count, as the weights are
+    images = torch.empty(batch, 3, model.image_size, model.image_size)
+    targets = torch.empty(batch, model.num_classes)
+
+    def forward() -> Tensor:
+        with torch.autocast("cpu", DTYPES[precision], enabled=precision != "fp32"):
+            logits = network(images)
+        return F.cross_entropy(logits.float(), targets)
+
+    # Apart from each other: with hooks on what is saved, checkpointing frees what it recomputed much later.
+    with saved_bytes(network) as saved:
+        forward()
+    with Costs() as costs:
+        forward().backward()
+    return Trace(saved.bytes, costs.peak + images.nbytes + targets.nbytes, costs.flops, costs.traffic)
+
+
+def _fused_forward(module: FusedMlp, x: Tensor) -> Tensor:
+    """The fused operator itself: `fused_mlp` would go the eager way, as no kernel runs on this device."""
+    rows = x.reshape(-1, x.shape[-1])
+    if torch.is_autocast_enabled("cpu"):
+        rows = rows.to(torch.get_autocast_dtype("cpu"))
+    fc1, fc2 = module.fc1, module.fc2
+    arguments = (rows, fc1.weight, fc1.bias, fc2.weight, fc2.bias, fc1.out_features, module.activation, module.save)
+    y, _, _ = torch.ops.scalevit.fused_mlp(*arguments, False, False)
+    return module.drop2(y.reshape(*x.shape[:-1], fc2.out_features))
+
+
+def _fused_flops(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, *rest: Any, **named: Any) -> int:
+    """Two FLOPs per weight and token."""
+    return 2 * x.shape[0] * (w1.numel() + w2.numel())
+
+
+def _fused_backward_flops(
+    dy: Tensor, x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, a: Tensor, b: Tensor, *rest: Any, **named: Any
+) -> int:
+    """Two products for each of the forward's, and fc1 again where nothing was kept."""
+    again = 0 if a.numel() else 2 * x.shape[0] * w1.numel()
+    return 2 * _fused_flops(x, w1, b1, w2) + again
+
+
+def _attention_flops(q: Tensor, k: Tensor, v: Tensor, *rest: Any, **named: Any) -> int:
+    return sdpa_flop_count(q.shape, k.shape, v.shape)
+
+
+def _attention_backward_flops(dy: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any, **named: Any) -> int:
+    return sdpa_backward_flop_count(dy.shape, q.shape, k.shape, v.shape)
+
+
+# Bound by the matrix units; what is not named here is bound by memory. Our operators and a CPU's attention are not
+# known to torch 2.11's table.
+_FLOPS: dict[Any, Any] = {
+    **flop_registry,
+    torch.ops.scalevit.fused_mlp: _fused_flops,
+    torch.ops.scalevit.fused_mlp_backward: _fused_backward_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+}
+
+
+def _inside(func: Any, args: tuple[Any, ...]) -> int:
+    """Bytes of the buffers that a fused operator makes and frees inside, where no dispatch sees them."""
+    if func == torch.ops.scalevit.fused_mlp.default:
+        x, w1, w2, save = args[0], args[1], args[3], args[7]
+        hidden = 0 if save == "fast" else 1  # the post-activation, where it is not kept
+    elif func == torch.ops.scalevit.fused_mlp_backward.default:
+        x, w1, w2, save = args[1], args[2], args[4], args[9]
+        hidden = {"fast": 1, "lean": 2, "recompute": 3}[save]  # the gradient, and what was not kept
+    else:
+        return 0
+    cast = w1.numel() + w2.numel() if w1.dtype != x.dtype else 0
+    return x.element_size() * (hidden * x.shape[0] * w1.shape[0] + cast)
+
+
+class Counted:
+    """A count that is there when its block has ended."""
+
+    bytes = 0
+
+
+@contextmanager
+def saved_bytes(module: nn.Module) -> Iterator[Counted]:
+    """Counts the unique storages that autograd keeps from the block's forward, the module's parameters left out."""
+    parameters = {p.untyped_storage()._cdata for p in module.parameters()}
+    kept: dict[int, Any] = {}  # holds them: the address of a freed one may be given out again
+    counted = Counted()
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in parameters:
+            kept[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield counted
+    counted.bytes = sum(storage.nbytes() for storage in kept.values())
+
+
+class Costs(TorchDispatchMode):
+    """Counts FLOPs, bytes read and written, and the storages that operators create while it is active."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = self.flops = self.traffic = 0
+        self._alive: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        before = {tensor.untyped_storage()._cdata for tensor in inputs}
+        out = func(*args, **(kwargs or {}))
+        results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        for tensor in results:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._alive and storage._cdata not in before:
+                self._follow(storage)
+        self.peak = max(self.peak, self.live + _inside(func, args))
+        if (count := _FLOPS.get(func._overloadpacket)) is not None:
+            self.flops += count(*args, **(kwargs or {}), out_val=out)
+        elif not func.is_view:
+            self.traffic += sum(tensor.nbytes for tensor in [*inputs, *results])
+        return out
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        self._alive.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._alive.discard(key)
+        self.live -= size

@@ -1,0 +1,201 @@
+"""From a config to the parts of a run: its data, and what its engine is built from."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import nn
+
+from scalevit.config.tree import Config
+from scalevit.data.builtin import ensure_digits
+from scalevit.data.faults import Fault
+from scalevit.data.loading.dataset import ShardDataset
+from scalevit.data.loading.readers import open_reader
+from scalevit.data.loading.stream_loader import StreamLoader
+from scalevit.data.loading.train_loader import EvaluationLoader, TrainLoader
+from scalevit.data.order.batching import Batching, spread_rank
+from scalevit.data.order.shuffle import Order
+from scalevit.data.shards.index import load_index
+from scalevit.data.transforms.fast import FastEvaluation, FastTraining, Finish
+from scalevit.data.transforms.timm_pipeline import Mix, evaluation_transform, training_transform
+from scalevit.distributed import World
+from scalevit.engines.base import Engine, Setup
+from scalevit.engines.factory import build_engine
+from scalevit.errors import UserError
+from scalevit.models.build import build_model
+from scalevit.models.fused_mlp import fuse_mlps
+from scalevit.models.meta_init import initial_values
+from scalevit.models.reductions.base import mlp_blocks
+from scalevit.training.optimizers import build_optimizer
+
+
+def resolve_normalisation(config: Config) -> Config:
+    """The config with the timm model's own normalisation where it leaves it open, so that what is written says all."""
+    data = config.data
+    own: Any = timm.get_pretrained_cfg(config.model.name, allow_unregistered=True) or timm.models.PretrainedCfg()
+    filled = data.model_copy(
+        update={
+            "mean": data.mean or own.mean,
+            "std": data.std or own.std,
+            "crop_pct": data.crop_pct or own.crop_pct,
+        }
+    )
+    return config.model_copy(update={"data": filled})
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run reads."""
+
+    train: TrainLoader | StreamLoader
+    evaluation: EvaluationLoader
+    mix: Mix
+
+    @property
+    def index_faults(self) -> list[Fault]:
+        """Samples that the indexes leave out."""
+        return [*self.train.index_faults, *self.evaluation.dataset.index.faults]
+
+
+def open_data(config: Config, world: World) -> Data:
+    """Finds shards, checks labels and batch sizes, and lays out the order. Needs no process group.
+
+    Raises:
+        UserError: shards are missing or damaged, a label is out of range, or the ranks cannot share a batch.
+    """
+    augmentation = config.data.augmentation
+    return Data(
+        train=_open_training(config, world),
+        evaluation=open_evaluation(config, world),
+        mix=Mix(
+            mixup=augmentation.mixup,
+            cutmix=augmentation.cutmix,
+            probability=augmentation.mix_probability,
+            label_smoothing=config.train.label_smoothing,
+            num_classes=config.model.num_classes,
+        ),
+    )
+
+
+def _open_training(config: Config, world: World) -> TrainLoader | StreamLoader:
+    data, train = config.data, config.train
+    sizes: dict[str, Any] = {"global_batch": train.global_batch, "micro_batch": train.micro_batch}
+    place = _place(config, world, Finish(**_normalisation(config), random_erasing=data.augmentation.random_erasing))
+    if data.stream_samples is None:
+        dataset = _open_dataset(config, data.train, _training_transform(config), seed=config.seed)
+        _check_size(train.global_batch, len(dataset))
+        order = Order(len(dataset), config.seed)
+        return TrainLoader(dataset, order, **sizes, repeats=data.augmentation.repeats, **place)
+    if data.augmentation.repeats > 1:
+        raise UserError("data.stream_samples needs data.augmentation.repeats = 1: a stream shows each image once")
+    _check_size(train.global_batch, data.stream_samples)
+    return StreamLoader(
+        data.train,
+        _training_transform(config),
+        samples=data.stream_samples,
+        num_classes=config.model.num_classes,
+        seed=config.seed,
+        label_key=data.label_key,
+        **sizes,
+        **place,
+    )
+
+
+def _check_size(global_batch: int, samples: int) -> None:
+    if global_batch > samples:
+        raise UserError(f"train.global_batch = {global_batch} is more than the {samples} training images")
+
+
+def open_evaluation(config: Config, world: World) -> EvaluationLoader:
+    """The validation images alone.
+
+    Raises:
+        UserError: as `open_data`.
+    """
+    dataset = _open_dataset(config, config.data.validation, _evaluation_transform(config))
+    place = _place(config, world, Finish(**_normalisation(config)))
+    return EvaluationLoader(dataset, batch=config.evaluation.batch, **place)
+
+
+def _open_dataset(config: Config, path: str, transform: Any, seed: int = 0) -> ShardDataset:
+    data = config.data
+    if data.embedded == "digits":
+        for folder in (data.train, data.validation):
+            if Path(folder).exists() and not Path(folder).is_dir():
+                raise UserError(f"data.embedded = 'digits': {folder} is no folder")
+        ensure_digits(data.train, data.validation)
+    index = load_index(path, label_key=data.label_key)
+    index.check_labels(config.model.num_classes)
+    cache_bytes = None if data.cache_gb is None else int(data.cache_gb * 1e9)
+    return ShardDataset(index, transform, seed, open_reader(index, cache=data.cache, cache_bytes=cache_bytes))
+
+
+def _training_transform(config: Config) -> Any:
+    augmentation = config.data.augmentation
+    settings: dict[str, Any] = {
+        "image_size": config.model.image_size,
+        "mean": _normalisation(config)["mean"],
+        "crop_scale": augmentation.crop_scale,
+        "crop_ratio": augmentation.crop_ratio,
+        "hflip": augmentation.hflip,
+        "color_jitter": augmentation.color_jitter,
+        "auto_augment": augmentation.auto_augment,
+        "interpolation": augmentation.interpolation,
+    }
+    return FastTraining(**settings) if config.data.transforms == "fast" else training_transform(**settings)
+
+
+def _evaluation_transform(config: Config) -> Any:
+    assert config.data.crop_pct is not None, "see resolve_normalisation"
+    settings: dict[str, Any] = {"image_size": config.model.image_size, "crop_pct": config.data.crop_pct}
+    return FastEvaluation(**settings) if config.data.transforms == "fast" else evaluation_transform(**settings)
+
+
+def _normalisation(config: Config) -> dict[str, Any]:
+    return {"mean": config.data.mean, "std": config.data.std}
+
+
+def _place(config: Config, world: World, finish: Finish) -> dict[str, Any]:
+    """Where a loader stands among its peers, and what it leaves to the device."""
+    return {
+        # So that the ranks of a node read the same chunks, whatever their numbers.
+        "rank": spread_rank(world.rank, world.size, world.local_size),
+        "world_size": world.size,
+        "workers": config.data.workers,
+        "pin_memory": world.device.type == "cuda",
+        "finish": finish,
+    }
+
+
+def prepare_engine(config: Config, world: World) -> Callable[[], Engine]:
+    """Builds the config's model, and returns what shards it: to be called once, inside the process group.
+
+    Raises:
+        UserError: the model or its batches cannot be built, while there is no process group yet.
+    """
+    device = "meta" if config.train.meta_init else "cpu"
+    model = build_model(config.model, config.reduction, seed=config.seed, device=device)
+    setup = _engine_setup(config, world, model)
+    fuse_mlps(model, config.kernels, world.device)
+    return partial(build_engine, model, setup, config.engine)
+
+
+def _engine_setup(config: Config, world: World, model: nn.Module) -> Setup:
+    """What an engine is built from, besides the model and its own section of the config."""
+    return Setup(
+        world=world,
+        blocks=mlp_blocks(model),
+        optimizer=partial(build_optimizer, config=config.optimizer),
+        micro_batch=config.train.micro_batch,
+        accumulation=Batching(config.train.global_batch, config.train.micro_batch).accumulation(world.size),
+        precision=config.train.precision,
+        clip_grad_norm=config.optimizer.clip_grad_norm,
+        activation_checkpointing=config.train.activation_checkpointing,
+        compile="inductor" if config.train.compile else None,
+        initial_values=partial(initial_values, config.model, config.reduction, seed=config.seed)
+        if config.train.meta_init
+        else None,
+    )
