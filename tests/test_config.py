@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from scalevit.config.loading import json_schema, load_config
-from scalevit.config.tree import GroupedReduction
+from scalevit.config.loading import load_config
+from scalevit.config.schema import json_schema
 from scalevit.errors import UserError
+from scalevit.models.reductions.grouped import GroupedReduction
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(path for path in CONFIGS.glob("*.json") if path.name != "schema.json")
@@ -33,12 +34,12 @@ def test_the_schema_in_the_repository_is_current() -> None:
 def test_the_recipe_is_the_papers() -> None:
     config = load_config(CONFIGS / "grouped.json")
     assert config.reduction == GroupedReduction(group_size=2, scale=1 / math.sqrt(2))
-    assert (config.optimizer.lr, config.optimizer.weight_decay, config.optimizer.warmup_epochs) == (1e-3, 0.05, 5)
+    assert (config.optimizer.lr, config.optimizer.weight_decay, config.schedule.warmup_epochs) == (1e-3, 0.05, 5)
     assert (config.train.epochs, config.train.global_batch, config.model.drop_path) == (300, 1024, 0.1)
     augmentation = config.data.augmentation
     assert (augmentation.mixup, augmentation.cutmix, augmentation.random_erasing) == (0.8, 1.0, 0.25)
-    assert (augmentation.repeats, augmentation.auto_augment) == (3, "rand-m9-mstd0.5-inc1")
-    assert (config.ema.decay, config.train.label_smoothing, config.seed) == (0.9998, 0.1, 42)
+    assert (augmentation.aug_repeats, augmentation.auto_augment) == (3, "rand-m9-mstd0.5-inc1")
+    assert (config.ema.decay, config.loss.label_smoothing, config.seed) == (0.9998, 0.1, 42)
 
 
 def test_overrides_win_over_the_file_and_the_file_over_its_parent(tmp_path: Path) -> None:
@@ -51,7 +52,7 @@ def test_overrides_win_over_the_file_and_the_file_over_its_parent(tmp_path: Path
 
 def test_changing_the_kind_of_a_section_starts_it_anew() -> None:
     config = load_config(CONFIGS / "grouped.json", ["reduction.strategy=shallow", "engine.name=fsdp"])
-    assert config.reduction.model_dump() == {"strategy": "shallow", "keep": 0.5, "choose": "first"}
+    assert config.reduction.model_dump() == {"strategy": "shallow", "keep": 0.5, "select_units": "first"}
     assert config.engine.name == "fsdp"
     same_kind = load_config(CONFIGS / "grouped.json", ["reduction.strategy=grouped", "reduction.group_size=3"])
     assert same_kind.reduction.model_dump()["group_size"] == 3
@@ -78,15 +79,14 @@ def test_settings_that_stand_alone_speak_of_the_default_kind() -> None:
         (['data.mean=[1, 0, "a"]'], ["data.mean.2", "a number"]),
         (["data.augmentation.crop_scale=[1.0, 0.1]"], ["crop_scale", "must not be above"]),
         (["data.augmentation.crop_scale=[2, 3]"], ["crop_scale", "at most"]),
-        (["data.embedded=digits", "data.train=s3://bucket/x"], ["s3://bucket/x", "plain folder"]),
-        (["optimizer.betas=[1.0, 0.999]"], ["optimizer.betas.0", "below 1"]),
+        (["data.builtin=digits", "data.train=s3://bucket/x"], ["s3://bucket/x", "plain folder"]),
         (["seed=18446744073709551616"], ["seed"]),
-        (["engine.deepspeed.gradient_clippingg=5"], ["gradient_clippingg", "no setting of DeepSpeed's"]),
-        (["engine.deepspeed.bfloat16.enabled=true"], ["bfloat16", "train.precision"]),
+        (["engine.native.gradient_clippingg=5"], ["gradient_clippingg", "not a DeepSpeed setting"]),
+        (["engine.native.bfloat16.enabled=true"], ["bfloat16", "train.precision"]),
         (["optimizer.lr=NaN"], ["optimizer.lr", "a number above 0"]),
         (["train.global_batch=1000"], ["train.global_batch = 1000", "train.micro_batch = 256"]),
         (["train.micro_batch=1", "train.global_batch=4"], ["train.micro_batch = 1", "even"]),
-        (["optimizer.warmup_epochs=300"], ["optimizer.warmup_epochs", "below train.epochs = 300"]),
+        (["schedule.warmup_epochs=300"], ["schedule.warmup_epochs", "below train.epochs = 300"]),
         (["engine.stage=0", "engine.overlap_comm=true"], ["overlap_comm = true", "stage 1 or above, not 0"]),
         (["engine.stage=0", "engine.offload_optimizer=cpu"], ["offload_optimizer", "stage 1 or above"]),
         (["engine.stage=2", "engine.offload_optimizer=nvme", "engine.nvme_path=x"], ["nvme", "stage 3", "not 2"]),
@@ -94,13 +94,13 @@ def test_settings_that_stand_alone_speak_of_the_default_kind() -> None:
         (["engine.stage=3", "engine.offload_parameters=nvme"], ["nvme_path", "need each other"]),
         (["engine.nvme_path=x"], ["nvme_path", "need each other"]),
         (["engine.offload_optimizer=disk"], ["engine.offload_optimizer", '"cpu"', '"nvme"']),
-        (["engine.deepspeed.zero_optimization.overlap_comm=true"], ["overlap_comm", "engine.overlap_comm"]),
+        (["engine.native.zero_optimization.overlap_comm=true"], ["overlap_comm", "engine.overlap_comm"]),
         (
-            ['engine.deepspeed.zero_optimization.offload_optimizer={"device": "cpu"}'],
+            ['engine.native.zero_optimization.offload_optimizer={"device": "cpu"}'],
             ["offload_optimizer", "engine.offload_optimizer"],
         ),
-        (["engine.deepspeed.zero_force_ds_cpu_optimizer=false"], ["engine.offload_optimizer"]),
-        (["engine.deepspeed.compile.deepcompile=true"], ["deepspeed.compile", "train.compile"]),
+        (["engine.native.zero_force_ds_cpu_optimizer=false"], ["engine.offload_optimizer"]),
+        (["engine.native.compile.deepcompile=true"], ["native.compile", "train.compile"]),
         (["engine.name=fsdp", "engine.shard_size=0"], ["engine.shard_size = 0", "above 0"]),
         (["engine.name=fsdp", "engine.prefetch=-1"], ["engine.prefetch = -1", "above 0"]),
         (["engine.name=fsdp", "engine.mixed_precision=bf16"], ["mixed_precision", '"autocast"', '"policy"']),
@@ -109,10 +109,10 @@ def test_settings_that_stand_alone_speak_of_the_default_kind() -> None:
             ["mixed_precision = policy", "bf16 or fp16, not fp32"],
         ),
         (["engine.stage=2", "train.meta_init=true"], ["meta_init", "engine.name = fsdp or engine.stage = 3"]),
-        (["engine.deepspeed.fp16.enabled=true"], ["deepspeed.fp16", "train.precision"]),
-        (["engine.deepspeed.zero_optimization.cpu_offload=true"], ["cpu_offload", "engine.offload_optimizer"]),
-        (["engine.deepspeed.prescale_gradients=true"], ["prescale_gradients", "stage 0, not 1"]),
-        (["engine.deepspeed.zero_optimization.stage=2"], ["zero_optimization.stage", "engine.stage"]),
+        (["engine.native.fp16.enabled=true"], ["native.fp16", "train.precision"]),
+        (["engine.native.zero_optimization.cpu_offload=true"], ["cpu_offload", "engine.offload_optimizer"]),
+        (["engine.native.prescale_gradients=true"], ["prescale_gradients", "stage 0, not 1"]),
+        (["engine.native.zero_optimization.stage=2"], ["zero_optimization.stage", "engine.stage"]),
         (["train=3"], ["train = 3", "a section"]),
         (["reduction=none"], ["reduction", "a section"]),
         (["name=a/b"], ["name", "a/b"]),

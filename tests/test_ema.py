@@ -3,8 +3,9 @@
 import torch
 from timm.utils import ModelEmaV3
 
-from scalevit.config.tree import GroupedReduction, ModelConfig
+from scalevit.config.model import ModelConfig
 from scalevit.models.build import build_model
+from scalevit.models.reductions.grouped import GroupedReduction
 from scalevit.training.ema import Ema
 from scalevit.tying import uses_per_parameter
 

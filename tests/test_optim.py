@@ -5,24 +5,27 @@ import torch
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
-from scalevit.config.tree import GroupedReduction, ModelConfig, OptimizerConfig
+from scalevit.config.model import ModelConfig
+from scalevit.config.training import OptimizerConfig, ScheduleConfig
 from scalevit.models.build import build_model
-from scalevit.training.optimizers import Schedule, build_optimizer
+from scalevit.models.reductions.grouped import GroupedReduction
+from scalevit.training.optimizers import build_optimizer
+from scalevit.training.schedules import Schedule
 
 
-@pytest.mark.parametrize("lr_changes", ["epoch", "step"])
-def test_the_schedule_is_timms(lr_changes: str) -> None:
-    config = OptimizerConfig(lr=1e-3, warmup_epochs=5, warmup_lr=1e-5, min_lr=1e-6, lr_changes=lr_changes)
+@pytest.mark.parametrize("update", ["epoch", "step"])
+def test_the_schedule_is_timms(update: str) -> None:
+    config = ScheduleConfig(warmup_epochs=5, warmup_lr=1e-5, min_lr=1e-6, update=update)
     epochs, steps = 30, 7
-    unit = 1 if lr_changes == "epoch" else steps
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.lr)
+    unit = 1 if update == "epoch" else steps
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1e-3)
     theirs = CosineLRScheduler(
         optimizer, t_initial=epochs * unit, lr_min=config.min_lr, warmup_t=5 * unit, warmup_lr_init=config.warmup_lr
     )
-    ours = Schedule(config, epochs)
+    ours = Schedule(config, 1e-3, epochs)
     for step in range(epochs * steps):
-        theirs.step(step // steps if lr_changes == "epoch" else step)
-        epoch = step // steps if lr_changes == "epoch" else step / steps
+        theirs.step(step // steps if update == "epoch" else step)
+        epoch = step // steps if update == "epoch" else step / steps
         assert ours.lr(epoch) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12), step
 
 

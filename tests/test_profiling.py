@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from scalevit.config.tree import TrainConfig
+from scalevit.config.training import TrainConfig
 from scalevit.distributed import World
 from scalevit.training.profiling import Profiler
 

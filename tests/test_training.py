@@ -22,7 +22,7 @@ SETTINGS = [
     "data.workers=0",
     "data.augmentation.mixup=0.8",
     "data.augmentation.cutmix=1.0",
-    "data.augmentation.repeats=3",
+    "data.augmentation.aug_repeats=3",
     "data.augmentation.random_erasing=0.25",
     "model.drop_path=0.1",
     "model.kwargs.depth=4",
@@ -31,7 +31,7 @@ SETTINGS = [
     "train.global_batch=32",
     "train.micro_batch=8",
     f"train.max_steps={STEPS}",
-    "optimizer.warmup_epochs=0",
+    "schedule.warmup_epochs=0",
 ]
 
 
@@ -125,7 +125,7 @@ def test_a_checkpoint_goes_on_with_the_other_engine_and_more_ranks(single: Path,
 def test_evaluating_weights_gives_what_the_run_said(single: Path, workplace: Path) -> None:
     script = str(Path(SCRIPT).with_name("evaluate.py"))
     weights = f"model.initial_weights={single / 'final_ema.safetensors'}"
-    settings = ["--config", QUICKSTART, *SETTINGS, weights, "data.train=nowhere", "data.embedded=null"]
+    settings = ["--config", QUICKSTART, *SETTINGS, weights, "data.train=nowhere", "data.builtin=null"]
     outcome = run([sys.executable, script, *settings], cwd=workplace)
     assert outcome.status == 0, outcome.errors
     said = metrics(single, "evaluation")[-1]
@@ -219,7 +219,7 @@ def test_missing_shards_end_every_rank_with_one_line(workplace: Path) -> None:
         (["reduction.strategy=grupped"], ["grupped", "nearest: grouped"]),
         (["model.name=resnet18", "model.kwargs={}"], ["VisionTransformer"]),
         (["model.num_classes=5"], ["label", "5"]),
-        (["data.validation=nowhere", "data.embedded=null"], ["nowhere"]),
+        (["data.validation=nowhere", "data.builtin=null"], ["nowhere"]),
         (["train.micro_batch=24"], ["train.global_batch = 64", "train.micro_batch = 24"]),
         (["name=single", "train.resume=false"], ["train.resume = false", "runs/single"]),
         (["name=never", "train.resume=true"], ["train.resume = true", "runs/never"]),
@@ -269,9 +269,9 @@ def test_bad_samples_are_replaced_listed_and_counted_and_other_data_is_refused(w
             content = bytearray(path.read_bytes())
             content[index.offset[sample] + index.size[sample] // 2] ^= 0x55
             path.write_bytes(content)
-    settings = ["data.train=damaged/train", "data.validation=damaged/validation", "data.embedded=null"]
+    settings = ["data.train=damaged/train", "data.validation=damaged/validation", "data.builtin=null"]
     # An epoch, so that every image comes up.
-    settings += ["train.max_steps=46", "data.augmentation.repeats=1", "data.transforms=fast"]
+    settings += ["train.max_steps=46", "data.augmentation.aug_repeats=1", "data.transforms=fast"]
     run_folder = train(workplace, command("torchrun", processes=2), "damaged", *settings, "engine.name=fsdp")
     records = [json.loads(line) for line in (run_folder / "data_faults.jsonl").read_text().splitlines()]
     assert len(records) == 4

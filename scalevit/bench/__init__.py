@@ -1,0 +1,1 @@
+"""Benchmarks of the loaders and of training, beside timm and eager PyTorch."""

@@ -14,15 +14,17 @@ from scalevit.checkpoint.restore import read_parts, restore
 from scalevit.checkpoint.run_state import RunState
 from scalevit.checkpoint.saver import Saver, versions
 from scalevit.config.loading import validate
-from scalevit.config.tree import CheckpointConfig, Config, DeepSpeedConfig
+from scalevit.config.training import CheckpointConfig
+from scalevit.config.tree import Config
 from scalevit.distributed import World
 from scalevit.engines.base import Setup
 from scalevit.engines.deepspeed.checkpoints import Native, read_deepspeed
+from scalevit.engines.deepspeed.settings import DeepSpeedSettings
 from scalevit.engines.factory import build_engine
 from scalevit.engines.state import Piece
 from scalevit.errors import UserError
 from scalevit.models.build import build_model
-from scalevit.models.reductions.base import mlp_blocks
+from scalevit.models.mlps import mlp_blocks
 from scalevit.models.weights.match import save_weights
 from scalevit.training.optimizers import build_optimizer
 from scalevit.tying import tied_names
@@ -84,7 +86,7 @@ def to_deepspeed(checkpoint: Path, target: Path, *, stage: Literal[0, 1, 2, 3], 
         accumulation=1,
         precision="fp32",
     )
-    engine: Any = build_engine(model, setup, DeepSpeedConfig(stage=stage))
+    engine: Any = build_engine(model, setup, DeepSpeedSettings(stage=stage))
     state = restore(checkpoint, engine, None)
     engine.save_native(target, f"global_step{state.step}", state.step)
 

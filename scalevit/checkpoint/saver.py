@@ -16,7 +16,7 @@ import torch.distributed as dist
 from scalevit.checkpoint.folder import clean_up, commit, digest, lock, point_and_prune, temporary_path
 from scalevit.checkpoint.run_state import RunState
 from scalevit.checkpoint.tensors import file_of, write_pieces
-from scalevit.config.tree import CheckpointConfig
+from scalevit.config.training import CheckpointConfig
 from scalevit.distributed import World
 from scalevit.engines.base import Engine
 from scalevit.engines.state import Piece

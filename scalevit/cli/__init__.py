@@ -1,0 +1,1 @@
+"""The `scalevit` command: arguments in, one library call, printing. One file per command."""

@@ -72,6 +72,6 @@ def _bench(arguments: argparse.Namespace) -> None:
 
 
 def _schema(arguments: argparse.Namespace) -> None:
-    from scalevit.config.loading import json_schema
+    from scalevit.config.schema import json_schema
 
     print(json.dumps(json_schema(), indent=2))

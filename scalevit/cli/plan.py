@@ -88,7 +88,7 @@ def _notes(plan: Any) -> list[str]:
     device = plan.device
     notes = [
         "Bytes per rank; GB = 1e9 bytes. Buffers: gathered parameters and gradient buckets (DeepSpeed's are 2 GB each "
-        "unless engine.deepspeed.zero_optimization.reduce_bucket_size says less). Sent: by each rank, ring algorithms.",
+        "unless engine.native.zero_optimization.reduce_bucket_size says less). Sent: by each rank, ring algorithms.",
         f"{device.name}: {device.memory_bytes / 1e9:g} GB, {device.usable_memory:.0%} of it usable; "
         f"{device.flops_16bit / 1e12:g} / {device.flops_32bit / 1e12:g} TFLOP/s (16 / 32 bit) at "
         f"{device.compute_share:.0%}; {device.memory_bandwidth / 1e12:g} TB/s at {device.memory_share:.0%}; links "

@@ -7,9 +7,10 @@ import timm
 import torch
 from torch import nn
 
-from scalevit.config.tree import ModelConfig
+from scalevit.config.model import ModelConfig
 from scalevit.errors import UserError
-from scalevit.models.reductions.base import ReductionConfig, factory_arguments, mlp_blocks, reduce_model
+from scalevit.models.mlps import factory_arguments, mlp_blocks, reduce_model
+from scalevit.models.reductions.base import Reduction
 from scalevit.models.weights.match import load_initial_weights
 
 _NOT_FOR_USERS = {
@@ -20,7 +21,7 @@ _NOT_FOR_USERS = {
 
 
 def build_model(
-    model: ModelConfig, reduction: ReductionConfig, *, seed: int, device: torch.device | str = "cpu"
+    model: ModelConfig, reduction: Reduction, *, seed: int, device: torch.device | str = "cpu"
 ) -> nn.Module:
     """A reduced Vision Transformer, initialised from a seed and, where given, from weights.
 
@@ -43,7 +44,7 @@ def build_model(
     return network
 
 
-def create_unreduced(model: ModelConfig, reduction: ReductionConfig) -> nn.Module:
+def create_unreduced(model: ModelConfig, reduction: Reduction) -> nn.Module:
     """timm's model, before grouped or shallow; thin is in the factory's arguments.
 
     Raises:

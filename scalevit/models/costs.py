@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from scalevit.config.tree import ModelConfig
+from scalevit.config.model import ModelConfig
 from scalevit.errors import UserError
 from scalevit.models.build import build_model
-from scalevit.models.reductions.base import ReductionConfig, mlp_blocks
+from scalevit.models.mlps import mlp_blocks
+from scalevit.models.reductions.base import Reduction
 
 # Products with weights; what else torch counts (batched products, scaled_dot_product_attention) is attention.
 _LINEAR = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.convolution}
@@ -41,7 +42,7 @@ class Statistics:
         return 6 * self.matmul_macs
 
 
-def statistics_of(model: ModelConfig, reduction: ReductionConfig) -> Statistics:
+def statistics_of(model: ModelConfig, reduction: Reduction) -> Statistics:
     """Counts a configured model without building its weights.
 
     Raises:

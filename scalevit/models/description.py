@@ -4,13 +4,14 @@ from collections.abc import Callable
 
 from rich.table import Table
 
-from scalevit.config.tree import ModelConfig, NoReduction
+from scalevit.config.model import ModelConfig
 from scalevit.models.costs import Statistics, statistics_of
-from scalevit.models.reductions.base import ReductionConfig
+from scalevit.models.reductions.base import Reduction
+from scalevit.models.reductions.none import NoReduction
 from scalevit.terminal import print_table
 
 
-def print_description(model: ModelConfig, reduction: ReductionConfig) -> None:
+def print_description(model: ModelConfig, reduction: Reduction) -> None:
     """Prints one column for the unreduced model and, where it differs, one for the reduced.
 
     Raises:

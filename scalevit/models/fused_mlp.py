@@ -6,10 +6,10 @@ import torch
 from timm.layers import GELU, GELUTanh, Mlp
 from torch import Tensor, nn
 
-from scalevit.config.tree import KernelsConfig
+from scalevit.config.model import KernelsConfig
 from scalevit.errors import UserError
 from scalevit.kernels import fused_mlp, why_not_fused
-from scalevit.models.reductions.base import mlp_blocks
+from scalevit.models.mlps import mlp_blocks
 
 
 class FusedMlp(nn.Module):

@@ -16,14 +16,17 @@ from timm.models import named_apply
 from timm.models.vision_transformer import get_init_weights_vit
 from torch import Tensor, nn
 
-from scalevit.config.tree import GroupedReduction, ModelConfig, ShallowReduction
+from scalevit.config.model import ModelConfig
 from scalevit.errors import UserError
 from scalevit.models.build import build_model, create_unreduced
-from scalevit.models.reductions.base import ReductionConfig, mlp_blocks, narrow_mlp, resolve_groups, scale_mlp
+from scalevit.models.mlps import mlp_blocks, narrow_mlp, resolve_groups, scale_mlp
+from scalevit.models.reductions.base import Reduction
+from scalevit.models.reductions.grouped import GroupedReduction
+from scalevit.models.reductions.shallow import ShallowReduction
 from scalevit.models.weights.match import fitting_weights
 
 
-def initial_values(model: ModelConfig, reduction: ReductionConfig, *, seed: int) -> Iterator[tuple[str, Tensor]]:
+def initial_values(model: ModelConfig, reduction: Reduction, *, seed: int) -> Iterator[tuple[str, Tensor]]:
     """Every unique parameter and buffer of the reduced model by its canonical name, on the CPU, whole.
 
     The host holds one leaf at a time: a layer, or an MLP, before its reduction. `model.initial_weights` are read in
@@ -109,7 +112,7 @@ def _initialise(network: nn.Module, leaf: nn.Module, name: str, *, whole: bool) 
         initialise(leaf, name)
 
 
-def _reduce(network: nn.Module, leaf: nn.Module, reduction: ReductionConfig) -> None:
+def _reduce(network: nn.Module, leaf: nn.Module, reduction: Reduction) -> None:
     """Scales or narrows the MLP that the leaf is or holds."""
     blocks = mlp_blocks(network)
     inside = set(leaf.modules())
@@ -117,7 +120,7 @@ def _reduce(network: nn.Module, leaf: nn.Module, reduction: ReductionConfig) -> 
         if block.mlp not in inside:
             continue
         if isinstance(reduction, ShallowReduction):
-            narrow_mlp(block.mlp, reduction.keep, choose=reduction.choose)
+            narrow_mlp(block.mlp, reduction.keep, select_units=reduction.select_units)
         elif isinstance(reduction, GroupedReduction):
             group = next(group for group in resolve_groups(reduction, depth=len(blocks)) if index in group)
             if len(group) > 1 and index == group[0]:

@@ -1,7 +1,7 @@
 """The reduced models in timm's registry: `timm.create_model("vit_base_patch16_224_grouped")`.
 
 Each takes the arguments of the timm model it is made from, plus those of its strategy (`group_size`, `groups`,
-`scale`; `keep`, `choose`; `mlp_ratio`).
+`scale`; `keep`, `select_units`; `mlp_ratio`).
 """
 
 import sys
@@ -11,8 +11,11 @@ import timm
 from timm.models import register_model
 from torch import nn
 
-from scalevit.config.tree import GroupedReduction, ShallowReduction, ThinReduction
-from scalevit.models.reductions.base import ReductionConfig, factory_arguments, reduce_model
+from scalevit.models.mlps import factory_arguments, reduce_model
+from scalevit.models.reductions.base import Reduction
+from scalevit.models.reductions.grouped import GroupedReduction
+from scalevit.models.reductions.shallow import ShallowReduction
+from scalevit.models.reductions.thin import ThinReduction
 
 _STRATEGIES: dict[str, type[GroupedReduction] | type[ShallowReduction] | type[ThinReduction]] = {
     "grouped": GroupedReduction,
@@ -42,7 +45,7 @@ def _register(base: str, strategy: str) -> None:
 
     def create(pretrained: bool = False, **arguments: Any) -> nn.Module:
         settings = {key: arguments.pop(key) for key in kind.model_fields if key in arguments}
-        reduction: ReductionConfig = kind.model_validate(settings)
+        reduction: Reduction = kind.model_validate(settings)
         arguments |= factory_arguments(reduction, arguments)
         return reduce_model(timm.create_model(base, pretrained=pretrained, **arguments), reduction)
 

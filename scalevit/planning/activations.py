@@ -20,11 +20,12 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from scalevit.config.tree import KernelsConfig, ModelConfig
+from scalevit.config.model import KernelsConfig, ModelConfig
 from scalevit.engines.base import DTYPES
 from scalevit.models.build import build_model
 from scalevit.models.fused_mlp import FusedMlp, fuse_mlps
-from scalevit.models.reductions.base import ReductionConfig, mlp_blocks
+from scalevit.models.mlps import mlp_blocks
+from scalevit.models.reductions.base import Reduction
 
 Mode = Literal["eager", "fast", "lean", "recompute"]
 MODES: tuple[Mode, ...] = ("eager", "fast", "lean", "recompute")
@@ -47,7 +48,7 @@ class Trace:
 
 def trace(
     model: ModelConfig,
-    reduction: ReductionConfig,
+    reduction: Reduction,
     *,
     mode: Mode,
     precision: str,

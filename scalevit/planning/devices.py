@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, PositiveFloat, ValidationError
 
-from scalevit.config.tree import Section
+from scalevit.config.base import Section
 from scalevit.errors import UserError
 
 Share = Annotated[float, Field(gt=0.0, le=1.0)]

@@ -5,14 +5,16 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
-from scalevit.config.tree import DeepSpeedConfig, FsdpConfig
-from scalevit.models.reductions.base import mlp_blocks
+from scalevit.engines.deepspeed.settings import DeepSpeedSettings
+from scalevit.engines.fsdp.settings import FsdpSettings
+from scalevit.models.mlps import mlp_blocks
 from scalevit.tying import connected_units
 
-EngineConfig = DeepSpeedConfig | FsdpConfig
+EngineConfig = Any
 _FP32 = 4
 
 
@@ -105,14 +107,14 @@ class Layout:
 
 def engine_name(engine: EngineConfig) -> str:
     """As tables print it."""
-    if isinstance(engine, DeepSpeedConfig):
+    if isinstance(engine, DeepSpeedSettings):
         return f"ZeRO {engine.stage}"
     return "FSDP2" if engine.shard_size is None else f"HSDP, {engine.shard_size} shards"
 
 
 def overlaps(engine: EngineConfig) -> bool:
     """Whether communication runs beside computation."""
-    if isinstance(engine, FsdpConfig):
+    if isinstance(engine, FsdpSettings):
         return True
     return engine.stage == 3 if engine.overlap_comm is None else engine.overlap_comm
 
@@ -121,7 +123,7 @@ def not_estimated(engine: EngineConfig) -> list[str]:
     """Settings whose effect is left out: the numbers are those without them."""
     keys = ("offload_optimizer", "offload_parameters", "cpu_offload", "prefetch")
     ignored = [f"engine.{key}" for key in keys if getattr(engine, key, None)]
-    if isinstance(engine, FsdpConfig) and engine.mixed_precision == "policy":
+    if isinstance(engine, FsdpSettings) and engine.mixed_precision == "policy":
         ignored.append("engine.mixed_precision")
     return ignored
 
@@ -132,18 +134,18 @@ def account(engine: EngineConfig, layout: Layout, *, ranks: int, accumulation: i
     Args:
         accumulation: micro-batches per rank and step.
     """
-    if isinstance(engine, FsdpConfig):
+    if isinstance(engine, FsdpSettings):
         return _fsdp(engine, layout, ranks, accumulation, ema)
     return (_zero3 if engine.stage == 3 else _zero012)(engine, layout, ranks, accumulation, ema)
 
 
-def _zero(engine: DeepSpeedConfig, key: str, default: float) -> float:
+def _zero(engine: DeepSpeedSettings, key: str, default: float) -> float:
     """A native setting, under either of its names."""
-    zero = engine.deepspeed.get("zero_optimization", {})
+    zero = engine.native.get("zero_optimization", {})
     return zero.get(f"stage3_{key}", zero.get(key, default))
 
 
-def _zero012(engine: DeepSpeedConfig, layout: Layout, ranks: int, accumulation: int, ema: bool) -> tuple[Held, Sent]:
+def _zero012(engine: DeepSpeedSettings, layout: Layout, ranks: int, accumulation: int, ema: bool) -> tuple[Held, Sent]:
     full = _bytes(layout.parameters)
     averages = full if ema else 0
     accumulates = accumulation > 1
@@ -165,7 +167,7 @@ def _zero012(engine: DeepSpeedConfig, layout: Layout, ranks: int, accumulation: 
     return held, Sent(all_reduce=reductions * full, all_gather=full)
 
 
-def _zero3(engine: DeepSpeedConfig, layout: Layout, ranks: int, accumulation: int, ema: bool) -> tuple[Held, Sent]:
+def _zero3(engine: DeepSpeedSettings, layout: Layout, ranks: int, accumulation: int, ema: bool) -> tuple[Held, Sent]:
     parameters = layout.parameters
     full, part = _bytes(parameters), sum(_FP32 * -(-p.numel() // ranks) for p in parameters)
     threshold = _zero(engine, "param_persistence_threshold", 1e5)
@@ -195,7 +197,7 @@ def _zero3(engine: DeepSpeedConfig, layout: Layout, ranks: int, accumulation: in
     return held, Sent(reduce_scatter=accumulation * full, all_gather=accumulation * once + persistent)
 
 
-def _fsdp(engine: FsdpConfig, layout: Layout, ranks: int, accumulation: int, ema: bool) -> tuple[Held, Sent]:
+def _fsdp(engine: FsdpSettings, layout: Layout, ranks: int, accumulation: int, ema: bool) -> tuple[Held, Sent]:
     shards = engine.shard_size or ranks
 
     def padded(parameters: Iterable[nn.Parameter]) -> int:

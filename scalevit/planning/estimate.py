@@ -9,12 +9,15 @@ import torch
 from torch import nn
 
 from scalevit.config.loading import validate
-from scalevit.config.tree import Config, DeepSpeedConfig, FsdpConfig, Reduction
+from scalevit.config.tree import Config
 from scalevit.data.order.batching import Batching
 from scalevit.distributed import World
+from scalevit.engines.deepspeed.settings import DeepSpeedSettings
 from scalevit.engines.factory import check_engine
+from scalevit.engines.fsdp.settings import FsdpSettings
 from scalevit.errors import UserError
 from scalevit.models.build import build_model
+from scalevit.models.reductions.base import Reduction
 from scalevit.planning.activations import MODES, Mode, Trace, trace
 from scalevit.planning.devices import Device
 from scalevit.planning.engines import EngineConfig, Held, Layout, Sent, account, engine_name, not_estimated, overlaps
@@ -132,12 +135,12 @@ def _reduction(config: Config, strategy: str) -> Reduction:
 
 def _engines(config: Config) -> list[EngineConfig]:
     """ZeRO 0 to 3 and FSDP2, with the config's settings where they belong to that kind."""
-    own = config.engine
-    if isinstance(own, FsdpConfig):
-        return [*(DeepSpeedConfig(stage=stage) for stage in _STAGES), own]
+    own: EngineConfig = config.engine
+    if isinstance(own, FsdpSettings):
+        return [*(DeepSpeedSettings(stage=stage) for stage in _STAGES), own]
     overlaps = {stage: own.overlap_comm if stage else None for stage in _STAGES}  # stage 0 has no such setting
-    stages = [DeepSpeedConfig(stage=stage, overlap_comm=overlaps[stage], deepspeed=own.deepspeed) for stage in _STAGES]
-    return [*stages, FsdpConfig()]
+    stages = [DeepSpeedSettings(stage=stage, overlap_comm=overlaps[stage], native=own.native) for stage in _STAGES]
+    return [*stages, FsdpSettings()]
 
 
 def _row(
@@ -205,7 +208,7 @@ def _largest_micro_batch(config: Config, gpus: int, model: _Model, held: Held, u
     """
     per_rank = config.train.global_batch // gpus
     augmentation = config.data.augmentation
-    mixes = bool(augmentation.mix_probability and (augmentation.mixup or augmentation.cutmix))
+    mixes = bool(augmentation.mixup_prob and (augmentation.mixup or augmentation.cutmix))
     candidates = [b for b in range(1, per_rank + 1) if per_rank % b == 0 and not (mixes and b % 2)]
     fitting = bisect_right(candidates, usable, key=lambda batch: held.peak(model.run(batch).peak_bytes))
     return candidates[fitting - 1] if fitting else None

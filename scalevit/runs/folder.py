@@ -116,8 +116,8 @@ class RunFolder:
         write_file(self._metrics, "".join(kept).encode())  # a run that is killed here loses nothing
 
     def _start_wandb(self, wandb_id: str | None) -> str | None:
-        settings = self.config.tracking
-        if settings.wandb == "disabled":
+        settings: Any = self.config.tracking.wandb  # type: ignore[attr-defined]
+        if not settings.enabled:
             return wandb_id
         import wandb
 
@@ -129,13 +129,15 @@ class RunFolder:
                 name=self.config.name,
                 id=wandb_id,
                 resume="allow",
-                mode=settings.wandb,
+                mode=settings.mode,
                 dir=str(self.path),
                 config=self.config.model_dump(mode="json"),
             )
         except wandb.Error as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"wandb: {reason}; or set tracking.wandb=offline or disabled") from None
+            raise UserError(
+                f"wandb: {reason}; or set tracking.wandb.mode=offline or tracking.wandb.enabled=false"
+            ) from None
         return self._wandb.id
 
 

@@ -11,7 +11,7 @@ from types import TracebackType
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from scalevit.config.tree import TrainConfig
+from scalevit.config.training import TrainConfig
 from scalevit.distributed import World
 from scalevit.errors import UserError
 

@@ -28,7 +28,7 @@ from scalevit.errors import UserError
 from scalevit.models.build import build_model
 from scalevit.models.fused_mlp import fuse_mlps
 from scalevit.models.meta_init import initial_values
-from scalevit.models.reductions.base import mlp_blocks
+from scalevit.models.mlps import mlp_blocks
 from scalevit.training.optimizers import build_optimizer
 
 
@@ -73,8 +73,8 @@ def open_data(config: Config, world: World) -> Data:
         mix=Mix(
             mixup=augmentation.mixup,
             cutmix=augmentation.cutmix,
-            probability=augmentation.mix_probability,
-            label_smoothing=config.train.label_smoothing,
+            probability=augmentation.mixup_prob,
+            label_smoothing=config.loss.label_smoothing,  # type: ignore[attr-defined]
             num_classes=config.model.num_classes,
         ),
     )
@@ -84,18 +84,20 @@ def _open_training(config: Config, world: World) -> TrainLoader | StreamLoader:
     data, train = config.data, config.train
     sizes: dict[str, Any] = {"global_batch": train.global_batch, "micro_batch": train.micro_batch}
     place = _place(config, world, Finish(**_normalisation(config), random_erasing=data.augmentation.random_erasing))
-    if data.stream_samples is None:
+    if data.stream_samples_per_epoch is None:
         dataset = _open_dataset(config, data.train, _training_transform(config), seed=config.seed)
         _check_size(train.global_batch, len(dataset))
         order = Order(len(dataset), config.seed)
-        return TrainLoader(dataset, order, **sizes, repeats=data.augmentation.repeats, **place)
-    if data.augmentation.repeats > 1:
-        raise UserError("data.stream_samples needs data.augmentation.repeats = 1: a stream shows each image once")
-    _check_size(train.global_batch, data.stream_samples)
+        return TrainLoader(dataset, order, **sizes, repeats=data.augmentation.aug_repeats, **place)
+    if data.augmentation.aug_repeats > 1:
+        raise UserError(
+            "data.stream_samples_per_epoch needs data.augmentation.aug_repeats = 1: a stream shows each image once"
+        )
+    _check_size(train.global_batch, data.stream_samples_per_epoch)
     return StreamLoader(
         data.train,
         _training_transform(config),
-        samples=data.stream_samples,
+        samples=data.stream_samples_per_epoch,
         num_classes=config.model.num_classes,
         seed=config.seed,
         label_key=data.label_key,
@@ -122,10 +124,10 @@ def open_evaluation(config: Config, world: World) -> EvaluationLoader:
 
 def _open_dataset(config: Config, path: str, transform: Any, seed: int = 0) -> ShardDataset:
     data = config.data
-    if data.embedded == "digits":
+    if data.builtin == "digits":
         for folder in (data.train, data.validation):
             if Path(folder).exists() and not Path(folder).is_dir():
-                raise UserError(f"data.embedded = 'digits': {folder} is no folder")
+                raise UserError(f"data.builtin = 'digits': {folder} is no folder")
         ensure_digits(data.train, data.validation)
     index = load_index(path, label_key=data.label_key)
     index.check_labels(config.model.num_classes)

@@ -34,10 +34,10 @@ from scalevit.runs.summary import best_epoch, describe_accuracies, summarise
 from scalevit.terminal import ProgressBar
 from scalevit.training.ema import Ema
 from scalevit.training.evaluation import evaluate
-from scalevit.training.optimizers import Schedule
 from scalevit.training.preemption import Stopped, StopSignal
 from scalevit.training.profiling import Profiler
 from scalevit.training.run import Data
+from scalevit.training.schedules import Schedule
 from scalevit.training.throughput import Throughput, peak_flops
 from scalevit.tying import uses_per_parameter
 
@@ -53,10 +53,10 @@ class Trainer:
         self.config, self.world, self.engine, self.data, self.run = config, world, engine, data, run
         train = config.train
         self.total_steps = min(data.train.steps_in(train.epochs), train.max_steps or math.inf)
-        self.schedule = Schedule(config.optimizer, train.epochs)
+        self.schedule = Schedule(config.schedule, config.optimizer.lr, train.epochs)
         self.ema: Ema | None = None
         if config.ema.enabled:
-            repeated = config.ema.shared_updates_per_step == "per_use"
+            repeated = config.ema.shared_parameters == "per_use"
             updates = uses_per_parameter(engine.module) if repeated else None
             self.ema = Ema(engine.local_parameters(), config.ema.decay, updates)
         peak = peak_flops(world.device, train.precision)
@@ -206,7 +206,7 @@ class Trainer:
     def _schedule_epoch(self) -> float:
         """Where the schedule stands: at the epoch's start, or moving with every step."""
         step, train = self.state.step, self.data.train
-        if self.config.optimizer.lr_changes == "epoch":
+        if self.config.schedule.update == "epoch":
             return self._epoch_of(step)
         epochs = self.config.train.epochs
         return step * epochs / train.steps_in(epochs)

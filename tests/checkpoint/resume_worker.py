@@ -23,20 +23,17 @@ from scalevit.checkpoint.restore import newest_whole, restore
 from scalevit.checkpoint.run_state import RunState
 from scalevit.checkpoint.saver import Saver
 from scalevit.config.loading import load_config
-from scalevit.config.tree import (
-    CheckpointConfig,
-    GroupedReduction,
-    ModelConfig,
-    NoReduction,
-    OptimizerConfig,
-    ShallowReduction,
-)
+from scalevit.config.model import ModelConfig
+from scalevit.config.training import CheckpointConfig, OptimizerConfig
 from scalevit.distributed import World
 from scalevit.engines.base import Engine, Setup
 from scalevit.engines.factory import build_engine
 from scalevit.engines.state import Piece
 from scalevit.models.build import build_model
-from scalevit.models.reductions.base import mlp_blocks
+from scalevit.models.mlps import mlp_blocks
+from scalevit.models.reductions.grouped import GroupedReduction
+from scalevit.models.reductions.none import NoReduction
+from scalevit.models.reductions.shallow import ShallowReduction
 from scalevit.training.ema import Ema
 from scalevit.training.optimizers import build_optimizer
 

@@ -18,7 +18,7 @@ from scalevit.checkpoint.folder import digest, find_damage, list_checkpoints, li
 from scalevit.checkpoint.restore import newest_whole, restore
 from scalevit.checkpoint.run_state import RunState
 from scalevit.checkpoint.saver import Saver
-from scalevit.config.tree import CheckpointConfig
+from scalevit.config.training import CheckpointConfig
 from scalevit.distributed import World
 from scalevit.engines.base import LossScale
 from scalevit.engines.state import Moments, Piece

@@ -28,8 +28,8 @@ SETTINGS = [
     "train.log_every_steps=1",
     "train.checkpoint.every_steps=3",
     "evaluation.every_epochs=50",
-    "optimizer.warmup_epochs=0",
-    "optimizer.lr_changes=step",
+    "schedule.warmup_epochs=0",
+    "schedule.update=step",
 ]
 ENGINES = {"zero2": ["engine.stage=2"], "fsdp": ["engine.name=fsdp"]}
 

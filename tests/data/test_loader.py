@@ -365,7 +365,7 @@ def test_a_differing_fingerprint_is_refused_with_the_difference(dataset, trainin
     check_fingerprint(first, training(rank=1, world_size=2, workers=1).fingerprint, "checkpoint X")
     for loader, message in (
         (TrainLoader(dataset, Order(23, seed=8), global_batch=12, micro_batch=2), r"\(seed: 9 there, 8 now\)"),
-        (training(repeats=3), r"\(data.augmentation.repeats: 1 there, 3 now\)"),
+        (training(repeats=3), r"\(data.augmentation.aug_repeats: 1 there, 3 now\)"),
     ):
         with pytest.raises(UserError, match=f"^checkpoint X: .*{message}") as caught:
             check_fingerprint(first, loader.fingerprint, "checkpoint X")

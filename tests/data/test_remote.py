@@ -286,5 +286,5 @@ def test_http_without_ranges_is_told(server, tmp_path):
     """Found when a part is asked for; these shards are small enough to be walked by one request."""
     server.ranges = False
     reader = CachedReader(load_index(server.address), str(tmp_path))
-    with pytest.raises(UserError, match=r"the server gives no ranges; set data\.stream_samples"):
+    with pytest.raises(UserError, match=r"the server gives no ranges; set data\.stream_samples_per_epoch"):
         reader.read(5)

@@ -138,7 +138,7 @@ WIRE_ENGINES = {
     # Small parameters stay gathered on each rank by default: all of this small model's.
     "zero1": [],
     "zero2": [],
-    "zero3": ["engine.deepspeed.zero_optimization.stage3_param_persistence_threshold=0"],
+    "zero3": ["engine.native.zero_optimization.stage3_param_persistence_threshold=0"],
     "fsdp": [],
 }
 

@@ -20,21 +20,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from scalevit.config.loading import load_config
-from scalevit.config.tree import (
-    GroupedReduction,
-    KernelsConfig,
-    ModelConfig,
-    NoReduction,
-    OptimizerConfig,
-    ShallowReduction,
-)
+from scalevit.config.model import KernelsConfig, ModelConfig
+from scalevit.config.training import OptimizerConfig
 from scalevit.distributed import World
 from scalevit.engines.base import Setup
 from scalevit.engines.factory import build_engine
 from scalevit.models.build import build_model
 from scalevit.models.fused_mlp import fuse_mlps
 from scalevit.models.meta_init import initial_values
-from scalevit.models.reductions.base import mlp_blocks
+from scalevit.models.mlps import mlp_blocks
+from scalevit.models.reductions.grouped import GroupedReduction
+from scalevit.models.reductions.none import NoReduction
+from scalevit.models.reductions.shallow import ShallowReduction
 from scalevit.training.optimizers import build_optimizer
 from scalevit.tying import uses_per_parameter
 from wire import WireCounter
@@ -42,7 +39,7 @@ from wire import WireCounter
 REDUCTIONS = {"baseline": NoReduction(), "grouped": GroupedReduction(), "shallow": ShallowReduction()}
 # eps: a key bias has no gradient but rounding noise (softmax does not see it), which Adam with 1e-8 would blow up to
 # steps of the learning rate, different in every order of summation.
-OPTIMIZER = OptimizerConfig(lr=2e-3, weight_decay=0.05, eps=1e-5)
+OPTIMIZER = OptimizerConfig(lr=2e-3, weight_decay=0.05, args={"eps": 1e-5})
 MICRO_BATCH, STEPS, SEED = 4, 20, 3
 
 

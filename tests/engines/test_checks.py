@@ -6,9 +6,10 @@ import pytest
 import torch
 from deepspeed.ops.op_builder import AsyncIOBuilder
 
-from scalevit.config.tree import DeepSpeedConfig, FsdpConfig
 from scalevit.distributed import World
+from scalevit.engines.deepspeed.settings import DeepSpeedSettings
 from scalevit.engines.factory import check_engine
+from scalevit.engines.fsdp.settings import FsdpSettings
 from scalevit.errors import UserError
 
 
@@ -18,18 +19,18 @@ def world(size: int) -> World:
 
 def test_shards_must_divide_the_ranks() -> None:
     with pytest.raises(UserError) as error:
-        check_engine(FsdpConfig(shard_size=3), world(4))
+        check_engine(FsdpSettings(shard_size=3), world(4))
     assert str(error.value) == "config: engine.shard_size = 3 does not divide the 4 ranks of this run"
     with pytest.raises(UserError, match="shard_size = 8"):
-        check_engine(FsdpConfig(shard_size=8), world(4))
+        check_engine(FsdpSettings(shard_size=8), world(4))
     for size in (1, 2, 4, None):
-        check_engine(FsdpConfig(shard_size=size), world(4))
+        check_engine(FsdpSettings(shard_size=size), world(4))
 
 
 def test_an_offload_to_nvme_says_what_it_lacks(tmp_path: Path) -> None:
     able = AsyncIOBuilder().is_compatible(verbose=False)
     missing = tmp_path / "missing"
-    settings = DeepSpeedConfig(stage=3, offload_optimizer="nvme", nvme_path=str(missing))
+    settings = DeepSpeedSettings(stage=3, offload_optimizer="nvme", nvme_path=str(missing))
     with pytest.raises(UserError) as error:
         check_engine(settings, world(2))
     assert "\n" not in str(error.value)

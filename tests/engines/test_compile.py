@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from parity_worker import micro_batch, tiny_model
-from scalevit.config.tree import KernelsConfig
+from scalevit.config.model import KernelsConfig
 from scalevit.engines.base import _compile
 from scalevit.models.fused_mlp import fuse_mlps
-from scalevit.models.reductions.base import mlp_blocks
+from scalevit.models.mlps import mlp_blocks
 
 
 @pytest.fixture(autouse=True)

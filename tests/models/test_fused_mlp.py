@@ -9,7 +9,7 @@ import torch
 from timm.layers import Mlp
 from torch import nn
 
-from scalevit.config.tree import KernelsConfig
+from scalevit.config.model import KernelsConfig
 from scalevit.errors import UserError
 from scalevit.models.fused_mlp import fuse_mlps
 

@@ -9,10 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from scalevit.config.tree import GroupedReduction, ModelConfig, NoReduction, ShallowReduction, ThinReduction
+from scalevit.config.model import ModelConfig
 from scalevit.errors import UserError
 from scalevit.models.build import build_model
 from scalevit.models.meta_init import initial_values
+from scalevit.models.reductions.grouped import GroupedReduction
+from scalevit.models.reductions.none import NoReduction
+from scalevit.models.reductions.shallow import ShallowReduction
+from scalevit.models.reductions.thin import ThinReduction
 from scalevit.models.weights.match import save_weights
 from scalevit.tying import tied_names
 

@@ -8,10 +8,14 @@ import torch
 from torch import nn
 
 import scalevit.models.timm_names  # noqa: F401 (registers the reduced models)
-from scalevit.config.tree import GroupedReduction, ModelConfig, NoReduction, ShallowReduction, ThinReduction
+from scalevit.config.model import ModelConfig
 from scalevit.errors import UserError
 from scalevit.models.build import build_model
 from scalevit.models.costs import statistics_of
+from scalevit.models.reductions.grouped import GroupedReduction
+from scalevit.models.reductions.none import NoReduction
+from scalevit.models.reductions.shallow import ShallowReduction
+from scalevit.models.reductions.thin import ThinReduction
 from scalevit.tying import connected_units, tied_names, uses_per_parameter
 
 TINY = ModelConfig(
@@ -95,7 +99,7 @@ def test_importance_keeps_the_strongest_units() -> None:
     mlp = baseline.blocks[0].mlp
     strength = mlp.fc1.weight.norm(dim=1) * mlp.fc2.weight.norm(dim=0)
     units = strength.argsort(descending=True)[:96].sort().values
-    model = build_model(TINY, ShallowReduction(choose="importance"), seed=SEED)
+    model = build_model(TINY, ShallowReduction(select_units="importance"), seed=SEED)
     assert torch.equal(model.blocks[0].mlp.fc1.weight, mlp.fc1.weight[units])
     assert torch.equal(model.blocks[0].mlp.fc2.weight, mlp.fc2.weight[:, units])
 

@@ -6,9 +6,12 @@ import pytest
 import timm
 import torch
 
-from scalevit.config.tree import GroupedReduction, ModelConfig, NoReduction, ShallowReduction
+from scalevit.config.model import ModelConfig
 from scalevit.errors import UserError
 from scalevit.models.build import build_model
+from scalevit.models.reductions.grouped import GroupedReduction
+from scalevit.models.reductions.none import NoReduction
+from scalevit.models.reductions.shallow import ShallowReduction
 from scalevit.models.weights.match import canonical_state, read_weights, save_weights
 from scalevit.tying import tied_names
 

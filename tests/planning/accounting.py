@@ -24,7 +24,7 @@ from scalevit.runs.folder import describe_environment
 
 SECONDS = 500
 BUCKET = 2_000_000  # elements: above the model's, as DeepSpeed's 5e8 are above most models'
-_ZERO = f"engine.deepspeed.zero_optimization.reduce_bucket_size={BUCKET}"
+_ZERO = f"engine.native.zero_optimization.reduce_bucket_size={BUCKET}"
 # ranks, engine, reduction, accumulation
 CASES = [
     *((1, engine, "grouped", 2) for engine in ("zero0", "zero1", "zero2", "zero3", "fsdp")),
@@ -40,8 +40,8 @@ _SETTINGS = {
     "zero3 gathering twice": [
         "engine.stage=3",
         _ZERO,
-        "engine.deepspeed.zero_optimization.stage3_max_live_parameters=0",
-        "engine.deepspeed.zero_optimization.stage3_max_reuse_distance=0",
+        "engine.native.zero_optimization.stage3_max_live_parameters=0",
+        "engine.native.zero_optimization.stage3_max_reuse_distance=0",
     ],
     "fsdp without resharding": ["engine.name=fsdp", "engine.reshard_after_forward=false"],
 }

@@ -19,12 +19,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from scalevit.config.loading import load_config
-from scalevit.config.tree import GroupedReduction, ModelConfig, NoReduction, OptimizerConfig
+from scalevit.config.model import ModelConfig
+from scalevit.config.training import OptimizerConfig
 from scalevit.distributed import World
 from scalevit.engines.base import Engine, Setup
 from scalevit.engines.factory import build_engine
 from scalevit.models.build import build_model
-from scalevit.models.reductions.base import mlp_blocks
+from scalevit.models.mlps import mlp_blocks
+from scalevit.models.reductions.grouped import GroupedReduction
+from scalevit.models.reductions.none import NoReduction
 from scalevit.training.ema import Ema
 from scalevit.training.optimizers import build_optimizer
 

@@ -14,10 +14,14 @@ from torch.utils.checkpoint import checkpoint
 import accounting
 from launching import QUICKSTART, environment
 from scalevit.cli.main import main
-from scalevit.config.tree import DeepSpeedConfig, FsdpConfig, GroupedReduction, ModelConfig, NoReduction
+from scalevit.config.model import ModelConfig
+from scalevit.engines.deepspeed.settings import DeepSpeedSettings
+from scalevit.engines.fsdp.settings import FsdpSettings
 from scalevit.models.build import build_model
 from scalevit.models.costs import statistics_of
-from scalevit.models.reductions.base import mlp_blocks
+from scalevit.models.mlps import mlp_blocks
+from scalevit.models.reductions.grouped import GroupedReduction
+from scalevit.models.reductions.none import NoReduction
 from scalevit.planning.activations import saved_bytes, trace
 from scalevit.planning.engines import Layout, account
 
@@ -111,7 +115,7 @@ def test_activations_of_the_fused_mlp_are_those_of_the_kernels() -> None:
     """Triton's interpreter runs them, in a process of its own."""
     script = """
 import json, torch
-from scalevit.config.tree import KernelsConfig
+from scalevit.config.model import KernelsConfig
 from scalevit.models.build import build_model
 from scalevit.models.fused_mlp import fuse_mlps
 from scalevit.planning.activations import saved_bytes
@@ -160,14 +164,14 @@ def test_flops_are_those_of_describe() -> None:
     assert again / plain == pytest.approx(4 / 3, rel=0.01)
 
 
-@pytest.mark.parametrize("engine", [*(DeepSpeedConfig(stage=stage) for stage in range(4)), FsdpConfig()], ids=str)
+@pytest.mark.parametrize("engine", [*(DeepSpeedSettings(stage=stage) for stage in range(4)), FsdpSettings()], ids=str)
 def test_grouped_vit_base_sends_a_third_less(engine) -> None:
     layouts = [
         Layout.of(build_model(ModelConfig(), r, seed=0, device="meta")) for r in (NoReduction(), GroupedReduction())
     ]
     none, grouped = (account(engine, layout, ranks=8, accumulation=1, ema=True) for layout in layouts)
     # FSDP2 deals out rows: a position embedding (1, 197, 768) is padded to one row a rank, in both models.
-    tolerance = 0.005 if isinstance(engine, FsdpConfig) else 0.0006
+    tolerance = 0.005 if isinstance(engine, FsdpSettings) else 0.0006
     assert 1 - grouped[1].gradients / none[1].gradients == pytest.approx(0.327, abs=tolerance)
     assert grouped[1].on_the_wire(8) <= 0.678 * none[1].on_the_wire(8)
     assert grouped[0].weights < none[0].weights
@@ -228,7 +232,7 @@ def test_the_command_prints_tables(capsys: pytest.CaptureFixture[str]) -> None:
         (["--gpus", "2", "train.epoch=3"], ["train.epoch", "nearest: train.epochs"]),
         (["--gpus", "2", "reduction.group_size=4"], ["group_size"]),
         (["--gpus", "4", "engine.name=fsdp", "engine.shard_size=3"], ["engine.shard_size = 3"]),
-        (["--gpus", "2", "engine.deepspeed.zero_optimization.reduce_bucket_size=x"], ["reduce_bucket_size"]),
+        (["--gpus", "2", "engine.native.zero_optimization.reduce_bucket_size=x"], ["reduce_bucket_size"]),
     ],
     ids=lambda value: " ".join(value),
 )

@@ -240,7 +240,7 @@ def check_fingerprint(saved: Mapping[str, str | int], present: Mapping[str, str 
         "augmentation_seed": "seed of the augmentation",
         "global_batch": "train.global_batch",
         "micro_batch": "train.micro_batch",
-        "repeats": "data.augmentation.repeats",
+        "repeats": "data.augmentation.aug_repeats",
     }
     differing = [name for name in {**saved, **present} if saved.get(name) != present.get(name)]
     # The order's digest follows from length and seed: it is worth naming only where they agree.

@@ -37,7 +37,9 @@ def find_shards(pattern: str | os.PathLike[str]) -> list[str]:
     """
     text = os.fspath(pattern)
     if text.startswith("pipe:"):
-        raise UserError(f"shards at {text}: a pipe cannot be read at any place; set data.stream_samples to stream it")
+        raise UserError(
+            f"shards at {text}: a pipe cannot be read at any place; set data.stream_samples_per_epoch to stream it"
+        )
     if is_remote(text):
         from scalevit.data.storage.remote import find_remote_shards
 

@@ -69,7 +69,7 @@ def size_of(address: str) -> int:
     except FileNotFoundError:
         raise UserError(f"shard {address}: no such file") from None
     if size is None:
-        raise UserError(f"shard {address}: the server tells no size; set data.stream_samples to stream it")
+        raise UserError(f"shard {address}: the server tells no size; set data.stream_samples_per_epoch to stream it")
     return int(size)
 
 
@@ -95,7 +95,7 @@ def read_range(address: str, start: int, end: int) -> bytes:
     def read(first: int, last: int) -> bytes:
         content = _at(address).cat_file(address, start=first, end=last)
         if len(content) > last - first:
-            raise UserError(f"{address}: the server gives no ranges; set data.stream_samples to stream it")
+            raise UserError(f"{address}: the server gives no ranges; set data.stream_samples_per_epoch to stream it")
         if len(content) < last - first:
             raise OSError(f"{len(content)} of {last - first} bytes came")
         return content

@@ -1,0 +1,1 @@
+"""Pixels to augmented pixels, and what is left to the device."""

@@ -1,0 +1,1 @@
+"""Whole sets of shards from folders, CSV files, other shards and Hugging Face data sets."""

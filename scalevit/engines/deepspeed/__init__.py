@@ -1,0 +1,1 @@
+"""DeepSpeed ZeRO: settings, engine, cost, and the private names of the library that it needs."""

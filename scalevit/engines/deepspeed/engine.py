@@ -34,8 +34,8 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from scalevit.config.tree import DeepSpeedConfig
 from scalevit.engines.base import Engine, Setup, StepResult, clip_factor, step_counter
+from scalevit.engines.deepspeed.settings import DeepSpeedSettings
 from scalevit.engines.state import Moments, Piece
 from scalevit.errors import UserError
 
@@ -50,7 +50,7 @@ class DeepSpeedEngine(Engine):
 
     name = "deepspeed"
 
-    def __init__(self, module: nn.Module, setup: Setup, settings: DeepSpeedConfig):
+    def __init__(self, module: nn.Module, setup: Setup, settings: DeepSpeedSettings):
         self.stage = settings.stage
         self.settings = settings
         super().__init__(module, setup)
@@ -73,7 +73,7 @@ class DeepSpeedEngine(Engine):
             )
         except (ValidationError, DeepSpeedConfigError) as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"config: engine.deepspeed is refused by DeepSpeed: {reason[:300]}") from error
+            raise UserError(f"config: engine.native is refused by DeepSpeed: {reason[:300]}") from error
         if self.stage == 3:
             self._reduce_parameters_of_leaves_once()
         return self.engine.module
@@ -124,8 +124,8 @@ class DeepSpeedEngine(Engine):
         limit = self.setup.clip_grad_norm
         native = {
             "steps_per_print": None,
-            **self.settings.deepspeed,
-            "zero_optimization": {**self.settings.deepspeed.get("zero_optimization", {}), **self._zero_config()},
+            **self.settings.native,
+            "zero_optimization": {**self.settings.native.get("zero_optimization", {}), **self._zero_config()},
             "train_micro_batch_size_per_gpu": self.setup.micro_batch,
             "gradient_accumulation_steps": self.setup.accumulation,
             # Stage 0 clips in `step` below, where the norm is known anyway.
@@ -341,23 +341,23 @@ class DeepSpeedEngine(Engine):
         ]
 
 
-def check_native(settings: DeepSpeedConfig) -> None:
+def check_native(settings: DeepSpeedSettings) -> None:
     """Makes sure that DeepSpeed can read its own settings. Needs no process group.
 
     Raises:
         UserError: it refuses one.
     """
     try:
-        DeepSpeedZeroConfig(**settings.deepspeed.get("zero_optimization", {}))
+        DeepSpeedZeroConfig(**settings.native.get("zero_optimization", {}))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
         raise UserError(
-            f"config: engine.deepspeed.zero_optimization.{key} is refused by DeepSpeed: {first['msg']}"
+            f"config: engine.native.zero_optimization.{key} is refused by DeepSpeed: {first['msg']}"
         ) from None
 
 
-def check_offload(settings: DeepSpeedConfig) -> None:
+def check_offload(settings: DeepSpeedSettings) -> None:
     """Makes sure that this machine can offload to NVMe where the config asks for it. Needs no process group.
 
     Raises:

@@ -1,0 +1,1 @@
+"""PyTorch FSDP2: settings, engine and cost."""

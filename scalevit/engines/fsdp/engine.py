@@ -10,8 +10,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from scalevit.config.tree import FsdpConfig
 from scalevit.engines.base import DTYPES, Engine, Setup, StepResult, clip_factor, step_counter
+from scalevit.engines.fsdp.settings import FsdpSettings
 from scalevit.engines.state import Moments, Piece
 from scalevit.tying import connected_units
 
@@ -21,7 +21,7 @@ class FsdpEngine(Engine):
 
     name = "fsdp"
 
-    def __init__(self, module: nn.Module, setup: Setup, settings: FsdpConfig):
+    def __init__(self, module: nn.Module, setup: Setup, settings: FsdpSettings):
         self.settings = settings
         self.autocasts = settings.mixed_precision == "autocast"
         super().__init__(module, setup)

@@ -1,0 +1,1 @@
+"""Weights files: read, matched to a model, written."""

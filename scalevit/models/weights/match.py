@@ -17,9 +17,10 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
-from scalevit.config.tree import ModelConfig
+from scalevit.config.model import ModelConfig
 from scalevit.errors import UserError
-from scalevit.models.reductions.base import ReductionConfig, reduce_model
+from scalevit.models.mlps import reduce_model
+from scalevit.models.reductions.base import Reduction
 from scalevit.tying import tied_names
 
 _METADATA_KEY = "scalevit"
@@ -36,7 +37,7 @@ def save_weights(
     tensors: Mapping[str, Tensor],
     *,
     model: ModelConfig,
-    reduction: ReductionConfig,
+    reduction: Reduction,
     tied: Mapping[str, str],
 ) -> None:
     """Writes one safetensors file, whole or not at all.
@@ -92,7 +93,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return content, {}
 
 
-def load_initial_weights(model: nn.Module, source: str, reduction: ReductionConfig) -> bool:
+def load_initial_weights(model: nn.Module, source: str, reduction: Reduction) -> bool:
     """Loads weights into an unreduced model; reduces it first where the file's weights are reduced already.
 
     Returns:
@@ -109,7 +110,7 @@ def load_initial_weights(model: nn.Module, source: str, reduction: ReductionConf
     return already_reduced
 
 
-def fitting_weights(model: nn.Module, source: str, reduction: ReductionConfig) -> tuple[dict[str, Tensor], bool]:
+def fitting_weights(model: nn.Module, source: str, reduction: Reduction) -> tuple[dict[str, Tensor], bool]:
     """Reads weights for an unreduced model, and reduces it where they are reduced already.
 
     Plain weights (of timm, or a run without reduction) fit the model as it is; the caller then reduces it. Position
@@ -148,9 +149,9 @@ def fitting_weights(model: nn.Module, source: str, reduction: ReductionConfig) -
     return {name: tensors[name] for name in own if name not in fresh}, already_reduced
 
 
-def _check_same_reduction(source: str, made_by: dict[str, Any], reduction: ReductionConfig) -> None:
-    """The structure must agree; `scale` and `choose` act at initialisation only and are already in the weights."""
-    at_initialisation = {"scale", "choose"}
+def _check_same_reduction(source: str, made_by: dict[str, Any], reduction: Reduction) -> None:
+    """The structure must agree; `scale` and `select_units` act at initialisation only."""
+    at_initialisation = {"scale", "select_units"}
     wanted = {key: value for key, value in reduction.model_dump(mode="json").items() if key not in at_initialisation}
     found = {key: value for key, value in made_by.items() if key not in at_initialisation}
     if wanted != found:

@@ -1,0 +1,120 @@
+"""The settings of DeepSpeed ZeRO."""
+
+import difflib
+import json
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from scalevit.config.base import FilePath
+from scalevit.engines.settings import EngineSettings, Precision
+
+# Native DeepSpeed settings that follow from other keys of this config.
+_SET_ELSEWHERE = {
+    "train_batch_size": "train.global_batch",
+    "train_micro_batch_size_per_gpu": "train.micro_batch",
+    "gradient_accumulation_steps": "train.global_batch and train.micro_batch",
+    "gradient_clipping": "optimizer.clip_grad_norm",
+    "optimizer": "the optimizer section",
+    "scheduler": "the optimizer section",
+    "fp16": "train.precision",
+    "bf16": "train.precision",
+    "bfloat16": "train.precision",
+    "amp": "train.precision",
+    "torch_autocast": "train.precision",
+    "activation_checkpointing": "train.activation_checkpointing",
+    "zero_force_ds_cpu_optimizer": "engine.offload_optimizer",
+    "zero_optimization.stage": "engine.stage",
+    "zero_optimization.overlap_comm": "engine.overlap_comm",
+    "zero_optimization.offload_optimizer": "engine.offload_optimizer and engine.nvme_path",
+    "zero_optimization.offload_param": "engine.offload_parameters and engine.nvme_path",
+    "zero_optimization.cpu_offload": "engine.offload_optimizer",
+    "zero_optimization.cpu_offload_param": "engine.offload_parameters",
+    "zero_optimization.cpu_offload_use_pin_memory": "engine.offload_optimizer",
+    "compile": "train.compile",
+    "wandb": "the tracking section",
+}
+# What DeepSpeed reads at the top level of its config; it ignores any other name in silence.
+_NATIVE_SETTINGS = (
+    "zero_optimization",
+    "zero_allow_untested_optimizer",
+    "communication_data_type",
+    "prescale_gradients",
+    "gradient_predivide_factor",
+    "sparse_gradients",
+    "data_types",
+    "aio",
+    "steps_per_print",
+    "wall_clock_breakdown",
+    "memory_breakdown",
+    "dump_state",
+    "flops_profiler",
+    "comms_logger",
+    "tensorboard",
+    "csv_monitor",
+    "comet",
+    "timers",
+)
+
+
+class DeepSpeedSettings(EngineSettings):
+    """DeepSpeed ZeRO."""
+
+    name: Literal["deepspeed"] = "deepspeed"
+    stage: Literal[0, 1, 2, 3] = 1
+    """0 replicates; 1 shards the optimizer state, 2 the gradients too, 3 the parameters too."""
+    overlap_comm: bool | None = None
+    """Reduce gradients while the backward goes on; null leaves it to DeepSpeed (at stage 3 yes, else no)."""
+    offload_optimizer: Literal["cpu", "nvme"] | None = None
+    """Where the optimizer state lies and steps, from stage 1 on; nvme at stage 3 alone."""
+    offload_parameters: Literal["cpu", "nvme"] | None = None
+    """Where sharded parameters lie while they are not in use, at stage 3."""
+    nvme_path: FilePath | None = None
+    """Folder on each node's NVMe for what is offloaded to nvme."""
+    native: dict[str, Any] = {}
+    """Native DeepSpeed settings, merged into ours; what another key of this config sets may not appear here."""
+
+    @property
+    def offloads(self) -> bool:
+        """Whether parameters lie in the CPU's memory."""
+        return self.offload_parameters is not None
+
+    def check_training(self, *, precision: Precision, meta_init: bool) -> None:
+        if meta_init and self.stage < 3:
+            raise ValueError(
+                f"train.meta_init = true needs engine.name = fsdp or engine.stage = 3: stage {self.stage} holds "
+                "the whole model on each rank"
+            )
+
+    @model_validator(mode="after")
+    def _no_conflicts(self) -> "DeepSpeedSettings":
+        zero = self.native.get("zero_optimization", {})
+        if not isinstance(zero, dict):
+            raise ValueError("native.zero_optimization must be a section")
+        for key in [*self.native, *(f"zero_optimization.{key}" for key in zero)]:
+            if key in _SET_ELSEWHERE:
+                raise ValueError(f"native.{key} is set by {_SET_ELSEWHERE[key]}: remove it here")
+        for key in self.native:
+            if key not in _NATIVE_SETTINGS:
+                near = difflib.get_close_matches(key, _NATIVE_SETTINGS, n=1)
+                nearest = f"; nearest: {near[0]}" if near else ""
+                raise ValueError(f"native.{key} is not a DeepSpeed setting that scalevit forwards{nearest}")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_the_stage(self) -> "DeepSpeedSettings":
+        needed = {
+            "overlap_comm": 1 if self.overlap_comm is not None else 0,
+            "offload_optimizer": {None: 0, "cpu": 1, "nvme": 3}[self.offload_optimizer],
+            "offload_parameters": 0 if self.offload_parameters is None else 3,
+        }
+        for key, stage in needed.items():
+            if self.stage < stage:
+                value = json.dumps(getattr(self, key))
+                raise ValueError(f"{key} = {value} needs stage {stage} or above, not {self.stage}")
+        for key in ("prescale_gradients", "gradient_predivide_factor"):
+            if self.stage and key in self.native:
+                raise ValueError(f"native.{key} needs stage 0, not {self.stage}")
+        if ("nvme" in (self.offload_optimizer, self.offload_parameters)) != (self.nvme_path is not None):
+            raise ValueError("nvme_path and an offload to nvme need each other: give both or none")
+        return self

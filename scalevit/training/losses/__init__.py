@@ -1,0 +1,5 @@
+"""Training losses, one file each. A new one is its file and one line here."""
+
+from scalevit.training.losses.cross_entropy import CrossEntropyLoss
+
+LOSSES = (CrossEntropyLoss,)

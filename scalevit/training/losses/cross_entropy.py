@@ -1,0 +1,19 @@
+"""Cross-entropy with soft targets (timm's SoftTargetCrossEntropy, label smoothing as in timm's mixup_target)."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from scalevit.training.losses.base import Loss
+
+
+class CrossEntropyLoss(Loss):
+    """Cross-entropy with label smoothing; mixed images have mixed targets."""
+
+    name: Literal["cross_entropy"] = "cross_entropy"
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """Share of the target that is spread over all classes (timm's default)."""
+
+    def check_classes(self, num_classes: int) -> None:
+        if num_classes == 1 and self.label_smoothing:
+            raise ValueError("model.num_classes = 1 cannot be combined with loss.label_smoothing")

@@ -1,0 +1,5 @@
+"""Tasks, one file each. A new one is its file and one line here."""
+
+from scalevit.training.tasks.classification import ClassificationTask
+
+TASKS = (ClassificationTask,)
