@@ -1,9 +1,12 @@
-"""What a user did wrong, as opposed to a bug: one line, exit status 2, no traceback."""
+"""Errors of the user, as opposed to bugs: one line, exit status 2, no traceback."""
 
+import difflib
+import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 
 class UserError(Exception):
@@ -12,6 +15,48 @@ class UserError(Exception):
     Entry points (`scalevit.cli.main`, `launch/*.py`) print the message as one line and exit with status 2.
     Every other exception is a bug and keeps its traceback.
     """
+
+
+class SettingError(UserError):
+    """A value that a room cannot use. Rooms name their own argument; `naming_settings` knows which config key filled it."""
+
+    def __init__(self, argument: str, value: Any, reason: str):
+        """
+        Args:
+            argument: the room's own name for the value.
+            value: as given; printed as JSON.
+            reason: what is wrong and what is allowed, e.g. "must be even for mixup".
+        """
+        self.argument, self.value, self.reason = argument, value, reason
+        super().__init__(f"{argument} = {json.dumps(value, default=str)}: {reason}")
+
+
+@contextmanager
+def naming_settings(keys: Mapping[str, str]) -> Iterator[None]:
+    """Turns a `SettingError` of the block into a `UserError` that names the config key.
+
+    Args:
+        keys: config key by argument, e.g. {"micro_batch": "train.micro_batch"}.
+    """
+    try:
+        yield
+    except SettingError as error:
+        if error.argument not in keys:
+            raise
+        value = json.dumps(error.value, default=str)
+        raise UserError(f"config: {keys[error.argument]} = {value}: {error.reason}") from error
+
+
+def nearest(given: str, valid: Iterable[str], *, cutoff: float = 0.5) -> str | None:
+    """The valid name that is most like the given one, or None if none is.
+
+    Args:
+        cutoff: least similarity, 0 to 1 (`difflib.get_close_matches`).
+    """
+    names = list(valid)
+    by_lower_case = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(given.lower(), by_lower_case, n=1, cutoff=cutoff)
+    return by_lower_case[close[0]] if close else None
 
 
 # How long a rank waits for the first to tell the same mistake. A launcher ends all ranks when one has ended.

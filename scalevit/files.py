@@ -1,28 +1,111 @@
-"""Files that are whole or not there, whenever a process is killed or a machine loses its power."""
+"""Files that are complete or absent, whenever a process is killed or a machine loses power; locks; checksums.
 
+The one way to write a file, to lock one and to compute its checksum. Knows paths and bytes alone.
+"""
+
+import fcntl
+import hashlib
 import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+TEMPORARY_SUFFIX = ".tmp"
+"""Ends the names of files that are being written; what a killed process leaves under such a name can be removed."""
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Replaces a file in one step, when its new content is on the disk.
+class Digest(NamedTuple):
+    """Size and checksum of a file."""
+
+    bytes: int
+    sha256: str
+
+
+@contextmanager
+def writing_whole(path: Path) -> Iterator[Path]:
+    """Yields a temporary path in the same folder; when the block ends, flushes it to disk and renames it to `path`.
+
+    If the block fails, the temporary file is removed and `path` stays as it was.
 
     Raises:
-        OSError: it cannot be written; the old content stays.
+        OSError: the file cannot be written.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync(path.parent)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+    try:
+        yield temporary
+        fsync_path(temporary)
+        temporary.replace(path)
+        fsync_path(path.parent)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
-def sync(path: Path) -> None:
-    """Puts a file on the disk, or the names in a folder."""
+def write_whole(path: Path, content: bytes) -> None:
+    """Replaces a file by new content in one step.
+
+    Raises:
+        OSError: the file cannot be written; the old content stays.
+    """
+    with writing_whole(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def fsync_path(path: Path) -> None:
+    """Flushes a file, or a folder's list of names, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def lock(path: Path, *, wait: bool) -> BinaryIO:
+    """Locks a file, which is created if needed, until the returned file is closed or the process ends.
+
+    Locks exclude other processes and other threads, on the same machine and, on Linux, over NFS. The file stays:
+    removing it would race with whoever opens it next.
+
+    Args:
+        wait: wait for the present holder, else fail at once.
+
+    Raises:
+        BlockingIOError: another process or thread holds it (only without `wait`).
+        OSError: the file cannot be opened. A file system without locks counts as unlocked.
+    """
+    file = path.open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        file.close()
+        raise
+    except OSError:
+        pass  # a file system without locks: nobody can hold one
+    return file
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Holds `lock(path)` while the block runs."""
+    file = lock(path, wait=wait)
+    try:
+        yield
+    finally:
+        file.close()
+
+
+def digest(path: Path) -> Digest:
+    """Size and SHA-256 of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    sha256 = hashlib.sha256()
+    size = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            sha256.update(block)
+            size += len(block)
+    return Digest(size, sha256.hexdigest())

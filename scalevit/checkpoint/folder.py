@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from scalevit.errors import UserError
-from scalevit.files import sync, write_file
+from scalevit.files import fsync_path, write_whole
 
 STATE, MANIFEST = "state.json", "manifest.json"
 FORMAT = 1
@@ -150,12 +150,12 @@ def commit(folder: Path, step: int, record: Mapping[str, Any], digests: Mapping[
     manifest = {"format": FORMAT, "files": {**digests, STATE: digest(temporary / STATE)}}
     (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     for path in (temporary / STATE, temporary / MANIFEST, temporary):
-        sync(path)
+        fsync_path(path)
     replaced = folder / f".{target.name}.old"
     if target.exists():
         target.rename(replaced)
     temporary.rename(target)
-    sync(folder)
+    fsync_path(folder)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
@@ -165,9 +165,9 @@ def point_and_prune(folder: Path, *, keep: int, keep_best: bool) -> None:
     scored = [(score, path) for path in checkpoints if (score := _score(path)) is not None]
     best = max(scored)[1] if scored else None
     kept = {*checkpoints[-keep:], *([best] if keep_best and best is not None else [])}
-    write_file(folder / "latest", f"{checkpoints[-1].name}\n".encode())
+    write_whole(folder / "latest", f"{checkpoints[-1].name}\n".encode())
     if best in kept:
-        write_file(folder / "best", f"{best.name}\n".encode())
+        write_whole(folder / "best", f"{best.name}\n".encode())
     else:
         (folder / "best").unlink(missing_ok=True)
     for old in checkpoints:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from scalevit.config.tree import Config
-from scalevit.files import write_file
+from scalevit.files import write_whole
 from scalevit.errors import UserError
 
 _PACKAGES = (
@@ -99,7 +99,7 @@ class RunFolder:
     # --- helpers --------------------------------------------------------------------------------------------
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        write_file(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
+        write_whole(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
 
     def _cut_metrics(self, step: int) -> None:
         (self.path / "summary.json").unlink(missing_ok=True)
@@ -113,7 +113,7 @@ class RunFolder:
                 break  # the line that a killed run was writing
             if record["step"] <= step:
                 kept.append(line)
-        write_file(self._metrics, "".join(kept).encode())  # a run that is killed here loses nothing
+        write_whole(self._metrics, "".join(kept).encode())  # a run that is killed here loses nothing
 
     def _start_wandb(self, wandb_id: str | None) -> str | None:
         settings: Any = self.config.tracking.wandb  # type: ignore[attr-defined]

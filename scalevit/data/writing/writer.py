@@ -30,7 +30,7 @@ from scalevit.data.order.shuffle import permutation
 from scalevit.data.shards.discovery import SET_FILE
 from scalevit.data.writing.sources import MemorySource, Sample, Source, image_folder
 from scalevit.errors import UserError
-from scalevit.files import sync, write_file
+from scalevit.files import fsync_path, write_whole
 from scalevit.terminal import ProgressBar
 
 DEFAULT_SHARD_SIZE = 8192
@@ -112,7 +112,7 @@ def write_shards(
             _write_all(job, [number for number in range(count) if number not in set(done)], done, workers)
             _finish(folder, job, count, plan)
             os.rename(folder, target)
-            sync(target.parent)
+            fsync_path(target.parent)
     except OSError as error:
         raise UserError(f"shards at {target}: cannot be written ({error.strerror or error})") from None
 
@@ -170,7 +170,7 @@ def _begin(folder: Path, plan: dict[str, Any]) -> None:
         # Without its settings nothing here can be used.
         for entry in folder.iterdir():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        write_file(path, _json(plan))
+        write_whole(path, _json(plan))
 
 
 def _is_done(folder: Path, number: int) -> bool:
@@ -234,11 +234,11 @@ def _finish(folder: Path, job: _Job, count: int, plan: dict[str, Any]) -> None:
         "settings": plan,
         "faults": [fault for description in descriptions for fault in description["faults"]],
     }
-    write_file(folder / SET_FILE, _json(about))
+    write_whole(folder / SET_FILE, _json(about))
     (folder / _SETTINGS_FILE).unlink()
     for left_over in folder.glob("*.tmp"):
         left_over.unlink()
-    sync(folder)
+    fsync_path(folder)
 
 
 def _description(folder: Path, number: int) -> dict[str, Any]:
@@ -303,8 +303,8 @@ def _write_shard(job: _Job, number: int, advance: Callable[[], None]) -> int:
         "faults": faults,
     }
     os.rename(temporary, path)
-    sync(job.folder)
-    write_file(path.with_suffix(".json"), _json(about))
+    fsync_path(job.folder)
+    write_whole(path.with_suffix(".json"), _json(about))
     return len(faults)
 
 
