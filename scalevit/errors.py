@@ -18,7 +18,7 @@ class UserError(Exception):
 
 
 class SettingError(UserError):
-    """A value that a room cannot use. Rooms name their own argument; `naming_settings` knows which config key filled it."""
+    """A value that a room cannot use. It names the room's own argument; `naming_settings` adds the config key."""
 
     def __init__(self, argument: str, value: Any, reason: str):
         """
