@@ -15,14 +15,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import accounting_worker as worker
-from launching import Ranks
+from launching import SECONDS, Ranks
 from scalevit.config_file import load_config
 from scalevit.models import build_model
 from scalevit.planning.engines import Layout, account
 from scalevit.planning.trace import trace
 from scalevit.tracking import describe_environment
 
-SECONDS = 500
 BUCKET = 2_000_000  # elements: above the model's, as DeepSpeed's 5e8 are above most models'
 _ZERO = f"engine.deepspeed.zero_optimization.reduce_bucket_size={BUCKET}"
 # ranks, engine, reduction, accumulation

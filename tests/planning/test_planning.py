@@ -12,7 +12,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import accounting
-from launching import QUICKSTART, environment
+from launching import QUICKSTART, SECONDS, environment
 from scalevit.cli import main
 from scalevit.config import DeepSpeedConfig, FsdpConfig, GroupedReduction, ModelConfig, NoReduction
 from scalevit.models import build_model, mlp_blocks
@@ -130,7 +130,7 @@ print(json.dumps(result))
         env=environment(TRITON_INTERPRET="1"),
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=SECONDS,
     )
     assert outcome.returncode == 0, outcome.stderr
     for mode, size in json.loads(outcome.stdout.splitlines()[-1]).items():
