@@ -55,7 +55,7 @@ test: setup
 
 # What torch, MKL, oneDNN and numpy's OpenBLAS run on a CPU without AVX-512, MKL without FMA: a tolerance that holds on
 # this machine only fails here.
-ISA := ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=AVX2 OPENBLAS_CORETYPE=Haswell
+ISA := OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=AVX2 OPENBLAS_CORETYPE=Haswell
 NUMERIC := tests/kernels/test_error_bounds.py tests/kernels/test_fused_mlp_arguments.py tests/models \
 	tests/engines/test_parity.py \
 	$(foreach m,test_fused_mlp_numerics test_gelu_kernels,'tests/kernels/test_interpreted.py::test_interpreted[$(m)]')
