@@ -1,4 +1,4 @@
-"""Processes that are killed while they consume, and others that go on: each sample once, in the same order."""
+"""Ranks that are killed, and others that resume: each sample once, in the same order."""
 
 import random
 import signal
@@ -35,7 +35,7 @@ with open(log, "a", buffering=1) as file:
         if batch.step == {STEPS}:
             time.sleep(linger)
             break
-        keys = ",".join(index.key(sample) for sample in batch.samples.tolist())
+        keys = ",".join(f"n{{label}}" for label in batch.labels.tolist())
         file.write(f"{{batch.step}} {{batch.micro_batch}} {{keys}}\\n")
         time.sleep(0.005)
 """

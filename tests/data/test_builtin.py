@@ -54,7 +54,7 @@ def test_again_changes_nothing(digits, tmp_path):
     assert contents(tmp_path / "b" / "v") == contents(digits / "validation")
 
 
-CALL = "import sys; from scalevit.data import ensure_digits; ensure_digits(sys.argv[1], sys.argv[2])"
+CALL = "import sys; from scalevit.data.builtin import ensure_digits; ensure_digits(sys.argv[1], sys.argv[2])"
 
 
 def start(folder):
