@@ -65,4 +65,4 @@ schema: setup
 	@$(RUN) scalevit schema > configs/schema.json
 
 gpu: $(if $(VENV),setup)
-	@$(if $(VENV),$(VENV)/bin/python,$(PYTHON)) tests/gpu_session.py --output "$${OUT:-docs/results}"
+	@$(if $(VENV),$(VENV)/bin/python,$(PYTHON)) tests/support/gpu_session.py --output "$${OUT:-docs/results}"

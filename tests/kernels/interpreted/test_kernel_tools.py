@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 
 import pytest
 import torch
@@ -113,6 +114,21 @@ def test_the_benchmark_autotunes_last(tmp_path, monkeypatch):
     ]  # fmt: skip
     assert plots == [1, 2, 3, 4, 5]
     assert len(json.loads((tmp_path / "bench.json").read_text())["results"]) == 5
+
+
+def test_the_benchmark_runs_without_matplotlib(tmp_path, monkeypatch, capsys):
+    """It names the extra in one line, before it measures, and writes everything but the figures."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    row = bench.BenchRow("vit_s", 1, 1, 8, False, "full", "eager", *(1.0,) * 6, 0, 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(bench, "environment", lambda *_: {"device": "none", "torch": "", "triton": ""})
+    monkeypatch.setattr(bench, "measure_ceilings", lambda *_: bench.Ceilings(1.0, 1.0))
+    monkeypatch.setattr(bench, "measure_case", lambda *_, **__: iter([row]))
+    command = ["--shapes", "vit_s", "--batches", "8", "16", "--providers", "eager", "--output", str(tmp_path)]
+    assert bench.main(command) == 0
+    assert capsys.readouterr().out.count("matplotlib is not installed (pip install 'scalevit[plots]')") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"bench.csv", "bench.json"}
 
 
 def test_the_benchmark_refuses_what_it_does_not_know(capsys):
