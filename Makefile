@@ -52,7 +52,7 @@ quickstart: setup
 test: setup
 	@$(RUN) python -m pytest -m "not gpu and not slow"
 
-# The gate of compiled kernels for Hopper alone: spills differ between versions of Triton.
+# Of the compiled kernels only Hopper's are checked: spills differ between versions of Triton.
 test-oldest: $(OLDEST_STAMP)
 	@$(OLDEST)/bin/python -m pytest -m "not gpu and not slow" tests/kernels -k "not shipped_tile or sm_90"
 

@@ -2,6 +2,13 @@
 
 The forward and the backward are two custom operators, so `torch.compile(fullgraph=True)`, activation checkpointing,
 DDP, FSDP2 and ZeRO see two opaque nodes. Each combines the matrix products of `products.py`.
+
+Shared weights: each use contributes one gradient in the weight's dtype, and autograd adds them up. For sums in fp32 of
+narrower weights, an engine sets `parameter.grad_dtype = torch.float32` (torch 2.11 and later): the operator then returns
+the fp32 accumulators of its matrix products for that parameter, and autograd adds and stores them in fp32 through the
+ordinary hooks, so DDP, FSDP and ZeRO still see every gradient. Under torch.compile each use's gradient is still rounded
+to the weight's dtype; only their sum is fp32.
+
 Must not know modules, engines or configs.
 """
 
@@ -55,13 +62,6 @@ def fused_mlp(
     Dtypes: fp32, bf16 or fp16, the same for all arguments; fp64 runs in eager PyTorch. Under autocast the dtypes may
     differ: x is cast, the weights are cast where they are read, and each gradient has its parameter's dtype, rounded
     once.
-
-    Shared weights: each use contributes one gradient in the weight's dtype, and autograd adds them up. An
-    engine that wants those sums in fp32 for narrower weights sets `parameter.grad_dtype = torch.float32`
-    (torch 2.11 and later): the operator then returns the fp32 accumulators of its matrix products for that
-    parameter, and autograd adds and stores them in fp32, through the ordinary hooks, so DDP, FSDP and ZeRO
-    still see every gradient. Under torch.compile each use's gradient is still rounded to the weight's
-    dtype; only their sum is fp32.
 
     Double backward is not supported and raises. Under forward-mode differentiation and torch.func.grad the call runs
     in eager PyTorch with backend="auto", and raises with "triton". Deterministic: equal inputs give bitwise equal

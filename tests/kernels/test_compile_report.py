@@ -1,4 +1,4 @@
-"""The gate: every shipped tile, compiled ahead of time, has no spills and fits its chip."""
+"""Every shipped tile, compiled ahead of time, has no spills and fits its device."""
 
 import argparse
 import itertools
@@ -15,7 +15,7 @@ import torch
 from scalevit.kernels import bench, compile_report
 from scalevit.kernels.tuning import tables
 
-# One process for each group, two compile jobs in all, so that the gate takes a few minutes on two cores.
+# One run per group with two compile processes: a few minutes in total on two cores.
 GROUPS = (("sm_80", "gfx942", "gfx90a"), ("sm_89", "sm_90"), ("sm_100",))
 
 
@@ -26,7 +26,7 @@ def run_report(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def check_gate(archs: tuple[str, ...], folder: Path, *arguments: str) -> list[dict]:
-    """The records of a run of the gate, which must pass."""
+    """The records of a report, all kernels of which must pass."""
     jobs = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
     done = run_report("--jobs", jobs, "--json", str(folder / "r.json"), "--arch", *archs, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -64,7 +64,7 @@ def test_every_shipped_tile_passes_however_it_is_called(arch, tmp_path):
 
 
 def test_the_fall_back_is_what_unaligned_tensors_run():
-    """The gate compiles layout "any" for the fall-back's tiles alone."""
+    """The report compiles layout "any" only for the fall-back's tiles."""
     table = tables.read_table(tables.TABLES / "fallback.json")
     for plan in table.default.values():
         assert set(plan.tiles().values()) == {tables.UNALIGNED}
@@ -74,7 +74,7 @@ def test_the_fall_back_is_what_unaligned_tensors_run():
 
 
 def test_a_tile_that_spills_fails(tmp_path):
-    """The whole 128x128 tile in one part, four warps: measured to spill in the backward of "lean"."""
+    """A 128x128 tile in one part with four warps spills in the backward of "lean"."""
     script = """
 import sys
 from scalevit.kernels import compile_report

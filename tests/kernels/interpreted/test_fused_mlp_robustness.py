@@ -83,7 +83,7 @@ def test_never_reads_weights_beyond_the_width(save):
 
 
 class Launches:
-    """Stands for a kernel: notes where its operands lie, as (address, shape, strides), and launches it."""
+    """Replaces a kernel: records its operands as (address, shape, strides), and launches it."""
 
     def __init__(self, kernel, seen: set) -> None:
         self.kernel, self.seen = kernel, seen
@@ -145,7 +145,7 @@ def test_biases_of_any_strides(plan):
 
 
 def test_what_is_not_aligned_runs_the_pointer_tile():
-    """The gate compiles other tiles for aligned tensors alone: nothing else may reach them."""
+    """The compile report checks other tiles only for aligned tensors, so no others may reach them."""
     tile, other = tables.Tile(32, 32, 32), tables.Tile(64, 32, 32)
     x = torch.zeros(8, 64)
     assert gelu_linear.aligned_tile(tile, other, x, x[:, :48], x[2:], x[0], None) == tile
