@@ -4,10 +4,10 @@ The forward and the backward are two custom operators, so `torch.compile(fullgra
 DDP, FSDP2 and ZeRO see two opaque nodes. Each combines the matrix products of `products.py`.
 
 Shared weights: each use contributes one gradient in the weight's dtype, and autograd adds them up. For sums in fp32 of
-narrower weights, an engine sets `parameter.grad_dtype = torch.float32` (torch 2.11 and later): the operator then returns
-the fp32 accumulators of its matrix products for that parameter, and autograd adds and stores them in fp32 through the
-ordinary hooks, so DDP, FSDP and ZeRO still see every gradient. Under torch.compile each use's gradient is still rounded
-to the weight's dtype; only their sum is fp32.
+narrower weights, an engine sets `parameter.grad_dtype = torch.float32` (torch 2.11 and later): the operator then
+returns the fp32 accumulators of its matrix products for that parameter, and autograd adds and stores them in fp32
+through the ordinary hooks, so DDP, FSDP and ZeRO still see every gradient. Under torch.compile each use's gradient is
+still rounded to the weight's dtype; only their sum is fp32.
 
 Must not know modules, engines or configs.
 """

@@ -58,7 +58,7 @@ def _dual(function, x, tangent):
     ids=["jvp", "jacfwd", "compiled jvp", "dual tensors", "grad", "jacrev"],
 )  # fmt: skip
 def test_other_derivatives_are_never_silently_zero(derive, named):
-    """The operator has only a backward(): "auto" gives eager's derivative, "triton" an error that names the transform."""
+    """The operator only has backward(): "auto" gives eager's derivative, "triton" an error that names the transform."""
     x, *weights = [t.detach() for t in make_arguments(CASE)]
     tangent = torch.ones_like(x)
     expected = derive(lambda x: eager_mlp(x, *weights), x, tangent)
