@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from scalevit.config.model import KernelsConfig
 from scalevit.errors import UserError
-from scalevit.kernels import fused_mlp, why_not_fused
+from scalevit.kernels import fused_mlp, unsupported_reason
 from scalevit.models.mlps import mlp_blocks
 
 
@@ -54,7 +54,7 @@ def fuse_mlps(model: nn.Module, kernels: KernelsConfig, device: torch.device) ->
     """
     if kernels.mlp == "eager":
         return model
-    obstacle = why_not_fused(device)
+    obstacle = unsupported_reason(device)
     if kernels.mlp == "triton" and obstacle:
         raise UserError(f"config: kernels.mlp = 'triton', but {obstacle}: use 'auto' or 'eager'")
     fused: dict[int, nn.Module] = {}
