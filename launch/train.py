@@ -6,14 +6,15 @@ python launch/train.py --config configs/quickstart.json
 """
 
 from scalevit.cli.launching import launch
-from scalevit.config.tree import Config
+from scalevit.config.tree import SECTIONS, Config
+from scalevit.errors import naming_settings
 
 
 def train(config: Config) -> None:
     # Imported late: a mistake in the config is told at once, before torch and timm take their seconds.
     from scalevit.distributed import World
     from scalevit.engines.factory import check_engine
-    from scalevit.models.costs import statistics_of
+    from scalevit.models.costs import model_costs
     from scalevit.runs.folder import RunFolder
     from scalevit.runs.summary import print_summary
     from scalevit.training.run import open_data, prepare_engine, resolve_normalisation
@@ -24,7 +25,8 @@ def train(config: Config) -> None:
     run = RunFolder(config, writes=world.is_first)
     # Mistakes first, the cheapest to find before the others: the model's shapes, the run folder, the data.
     check_engine(config.engine, world)
-    costs = statistics_of(config.model, config.reduction)
+    with naming_settings(SECTIONS):
+        costs = model_costs(config.model, config.reduction)
     checkpoints = find_resumable(config, run)
     data = open_data(config, world)
     shard = prepare_engine(config, world)

@@ -9,7 +9,7 @@ from typing import Any
 import timm
 from torch import nn
 
-from scalevit.config.tree import Config
+from scalevit.config.tree import SECTIONS, Config
 from scalevit.data.builtin import ensure_digits
 from scalevit.data.faults import Fault
 from scalevit.data.loading.base import TrainingBatches
@@ -31,9 +31,8 @@ from scalevit.engines.base import Engine, Setup
 from scalevit.engines.factory import build_engine
 from scalevit.errors import UserError, naming_settings
 from scalevit.models.build import build_model
-from scalevit.models.fused_mlp import fuse_mlps
 from scalevit.models.meta_init import initial_values
-from scalevit.models.mlps import mlp_blocks
+from scalevit.models.mlps import transformer_blocks
 from scalevit.training.optimizers import build_optimizer
 
 DATA_KEYS = {
@@ -202,10 +201,17 @@ def prepare_engine(config: Config, world: World) -> Callable[[], Engine]:
         UserError: the model or its batches cannot be built, while there is no process group yet.
     """
     device = "meta" if config.train.meta_init else "cpu"
-    model = build_model(config.model, config.reduction, seed=config.seed, device=device)
+    with naming_settings(SECTIONS):
+        model = build_model(
+            config.model,
+            config.reduction,
+            seed=config.seed,
+            device=device,
+            kernels=config.kernels,
+            run_device=world.device,
+        )
     with naming_data_settings():
         setup = _engine_setup(config, world, model)
-    fuse_mlps(model, config.kernels, world.device)
     return partial(build_engine, model, setup, config.engine)
 
 
@@ -213,7 +219,7 @@ def _engine_setup(config: Config, world: World, model: nn.Module) -> Setup:
     """What an engine is built from, besides the model and its own section of the config."""
     return Setup(
         world=world,
-        blocks=mlp_blocks(model),
+        blocks=transformer_blocks(model),
         optimizer=partial(build_optimizer, config=config.optimizer),
         micro_batch=config.train.micro_batch,
         accumulation=Batching(config.train.global_batch, config.train.micro_batch).accumulation(world.size),

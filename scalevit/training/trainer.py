@@ -29,8 +29,8 @@ from scalevit.data.loading.train_loader import check_fingerprint
 from scalevit.distributed import World
 from scalevit.engines.base import Engine, StepResult
 from scalevit.errors import UserError
-from scalevit.models.costs import Statistics
-from scalevit.models.weights.match import save_weights
+from scalevit.models.costs import ModelCosts
+from scalevit.models.weights.write import write_weights
 from scalevit.runs.folder import RunFolder, describe_environment
 from scalevit.runs.summary import best_epoch, describe_accuracies, summarise
 from scalevit.terminal import ProgressBar
@@ -50,7 +50,7 @@ _SKIPPED_STEPS_LIMIT = 50
 class Trainer:
     """One run, from its newest checkpoint (or the start) to its end (or a signal to stop)."""
 
-    def __init__(self, config: Config, world: World, engine: Engine, data: Data, run: RunFolder, costs: Statistics):
+    def __init__(self, config: Config, world: World, engine: Engine, data: Data, run: RunFolder, costs: ModelCosts):
         self.costs = costs
         self.config, self.world, self.engine, self.data, self.run = config, world, engine, data, run
         train = config.train
@@ -267,7 +267,7 @@ class Trainer:
         full = self.engine.gather(local)
         with self.world.agreeing_on_errors():
             if self.world.is_first:
-                save_weights(
+                write_weights(
                     self.run.path / f"{name}.safetensors",
                     full,
                     model=self.config.model,
