@@ -5,22 +5,25 @@ Public as `scalevit.create_model`, `scalevit.reduce_model` and `scalevit.load_we
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 import torch
 from pydantic import ValidationError
 from torch import nn
 
+from scalevit.config.base import Section
 from scalevit.config.model import ModelConfig
 from scalevit.errors import SettingError, UserError, nearest
 from scalevit.models.build import build_model
+from scalevit.models.mlps import factory_arguments
 from scalevit.models.mlps import reduce_model as apply_reduction
 from scalevit.models.reductions import REDUCTIONS
 from scalevit.models.reductions.base import Reduction
 from scalevit.models.weights.match import canonical_state, read_weights
 from scalevit.tying import tied_names
 
+AnySection = TypeVar("AnySection", bound=Section)
 _STRATEGIES = {part.kind(): part for part in REDUCTIONS}
 
 
@@ -53,15 +56,15 @@ def create_model(
         reduction = _parse_reduction(reduction, {key: kwargs.pop(key) for key in fields if key in kwargs})
     pretrained = timm.get_pretrained_cfg(name, allow_unregistered=True)
     sizes = pretrained.input_size if pretrained else (3, 224, 224)
-    model = ModelConfig(
-        name=name,
-        image_size=kwargs.pop("img_size", sizes[-1]),
-        num_classes=kwargs.pop("num_classes", 1000),
-        drop_path=kwargs.pop("drop_path_rate", 0.0),
-        initial_weights=None if weights is None else os.fspath(weights),
-        kwargs=kwargs,
-    )
-    return build_model(model, reduction, seed=seed)
+    settings = {
+        "name": name,
+        "image_size": kwargs.pop("img_size", sizes[-1]),
+        "num_classes": kwargs.pop("num_classes", 1000),
+        "drop_path": kwargs.pop("drop_path_rate", 0.0),
+        "initial_weights": None if weights is None else os.fspath(weights),
+        "kwargs": kwargs,
+    }
+    return build_model(_parse(ModelConfig, settings), reduction, seed=seed)
 
 
 def reduce_model(model: nn.Module, reduction: str | Reduction = "grouped", **settings: Any) -> nn.Module:
@@ -80,6 +83,8 @@ def reduce_model(model: nn.Module, reduction: str | Reduction = "grouped", **set
     """
     if isinstance(reduction, str):
         reduction = _parse_reduction(reduction, settings)
+    if factory_arguments(reduction, {}):
+        raise SettingError("reduction", reduction.strategy, "applies when a model is built: use create_model")
     return apply_reduction(model, reduction)
 
 
@@ -123,13 +128,16 @@ def _parse_reduction(strategy: str, settings: dict[str, Any]) -> Reduction:
         close = nearest(strategy, _STRATEGIES)
         hint = f"; nearest: {close}" if close else ""
         raise SettingError("reduction", strategy, f"must be one of {', '.join(_STRATEGIES)}{hint}")
-    part = _STRATEGIES[strategy]
+    return _parse(_STRATEGIES[strategy], settings)
+
+
+def _parse(section: type[AnySection], settings: dict[str, Any]) -> AnySection:
     try:
-        return part.model_validate(settings)
+        return section.model_validate(settings)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"])) or "reduction"
         if first["type"] == "extra_forbidden":
-            allowed = [field for field in part.model_fields if field != "strategy"]
+            allowed = [field for field in section.model_fields if field != "strategy"]
             raise SettingError(key, first["input"], f"unknown setting; allowed: {', '.join(allowed)}") from None
         raise SettingError(key, first["input"], first["msg"].removeprefix("Value error, ")) from None
