@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from launching import SECONDS
 from scalevit.data.images import encode_png
 from scalevit.data.loading.dataset import ShardDataset
 from scalevit.data.loading.shared_buffers import Stack
@@ -438,8 +439,8 @@ def test_workers_outlive_signals_to_the_group_but_not_the_trainer(shards, tmp_pa
             trainer.kill()
         else:
             trainer.stdin.close()  # the script ends with both loaders still there
-        assert trainer.wait(20) == (0 if end == "exit" else -signal.SIGKILL)
-        assert wait_until_dead(workers, 5)
+        assert trainer.wait(SECONDS) == (0 if end == "exit" else -signal.SIGKILL)
+        assert wait_until_dead(workers, SECONDS)
     finally:
         trainer.kill()
         trainer.wait()

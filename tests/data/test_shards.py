@@ -15,6 +15,7 @@ import torchvision
 import webdataset
 from PIL import Image
 
+from launching import SECONDS
 from scalevit.cli.shards import add_arguments, run
 from scalevit.data.images import Resize
 from scalevit.data.shards.index import load_index
@@ -156,6 +157,18 @@ write_shards(image_folder(sys.argv[1]), sys.argv[2], WriteSettings(shard_size=2,
 """
 
 
+def wait_until_unlocked(folder):
+    """For workers that outlive a killed writer to notice it: they hold its lock until then."""
+    deadline = time.monotonic() + SECONDS
+    while folder.is_dir():
+        try:
+            with _locked(folder):
+                return
+        except UserError:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_at_any_time_and_started_again_it_loses_and_repeats_nothing(image_folder, tmp_path, workers):
     source = tmp_path / "images"
@@ -170,15 +183,15 @@ def test_killed_at_any_time_and_started_again_it_loses_and_repeats_nothing(image
     kills = 0
     for wanted in (1, 20, 40, 60):
         writer = subprocess.Popen(arguments, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + SECONDS
         while writer.poll() is None and len(list((tmp_path / "set.partial").glob("*.tar"))) < wanted:
             assert time.monotonic() < deadline
             time.sleep(0.001)
         writer.kill()
-        kills += writer.wait(10) == -signal.SIGKILL
-        time.sleep(0.3)  # for workers to notice, so that the lock is free
+        kills += writer.wait(SECONDS) == -signal.SIGKILL
+        wait_until_unlocked(tmp_path / "set.partial")
     assert kills >= 2
-    last = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+    last = subprocess.run(arguments, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert last.returncode == 0, last.stderr
     assert contents(tmp_path / "set") == contents(tmp_path / "whole")
 
@@ -353,7 +366,9 @@ commands.run(parser.parse_args(sys.argv[1:]))
     script = tmp_path / "script.py"
     script.write_text(program)
     arguments = ["write", "--source", image_folder, "--destination", tmp_path / "out", "--workers", "1", "--seed", "3"]
-    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, script, *arguments], capture_output=True, text=True, timeout=SECONDS, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith("writing out: 23 samples in ")
     assert len(contents(tmp_path / "out")) == 3
@@ -363,7 +378,7 @@ def test_importing_the_command_is_cheap():
     program = (
         "import sys; from scalevit.data import commands; print([m for m in ('torch', 'sklearn') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=SECONDS, check=True)
     assert done.stdout == "[]\n"
 
 

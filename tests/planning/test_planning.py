@@ -12,7 +12,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import accounting
-from launching import QUICKSTART, environment
+from launching import QUICKSTART, SECONDS, environment
 from scalevit.cli.main import main
 from scalevit.config.model import ModelConfig
 from scalevit.engines.deepspeed.settings import DeepSpeedSettings
@@ -136,7 +136,7 @@ print(json.dumps(result))
         env=environment(TRITON_INTERPRET="1"),
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=SECONDS,
     )
     assert outcome.returncode == 0, outcome.stderr
     for mode, size in json.loads(outcome.stdout.splitlines()[-1]).items():
