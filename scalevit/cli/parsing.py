@@ -13,7 +13,10 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         "--config", required=True, help="a JSON file, or a preset by name: quickstart, baseline, grouped, ..."
     )
     parser.add_argument(
-        "overrides", nargs="*", metavar="key.sub=value", help="settings that override the config's, e.g. train.epochs=90"
+        "overrides",
+        nargs="*",
+        metavar="key.sub=value",
+        help="settings that override the config's, e.g. train.epochs=90",
     )
 
 

@@ -41,7 +41,7 @@ def explain(error: ValidationError, settings: dict[str, Any]) -> str:
     hint = ""
     if isinstance(first["input"], str) and (close := nearest(first["input"], _choices(field))):
         hint = f"; nearest: {close!r}"
-    return f"config: {key} = {value}: must be {_allowed(field, schema) or first['msg']}{hint}{more}"
+    return f"config: {key} = {value}: must be {allowed(field, schema) or first['msg']}{hint}{more}"
 
 
 def key_path(loc: tuple[int | str, ...], settings: dict[str, Any]) -> list[str]:
@@ -121,13 +121,13 @@ _TYPES = {
 }
 
 
-def _allowed(field: dict[str, Any], schema: dict[str, Any]) -> str:
+def allowed(field: dict[str, Any], schema: dict[str, Any]) -> str:
     """What a schema accepts, in words: 'an integer above 0'."""
     field = _resolve(field, schema)
     if "oneOf" in field:
         return "a section"
     if "anyOf" in field:
-        return " or ".join(_allowed(kind, schema) for kind in field["anyOf"])
+        return " or ".join(allowed(kind, schema) for kind in field["anyOf"])
     if "const" in field or "enum" in field:
         values = field.get("enum", [field.get("const")])
         return ("one of " if len(values) > 1 else "") + ", ".join(json.dumps(value) for value in values)
