@@ -30,10 +30,10 @@ def explain(error: ValidationError, settings: dict[str, Any]) -> str:
             return f"config: unknown key {key} = {value}; {hint}{more}"
         case "union_tag_invalid" | "union_tag_not_found":
             name = first["ctx"]["discriminator"].strip("'")
-            allowed = [tag.strip().strip("'") for tag in first["ctx"].get("expected_tags", "").split(",") if tag]
+            tags = [tag.strip().strip("'") for tag in first["ctx"].get("expected_tags", "").split(",") if tag]
             if "tag" not in first["ctx"]:
                 return f"config: {key}.{name} is missing{more}"
-            hint = _hint(first["ctx"]["tag"], allowed)
+            hint = _hint(first["ctx"]["tag"], tags)
             return f"config: {key}.{name} = {json.dumps(first['ctx']['tag'])} is not known; {hint}{more}"
         case "value_error":
             where = f"{key}: " if key else ""
