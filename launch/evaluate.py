@@ -15,13 +15,12 @@ def evaluate_weights(config: Config) -> None:
     if config.model.initial_weights is None:
         raise UserError("model.initial_weights = null: name the weights to evaluate")
     from scalevit.distributed import World
-    from scalevit.engines.factory import check_engine
     from scalevit.training.evaluation import evaluate
-    from scalevit.training.run import open_evaluation, prepare_engine, resolve_normalisation
+    from scalevit.training.run import check_engine, open_evaluation, prepare_engine, resolve_normalisation
 
     world = World.from_environment()
     config = resolve_normalisation(config)
-    check_engine(config.engine, world)
+    check_engine(config, world)
     loader = open_evaluation(config, world)
     shard = prepare_engine(config, world)
     with world.process_group(loaders=config.data.workers, offloads=config.engine.offloads):

@@ -12,18 +12,17 @@ from scalevit.config.tree import Config
 def train(config: Config) -> None:
     # Imported late: a mistake in the config is told at once, before torch and timm take their seconds.
     from scalevit.distributed import World
-    from scalevit.engines.factory import check_engine
     from scalevit.models.costs import statistics_of
     from scalevit.runs.folder import RunFolder
     from scalevit.runs.summary import print_summary
-    from scalevit.training.run import open_data, prepare_engine, resolve_normalisation
+    from scalevit.training.run import check_engine, open_data, prepare_engine, resolve_normalisation
     from scalevit.training.trainer import Trainer, find_resumable
 
     world = World.from_environment()
     config = resolve_normalisation(config)
     run = RunFolder(config, writes=world.is_first)
     # Mistakes first, the cheapest to find before the others: the model's shapes, the run folder, the data.
-    check_engine(config.engine, world)
+    check_engine(config, world)
     costs = statistics_of(config.model, config.reduction)
     checkpoints = find_resumable(config, run)
     data = open_data(config, world)

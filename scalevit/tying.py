@@ -27,8 +27,8 @@ def uses_per_parameter(model: nn.Module) -> dict[str, int]:
     return {name: 1 + uses[name] for name, _ in model.named_parameters()}
 
 
-def connected_units(units: Sequence[nn.Module]) -> list[list[nn.Module]]:
-    """The units in groups that have no parameter in common, each in its old order: alone, or with those that share."""
+def group_by_shared_parameters(units: Sequence[nn.Module]) -> list[list[nn.Module]]:
+    """Groups of units such that no two groups have a parameter in common; units keep their order within a group."""
     own = [set(unit.parameters()) for unit in units]
     groups: list[list[int]] = []
     for index in range(len(units)):

@@ -21,12 +21,11 @@ from rich.table import Table
 from scalevit.config.loading import load_config
 from scalevit.config.tree import Config
 from scalevit.distributed import World
-from scalevit.engines.factory import check_engine
 from scalevit.errors import UserError
 from scalevit.models.costs import statistics_of
 from scalevit.runs.folder import describe_environment
 from scalevit.terminal import print_table
-from scalevit.training.run import prepare_engine
+from scalevit.training.run import check_engine, prepare_engine
 from scalevit.training.throughput import peak_flops
 
 _WARM_UP_STEPS = 3
@@ -74,7 +73,7 @@ def main(argv: Sequence[str]) -> None:
     world = World.from_environment()
     rows: list[Row] = []
     for config in configs:
-        check_engine(config.engine, world)
+        check_engine(config, world)
     with world.process_group(offloads=any(config.engine.offloads for config in configs)):
         for config in configs:
             rows.append(_measure(config, world, arguments.steps, first=rows[0] if rows else None))
@@ -105,7 +104,7 @@ def _measure(config: Config, world: World, steps: int, first: Row | None) -> Row
         if step == _WARM_UP_STEPS and on_gpu:
             torch.cuda.reset_peak_memory_stats()
         started = time.perf_counter()
-        loss = F.cross_entropy(engine(images).float(), targets)
+        loss = F.cross_entropy(engine.forward(images).float(), targets)
         engine.backward(loss, last=True)
         engine.step(config.optimizer.lr)
         if on_gpu:

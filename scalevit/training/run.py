@@ -22,14 +22,14 @@ from scalevit.data.shards.index import load_index
 from scalevit.data.transforms.fast import FastEvaluation, FastTraining, Finish
 from scalevit.data.transforms.timm_pipeline import Mix, evaluation_transform, training_transform
 from scalevit.distributed import World
-from scalevit.engines.base import Engine, Setup
-from scalevit.engines.factory import build_engine
-from scalevit.errors import UserError
+from scalevit.engines.base import Engine, EngineSpec
+from scalevit.engines.settings import UpdateScope
+from scalevit.errors import UserError, naming_settings
 from scalevit.models.build import build_model
 from scalevit.models.fused_mlp import fuse_mlps
 from scalevit.models.meta_init import initial_values
 from scalevit.models.mlps import mlp_blocks
-from scalevit.training.optimizers import build_optimizer
+from scalevit.training.optimizers import build_optimizer, check_optimizer
 
 
 def resolve_normalisation(config: Config) -> Config:
@@ -172,6 +172,21 @@ def _place(config: Config, world: World, finish: Finish) -> dict[str, Any]:
     }
 
 
+def check_engine(config: Config, world: World) -> UpdateScope:
+    """Finds what the engine cannot do on this machine, with these ranks or with this optimizer. Needs no process group.
+
+    Returns:
+        How much of a parameter the optimizer's update reads.
+
+    Raises:
+        UserError: in one line, with the config key.
+    """
+    keys = {key: f"engine.{key}" for key in type(config.engine).model_fields}
+    with naming_settings({**keys, "optimizer": "optimizer.name", "optimizer_args": "optimizer.args"}):
+        config.engine.check(world)
+        return check_optimizer(config.optimizer, config.engine.update_scope(world))
+
+
 def prepare_engine(config: Config, world: World) -> Callable[[], Engine]:
     """Builds the config's model, and returns what shards it: to be called once, inside the process group.
 
@@ -180,20 +195,21 @@ def prepare_engine(config: Config, world: World) -> Callable[[], Engine]:
     """
     device = "meta" if config.train.meta_init else "cpu"
     model = build_model(config.model, config.reduction, seed=config.seed, device=device)
-    setup = _engine_setup(config, world, model)
+    spec = _engine_spec(config, world, model)
     fuse_mlps(model, config.kernels, world.device)
-    return partial(build_engine, model, setup, config.engine)
+    return partial(config.engine.build, model, spec)
 
 
-def _engine_setup(config: Config, world: World, model: nn.Module) -> Setup:
+def _engine_spec(config: Config, world: World, model: nn.Module) -> EngineSpec:
     """What an engine is built from, besides the model and its own section of the config."""
-    return Setup(
+    return EngineSpec(
         world=world,
         blocks=mlp_blocks(model),
         optimizer=partial(build_optimizer, config=config.optimizer),
         micro_batch=config.train.micro_batch,
         accumulation=Batching(config.train.global_batch, config.train.micro_batch).accumulation(world.size),
         precision=config.train.precision,
+        update_scope=check_engine(config, world),
         clip_grad_norm=config.optimizer.clip_grad_norm,
         activation_checkpointing=config.train.activation_checkpointing,
         compile="inductor" if config.train.compile else None,
