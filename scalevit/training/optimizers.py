@@ -53,7 +53,9 @@ def check_optimizer(config: OptimizerConfig, allowed: UpdateScope) -> UpdateScop
     if UPDATE_SCOPES.index(scope) > UPDATE_SCOPES.index(allowed):
         needs = "norms or means of whole tensors" if scope == "tensors" else "whole matrices"
         raise SettingError(
-            "optimizer", config.name, f"its update needs {needs}, which this engine shards; it works with {_WHERE[scope]}"
+            "optimizer",
+            config.name,
+            f"its update needs {needs}, which this engine shards; it works with {_WHERE[scope]}",
         )
     if allowed == "elements" and _fresh(config.name, config.args).state:
         raise SettingError(
@@ -136,7 +138,9 @@ _STEPS = 3
 
 def _values(shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return [scale * torch.randn(shape, generator=generator) for scale, shape in zip((1.0, 0.1, 3.0), shapes, strict=True)]
+    return [
+        scale * torch.randn(shape, generator=generator) for scale, shape in zip((1.0, 0.1, 3.0), shapes, strict=True)
+    ]
 
 
 def _gradients(shapes: Sequence[tuple[int, ...]]) -> list[list[Tensor]]:
@@ -196,7 +200,7 @@ def _create(
     target: nn.Module | list[dict[str, Any]], name: str, lr: float, weight_decay: float, args: Mapping[str, Any]
 ) -> torch.optim.Optimizer:
     """timm's factory, with its errors about name and arguments as errors of the setting."""
-    names = timm.optim.list_optimizers()
+    names = [str(known) for known in timm.optim.list_optimizers()]
     if name not in names:
         near = nearest(name, names)
         raise SettingError("optimizer", name, "is not an optimizer of timm" + (f"; nearest: {near}" if near else ""))

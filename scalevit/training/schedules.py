@@ -26,7 +26,9 @@ class Schedule:
             SettingError: "schedule" is no name that timm knows, or "schedule_args" do not fit it or the run.
         """
         if config.name == "plateau":
-            raise SettingError("schedule", config.name, "follows a metric, which this version does not hand to schedules")
+            raise SettingError(
+                "schedule", config.name, "follows a metric, which this version does not hand to schedules"
+            )
         self._optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=base_lr)
         self._scheduler = _fit(self._optimizer, config, epochs)
         try:
@@ -45,7 +47,7 @@ class Schedule:
 def _fit(optimizer: torch.optim.Optimizer, config: ScheduleConfig, epochs: int) -> Any:
     """timm's scheduler; where its arguments add epochs (cool-down, warm-up prefix, cycles), fewer are its own."""
     scheduler, total = _create(optimizer, config, epochs)
-    for own in (2 * epochs - total, epochs * epochs // total):
+    for own in (2 * epochs - int(total), epochs * epochs // int(total)):
         if total != epochs and own > 0:
             scheduler, total = _create(optimizer, config, own)
     if total != epochs:
@@ -62,7 +64,7 @@ def _create(optimizer: torch.optim.Optimizer, config: ScheduleConfig, epochs: in
             optimizer,
             sched=config.name,
             num_epochs=epochs,
-            warmup_epochs=config.warmup_epochs,  # type: ignore[arg-type] (a fraction works)
+            warmup_epochs=config.warmup_epochs,  # type: ignore[arg-type]
             warmup_lr=config.warmup_lr,
             min_lr=config.min_lr,
             **config.args,

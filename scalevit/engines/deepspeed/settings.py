@@ -108,7 +108,9 @@ class DeepSpeedSettings(EngineSettings):
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             key = ".".join(str(part) for part in first["loc"])
-            raise SettingError("native", self.native, f"DeepSpeed refuses zero_optimization.{key}: {first['msg']}") from None
+            raise SettingError(
+                "native", self.native, f"DeepSpeed refuses zero_optimization.{key}: {first['msg']}"
+            ) from None
 
     @staticmethod
     def _check_nvme(path: str) -> None:

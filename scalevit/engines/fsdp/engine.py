@@ -41,7 +41,8 @@ class FsdpEngine(Engine):
         # A parameter may belong to one unit only. Blocks that share a module are one unit together: it is gathered
         # before the first of them runs and freed after the last, and its gradient is reduced when all have added to it.
         self._units = [
-            self._fully_shard(blocks, reshard_after_forward=own) for blocks in group_by_shared_parameters(self.spec.blocks)
+            self._fully_shard(blocks, reshard_after_forward=own)
+            for blocks in group_by_shared_parameters(self.spec.blocks)
         ]
         # What is left (embeddings, norm, head) is used at both ends of a step.
         root = self._fully_shard([module], reshard_after_forward=False, output_dtype=torch.float32)
