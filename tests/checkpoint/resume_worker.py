@@ -46,7 +46,7 @@ OPTIMIZERS = {
     "nadam": OptimizerConfig(name="nadam", lr=2e-3),
     "adan": OptimizerConfig(name="adan", lr=2e-3),
     "lamb": OptimizerConfig(name="lamb", lr=2e-3),
-    "muon": OptimizerConfig(name="muon", lr=2e-3),
+    "muon": OptimizerConfig(name="muon", lr=2e-5),  # it orthogonalises in bf16, whose rounding the rate scales
     # Factored: rows and columns of at least 16.
     "adafactor": OptimizerConfig(name="adafactorbv", lr=2e-3, args={"min_dim_size_to_factor": 16}),
 }

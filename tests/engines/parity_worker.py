@@ -47,7 +47,7 @@ OPTIMIZERS = {
     "nadamw": OptimizerConfig(name="nadamw", lr=2e-3, args={"eps": 1e-5}),
     "adan": OptimizerConfig(name="adan", lr=2e-3, args={"eps": 1e-5}),
     "lamb": OptimizerConfig(name="lamb", lr=2e-3, args={"eps": 1e-5}),
-    "muon": OptimizerConfig(name="muon", lr=2e-3),
+    "muon": OptimizerConfig(name="muon", lr=2e-5),  # it orthogonalises in bf16, whose rounding the rate scales
     "adafactor": OptimizerConfig(name="adafactorbv", lr=2e-3, args={"min_dim_size_to_factor": 16}),
 }
 MICRO_BATCH, STEPS, SEED = 4, 20, 3
