@@ -26,9 +26,7 @@ class Schedule:
             SettingError: "schedule" is no name that timm knows, or "schedule_args" do not fit it or the run.
         """
         if config.name == "plateau":
-            raise SettingError(
-                "schedule", config.name, "follows a metric, which this version does not hand to schedules"
-            )
+            raise SettingError("schedule", config.name, "needs a metric, which this version does not pass to schedules")
         self._optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=base_lr)
         self._scheduler = _fit(self._optimizer, config, epochs)
         try:

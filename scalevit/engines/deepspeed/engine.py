@@ -221,7 +221,7 @@ class DeepSpeedEngine(Engine):
     # --- optimizer state ------------------------------------------------------------------------------------
 
     def optimizer_state_layout(self, tensors: Mapping[str, StateTensor]) -> dict[str, dict[str, TensorSlice]]:
-        own = self._optimized_slices(None)
+        own = self._optimized_slices(None) if self.stage > 0 else {}
         return {
             key: {
                 name: (self._whole(torch.empty(shape, device="meta")) if self.stage == 0 else own[name])
