@@ -9,19 +9,19 @@ import torch
 from torch import nn
 
 from scalevit.config.loading import validate
-from scalevit.config.tree import Config
+from scalevit.config.tree import SECTIONS, Config
 from scalevit.data.order.batching import Batching
 from scalevit.distributed import World
 from scalevit.engines.deepspeed.settings import DeepSpeedSettings
 from scalevit.engines.fsdp.settings import FsdpSettings
 from scalevit.errors import UserError, naming_settings
 from scalevit.models.build import build_model
+from scalevit.models.reductions import REDUCTIONS
 from scalevit.models.reductions.base import Reduction
 from scalevit.planning.activations import MODES, Mode, Trace, trace
 from scalevit.planning.devices import Device
 from scalevit.planning.engines import EngineConfig, Held, Layout, Sent, account, engine_name, not_estimated, overlaps
 
-_STRATEGIES = ("none", "grouped", "shallow", "thin")
 _STAGES: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)
 
 
@@ -85,15 +85,17 @@ def make_plan(config: Config, device: Device, *, gpus: int, nodes: int) -> Plan:
     with naming_settings({key: f"engine.{key}" for key in type(config.engine).model_fields}):
         config.engine.check(world)
     ignored = [*not_estimated(config.engine), *(["train.compile"] if config.train.compile else [])]
-    accumulation = Batching(config.train.global_batch, config.train.micro_batch).accumulation(gpus)
+    with naming_settings({"global_batch": "train.global_batch"}):
+        accumulation = Batching(config.train.global_batch, config.train.micro_batch).accumulation(gpus)
     mode: Mode = "eager" if config.kernels.mlp == "eager" or device.name == "cpu" else config.kernels.save
     rows: list[Row] = []
     activations: dict[str, dict[Mode, dict[bool, Trace]]] = {}
     left_out: dict[str, str] = {}
-    for strategy in _STRATEGIES:
+    for strategy in (part.kind() for part in REDUCTIONS):
         reduction = _reduction(config, strategy)
         try:
-            model = _Model(config, reduction, mode)
+            with naming_settings(SECTIONS):
+                model = _Model(config, reduction, mode)
         except UserError as error:
             if strategy == config.reduction.strategy:
                 raise

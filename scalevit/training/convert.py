@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scalevit.checkpoint.folder import checkpoint_path, list_checkpoints, read_record
 from scalevit.checkpoint.optimizer_record import to_record
@@ -19,7 +19,7 @@ from scalevit.checkpoint.run_state import RunState
 from scalevit.checkpoint.saver import Saver, versions
 from scalevit.config.loading import validate
 from scalevit.config.training import CheckpointConfig
-from scalevit.config.tree import Config
+from scalevit.config.tree import SECTIONS, Config
 from scalevit.distributed import World
 from scalevit.engines.base import EngineSpec
 from scalevit.engines.deepspeed.checkpoints import DeepSpeedCheckpoint, read_deepspeed
@@ -28,8 +28,8 @@ from scalevit.engines.precision import LossScale
 from scalevit.engines.state import OptimizerState, TensorSlice
 from scalevit.errors import UserError, naming_settings
 from scalevit.models.build import build_model
-from scalevit.models.mlps import mlp_blocks
-from scalevit.models.weights.match import save_weights
+from scalevit.models.mlps import transformer_blocks
+from scalevit.models.weights.write import write_weights
 from scalevit.training.optimizers import build_optimizer, check_optimizer
 from scalevit.tying import tied_names
 
@@ -66,10 +66,10 @@ def to_deepspeed(checkpoint: Path, target: Path, *, stage: Literal[0, 1, 2, 3], 
     settings = DeepSpeedSettings(stage=stage)
     with naming_settings(_KEYS):
         check_optimizer(config.optimizer, settings.update_scope(world))
-    model = build_model(config.model, config.reduction, seed=config.seed)
+    model = _model_of(config)
     spec = EngineSpec(
         world=world,
-        blocks=mlp_blocks(model),
+        blocks=transformer_blocks(model),
         optimizer=partial(build_optimizer, config=config.optimizer),
         micro_batch=config.train.micro_batch,
         accumulation=1,
@@ -86,7 +86,7 @@ def from_deepspeed(source: Path, config: Config) -> DeepSpeedCheckpoint:
     Raises:
         UserError: it cannot be read, or belongs to another model.
     """
-    model = build_model(config.model, config.reduction, seed=config.seed)
+    model = _model_of(config)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     with naming_settings(_KEYS):
         groups = build_optimizer(model, config.optimizer).param_groups
@@ -116,7 +116,7 @@ def native_to_checkpoint(native: DeepSpeedCheckpoint, run_folder: Path, config: 
     def whole(tensors: Mapping[str, Tensor]) -> dict[str, TensorSlice]:
         return {name: TensorSlice(values, 0, native.shapes[name]) for name, values in tensors.items()}
 
-    model = build_model(config.model, config.reduction, seed=config.seed)
+    model = _model_of(config)
     optimizer = OptimizerState(
         type(build_optimizer(model, config.optimizer)).__name__,
         {name: whole(tensors) for name, tensors in native.tensors.items()},
@@ -149,12 +149,17 @@ def native_to_weights(native: DeepSpeedCheckpoint, target: Path, config: Config)
     Raises:
         UserError: it cannot be written.
     """
-    model = build_model(config.model, config.reduction, seed=config.seed)
+    model = _model_of(config)
     tensors = {name: native.weights[name].view(shape) for name, shape in native.shapes.items()}
     _write_weights(target, tensors, config, tied_names(model))
+
+
+def _model_of(config: Config) -> nn.Module:
+    with naming_settings(SECTIONS):
+        return build_model(config.model, config.reduction, seed=config.seed)
 
 
 def _write_weights(target: Path, tensors: Mapping[str, Tensor], config: Config, tied: Mapping[str, str]) -> None:
     if not target.parent.is_dir():
         raise UserError(f"{target.parent}: no such folder")
-    save_weights(target, tensors, model=config.model, reduction=config.reduction, tied=tied)
+    write_weights(target, tensors, model=config.model, reduction=config.reduction, tied=tied)

@@ -29,7 +29,7 @@ from scalevit.distributed import World
 from scalevit.engines.base import Engine, EngineSpec
 from scalevit.engines.state import TensorSlice
 from scalevit.models.build import build_model
-from scalevit.models.mlps import mlp_blocks
+from scalevit.models.mlps import transformer_blocks
 from scalevit.models.reductions.grouped import GroupedReduction
 from scalevit.models.reductions.none import NoReduction
 from scalevit.models.reductions.shallow import ShallowReduction
@@ -60,7 +60,6 @@ MODEL = ModelConfig(
 )
 MICRO_BATCHES, MICRO_BATCH = 4, 2
 SAVED_AT, STEPS = 4, 24
-SECONDS = 300
 
 
 def micro_batch(step: int, index: int) -> tuple[Tensor, Tensor]:
@@ -78,7 +77,7 @@ class Run:
         self.optimizer = OPTIMIZERS[cell.get("optimizer", "adamw")]
         spec = EngineSpec(
             world=world,
-            blocks=mlp_blocks(model),
+            blocks=transformer_blocks(model),
             optimizer=partial(build_optimizer, config=self.optimizer),
             update_scope=update_scope(self.optimizer.name, self.optimizer.args),
             micro_batch=MICRO_BATCH,

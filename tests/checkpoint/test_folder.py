@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
 import scalevit
-
 from scalevit.checkpoint.folder import digest, find_damage, list_checkpoints, list_resumable, read_record
 from scalevit.checkpoint.restore import newest_intact, restore
 from scalevit.checkpoint.run_state import RunState
@@ -369,7 +368,8 @@ def test_a_place_that_cannot_be_written_is_one_line_and_the_old_stay(tmp_path: P
 def test_a_full_disk_is_one_line_and_the_old_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, 5)
     # The tensors' file goes to a device that is always full, as a disk may be by then.
-    monkeypatch.setattr("scalevit.checkpoint.tensors.open", lambda *_: Path("/dev/full").open("wb"), raising=False)
+    full = Path("/dev/full")
+    monkeypatch.setattr("scalevit.checkpoint.tensors.open", lambda *_: full.open("wb"), raising=False)
     saver = Saver(tmp_path, ALONE, CheckpointConfig())
     saver.save(OneRank(6.0), None, RunState(step=6), {"config": {}, "data": {}}, None)
     with pytest.raises(UserError, match=r"cannot be written .*No space left on device"):

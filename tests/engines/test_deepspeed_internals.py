@@ -42,7 +42,7 @@ def test_every_private_name_is_there() -> None:
     ]
     keys = importlib.import_module("deepspeed.checkpoint.constants")
     gone += [
-        f"deepspeed.checkpoint.constants.{name} is no longer {value!r}: scalevit needs it to read DeepSpeed's checkpoints"
+        f"deepspeed.checkpoint.constants.{name} is no longer {value!r}: scalevit reads checkpoints with it"
         for name, value in vars(checkpoints).items()
         if name.isupper() and hasattr(keys, name) and getattr(keys, name) != value
     ]

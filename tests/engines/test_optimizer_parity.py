@@ -1,6 +1,5 @@
 """Other optimizers than AdamW on every engine where they may run, against one process; where they may not, one line."""
 
-from pathlib import Path
 
 import pytest
 

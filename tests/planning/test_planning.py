@@ -12,14 +12,14 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import accounting
-from launching import QUICKSTART, environment
+from launching import QUICKSTART, SECONDS, environment
 from scalevit.cli.main import main
 from scalevit.config.model import ModelConfig
 from scalevit.engines.deepspeed.settings import DeepSpeedSettings
 from scalevit.engines.fsdp.settings import FsdpSettings
 from scalevit.models.build import build_model
-from scalevit.models.costs import statistics_of
-from scalevit.models.mlps import mlp_blocks
+from scalevit.models.costs import model_costs
+from scalevit.models.mlps import transformer_blocks
 from scalevit.models.reductions.grouped import GroupedReduction
 from scalevit.models.reductions.none import NoReduction
 from scalevit.planning.activations import saved_bytes, trace
@@ -98,7 +98,7 @@ def test_grouped_sends_less_by_its_share_of_parameters(rows: list[dict[str, Any]
 def test_activations_are_those_of_the_real_model(reduction, checkpointing: bool, precision: str) -> None:
     model = build_model(SMALL, reduction, seed=0).train()
     if checkpointing:
-        for block in mlp_blocks(model):
+        for block in transformer_blocks(model):
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
     with saved_bytes(model) as saved:
@@ -136,7 +136,7 @@ print(json.dumps(result))
         env=environment(TRITON_INTERPRET="1"),
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=SECONDS,
     )
     assert outcome.returncode == 0, outcome.stderr
     for mode, size in json.loads(outcome.stdout.splitlines()[-1]).items():
@@ -158,7 +158,7 @@ def test_flops_are_those_of_describe() -> None:
     settings: Any = {"mode": "fast", "precision": "bf16", "batch": BATCH}
     plain = trace(ModelConfig(), NoReduction(), activation_checkpointing=False, **settings).flops / BATCH
     again = trace(ModelConfig(), NoReduction(), activation_checkpointing=True, **settings).flops / BATCH
-    known = statistics_of(ModelConfig(), NoReduction()).training_flops
+    known = model_costs(ModelConfig(), NoReduction()).training_flops
     # Attention's backward computes QK^T a second time, which the usual three passes leave out.
     assert plain == pytest.approx(known, rel=0.01)
     assert again / plain == pytest.approx(4 / 3, rel=0.01)
@@ -226,7 +226,7 @@ def test_the_command_prints_tables(capsys: pytest.CaptureFixture[str]) -> None:
         (["--gpus", "-4"], ["--gpus -4", "at least 1"]),
         (["--gpus", "2", "--nodes", "0"], ["--nodes 0"]),
         (["--gpus", "3", "--nodes", "2"], ["--gpus 3", "--nodes 2"]),
-        (["--gpus", "3"], ["train.global_batch", "train.micro_batch", "3 ranks"]),
+        (["--gpus", "3"], ["train.global_batch", "micro_batch", "3 ranks"]),
         (["--gpus", "2", "--device", "h20"], ["h20", "nearest: h200"]),
         (["--gpus", "2", "--device", "missing.json"], ["missing.json", "cannot be read"]),
         (["--gpus", "2", "train.epoch=3"], ["train.epoch", "nearest: train.epochs"]),
