@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from rich.table import Table
 
 from scalevit.config.tree import Config
+from scalevit.cpu import prepare_cpu
 from scalevit.distributed import World
 from scalevit.models.costs import model_costs
 from scalevit.runs.folder import describe_environment
@@ -60,6 +61,8 @@ def compare_training(configs: Sequence[Config], *, steps: int, output: Path | No
     rows: list[Row] = []
     for config in configs:
         check_engine(config, world)
+    if world.device.type == "cpu":
+        prepare_cpu(ranks_per_node=world.local_size)
     with world.process_group(offloads=any(config.engine.offloads for config in configs)):
         for config in configs:
             rows.append(_measure(config, world, steps, first=rows[0] if rows else None))

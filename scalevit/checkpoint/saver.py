@@ -48,7 +48,7 @@ class Saver:
             UserError: another run uses it, it cannot be written, or the ranks do not share it; on every rank.
         """
         self._folder, self._world, self._config = folder, world, config
-        # The threads communicate at the same time as the training, so they have a group of their own, for small objects.
+        # The threads communicate at the same time as the training, so they have a group of their own, on CPUs.
         self._group: Any = dist.new_group(backend="gloo") if world.size > 1 else None
         self._writing: Future[None] | None = None
         self._lock: BinaryIO | None = None

@@ -1,8 +1,8 @@
 """Tensor slices to and from safetensors files. Knows slices and files.
 
 Each rank writes one file. Its header says which range of which (flattened) tensor each entry is, under the key and in
-the form of torch.distributed.checkpoint: torch's `HuggingFaceStorageReader` reads the files too, and so does safetensors
-alone. There is no metadata file, because torch's is a pickle, which can run code when it is read.
+the form of torch.distributed.checkpoint: torch's `HuggingFaceStorageReader` reads the files too, and so does the
+safetensors package. There is no metadata file, because torch's is a pickle, which can run code when it is read.
 """
 
 import json

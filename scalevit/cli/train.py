@@ -28,6 +28,7 @@ def run(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.config, arguments.overrides)
     # Imported late: a mistake in the config is reported before torch and timm are loaded, which takes seconds.
     from scalevit.config.tree import SECTIONS
+    from scalevit.cpu import prepare_cpu
     from scalevit.distributed import World
     from scalevit.errors import naming_settings
     from scalevit.models.costs import model_costs
@@ -46,7 +47,9 @@ def run(arguments: argparse.Namespace) -> None:
     checkpoints = find_resumable(config, folder)
     data = open_data(config, world)
     shard = prepare_engine(config, world)
-    with world.process_group(loaders=config.data.workers, offloads=config.engine.offloads):
+    if world.device.type == "cpu":
+        prepare_cpu(ranks_per_node=world.local_size, loaders=config.data.workers)
+    with world.process_group(offloads=config.engine.offloads):
         summary = Trainer(config, world, shard(), data, folder, costs).fit(resume_from=checkpoints)
     if world.is_first:
         print_summary(summary, folder.path)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 
+from launching import SECONDS
 from scalevit.checkpoint.restore import newest_intact, restore
 from scalevit.checkpoint.run_state import RunState
 from scalevit.checkpoint.saver import Saver

@@ -1,6 +1,5 @@
 """Other optimizers than AdamW on every engine where they may run, against one process; where they may not, one line."""
 
-
 import pytest
 
 from cells import Cell, Results, cell, deviations, expected_of, run_cells

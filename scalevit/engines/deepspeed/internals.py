@@ -88,7 +88,7 @@ def reduce_log_level() -> None:
 
 
 def keep_gloo() -> None:
-    """On a CPU: else DeepSpeed compiles its own reduction over /dev/shm for a minute, and leaves 67 MB there per run."""
+    """On a CPU: else DeepSpeed compiles its own reduction over /dev/shm for a minute and leaves 67 MB there per run."""
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 

@@ -29,8 +29,8 @@ class FsdpSettings(EngineSettings):
     cpu_offload: bool = False
     """Keep sharded parameters, gradients and optimizer state in the CPU's memory."""
     prefetch: PositiveInt | None = None
-    """Number of blocks whose parameters are gathered ahead of the one that computes, forward and backward; null: FSDP2's
-    default (one ahead)."""
+    """Number of blocks whose parameters are gathered ahead of the one that computes, forward and backward; null:
+    FSDP2's default (one ahead)."""
 
     @property
     def offloads(self) -> bool:
