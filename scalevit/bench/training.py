@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from rich.table import Table
 
 from scalevit.config.tree import Config
+from scalevit.cpu import prepare_cpu
 from scalevit.distributed import World
-from scalevit.engines.factory import check_engine
 from scalevit.models.costs import model_costs
 from scalevit.runs.folder import describe_environment
 from scalevit.terminal import print_table
-from scalevit.training.run import prepare_engine
+from scalevit.training.run import check_engine, prepare_engine
 from scalevit.training.throughput import peak_flops
 
 _WARM_UP_STEPS = 3
@@ -60,7 +60,9 @@ def compare_training(configs: Sequence[Config], *, steps: int, output: Path | No
     world = World.from_environment()
     rows: list[Row] = []
     for config in configs:
-        check_engine(config.engine, world)
+        check_engine(config, world)
+    if world.device.type == "cpu":
+        prepare_cpu(ranks_per_node=world.local_size)
     with world.process_group(offloads=any(config.engine.offloads for config in configs)):
         for config in configs:
             rows.append(_measure(config, world, steps, first=rows[0] if rows else None))
@@ -91,7 +93,7 @@ def _measure(config: Config, world: World, steps: int, first: Row | None) -> Row
         if step == _WARM_UP_STEPS and on_gpu:
             torch.cuda.reset_peak_memory_stats()
         started = time.perf_counter()
-        loss = F.cross_entropy(engine(images).float(), targets)
+        loss = F.cross_entropy(engine.forward(images).float(), targets)
         engine.backward(loss, last=True)
         engine.step(config.optimizer.lr)
         if on_gpu:

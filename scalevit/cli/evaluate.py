@@ -27,17 +27,19 @@ def run(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.config, arguments.overrides)
     if config.model.initial_weights is None:
         raise UserError("config: model.initial_weights = null: name the weights to evaluate")
+    from scalevit.cpu import prepare_cpu
     from scalevit.distributed import World
-    from scalevit.engines.factory import check_engine
     from scalevit.training.evaluation import evaluate
-    from scalevit.training.run import open_evaluation, prepare_engine, resolve_normalisation
+    from scalevit.training.run import check_engine, open_evaluation, prepare_engine, resolve_normalisation
 
     world = World.from_environment()
     config = resolve_normalisation(config)
-    check_engine(config.engine, world)
+    check_engine(config, world)
     loader = open_evaluation(config, world)
     shard = prepare_engine(config, world)
-    with world.process_group(loaders=config.data.workers, offloads=config.engine.offloads):
+    if world.device.type == "cpu":
+        prepare_cpu(ranks_per_node=world.local_size, loaders=config.data.workers)
+    with world.process_group(offloads=config.engine.offloads):
         accuracy = evaluate(shard(), loader, channels_last=config.train.channels_last)
     if world.is_first:
         print(json.dumps({"weights": config.model.initial_weights, **vars(accuracy)}))

@@ -47,7 +47,7 @@ def evaluate(
         images = loader.finish(batch.images.to(device, non_blocking=True).contiguous(memory_format=layout))
         labels = batch.labels.to(device, non_blocking=True)
         weights = batch.weights.to(device, torch.float64)
-        logits = engine(images).float()
+        logits = engine.forward(images).float()
         ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
         hits = (ranked == labels[:, None]) & batch.decoded.to(device)[:, None]
         loss = F.cross_entropy(logits, labels, reduction="none")

@@ -27,13 +27,14 @@ from scalevit.data.transforms.fast import FastEvaluation, FastTraining
 from scalevit.data.transforms.mixing import BatchMixing
 from scalevit.data.transforms.timm_pipeline import evaluation_transform, training_transform
 from scalevit.distributed import World
-from scalevit.engines.base import Engine, Setup
-from scalevit.engines.factory import build_engine
+from scalevit.engines.base import Engine, EngineSpec
+from scalevit.engines.settings import UpdateScope
 from scalevit.errors import UserError, naming_settings
 from scalevit.models.build import build_model
 from scalevit.models.meta_init import initial_values
 from scalevit.models.mlps import transformer_blocks
-from scalevit.training.optimizers import build_optimizer
+from scalevit.training.optimizers import build_optimizer, check_optimizer
+from scalevit.training.schedules import Schedule
 
 DATA_KEYS = {
     "global_batch": "train.global_batch",
@@ -194,6 +195,32 @@ def _place(config: Config, world: World, finish: DeviceTransform) -> dict[str, A
     }
 
 
+OPTIMIZATION_KEYS = {
+    "optimizer": "optimizer.name",
+    "optimizer_args": "optimizer.args",
+    "schedule": "schedule.name",
+    "schedule_args": "schedule.args",
+}
+"""Config keys by the names of the arguments of `training.optimizers` and `training.schedules` that they fill."""
+
+
+def check_engine(config: Config, world: World) -> UpdateScope:
+    """Finds what the engine cannot do on this machine, with these ranks or with this optimizer, and schedules that do
+    not fit. Needs no process group.
+
+    Returns:
+        How much of a parameter the optimizer's update reads.
+
+    Raises:
+        UserError: in one line, with the config key.
+    """
+    engine_keys = {key: f"engine.{key}" for key in type(config.engine).model_fields}
+    with naming_settings({**engine_keys, **OPTIMIZATION_KEYS}):
+        config.engine.check(world)
+        Schedule(config.schedule, config.optimizer.lr, config.train.epochs)
+        return check_optimizer(config.optimizer, config.engine.update_scope(world))
+
+
 def prepare_engine(config: Config, world: World) -> Callable[[], Engine]:
     """Builds the config's model, and returns what shards it: to be called once, inside the process group.
 
@@ -211,19 +238,20 @@ def prepare_engine(config: Config, world: World) -> Callable[[], Engine]:
             run_device=world.device,
         )
     with naming_data_settings():
-        setup = _engine_setup(config, world, model)
-    return partial(build_engine, model, setup, config.engine)
+        spec = _engine_spec(config, world, model)
+    return partial(config.engine.build, model, spec)
 
 
-def _engine_setup(config: Config, world: World, model: nn.Module) -> Setup:
+def _engine_spec(config: Config, world: World, model: nn.Module) -> EngineSpec:
     """What an engine is built from, besides the model and its own section of the config."""
-    return Setup(
+    return EngineSpec(
         world=world,
         blocks=transformer_blocks(model),
         optimizer=partial(build_optimizer, config=config.optimizer),
         micro_batch=config.train.micro_batch,
         accumulation=Batching(config.train.global_batch, config.train.micro_batch).accumulation(world.size),
         precision=config.train.precision,
+        update_scope=check_engine(config, world),
         clip_grad_norm=config.optimizer.clip_grad_norm,
         activation_checkpointing=config.train.activation_checkpointing,
         compile="inductor" if config.train.compile else None,

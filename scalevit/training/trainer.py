@@ -19,7 +19,7 @@ from timm.data.mixup import mixup_target
 from torch.profiler import record_function
 
 from scalevit.checkpoint.folder import list_resumable, read_record
-from scalevit.checkpoint.restore import newest_whole, restore
+from scalevit.checkpoint.restore import newest_intact, restore
 from scalevit.checkpoint.run_state import RunState
 from scalevit.checkpoint.saver import Saver
 from scalevit.config.tree import Config
@@ -185,7 +185,7 @@ class Trainer:
         smoothing: float = self.config.loss.label_smoothing  # type: ignore[attr-defined]
         targets = mixup_target(mixed.labels, self.config.model.num_classes, mixed.weight, smoothing)
         with record_function("forward"):
-            loss = F.cross_entropy(self.engine(images).float(), targets)
+            loss = F.cross_entropy(self.engine.forward(images).float(), targets)
         with record_function("backward"):
             self.engine.backward(loss, last=last)
         return loss.detach()
@@ -280,19 +280,19 @@ class Trainer:
         about = {"config": self.config.model_dump(mode="json"), "data": self.data.train.fingerprint}
         evaluated = self.state.epochs[-1] if self.state.epochs else {"step": None}
         score = evaluated.get("ema_top1", evaluated["top1"]) if evaluated["step"] == self.state.step else None
-        self.saver.save(self.engine, self.ema, self.state, about, score)
+        self.saver.save(self.engine, self.ema.tensors if self.ema else None, self.state, about, score)
 
     def _open(self, resume_from: Sequence[Path]) -> None:
         """Takes over a checkpoint's state and opens the run folder."""
         names = ", ".join(checkpoint.name for checkpoint in resume_from)
         self.world.agree_on("what can be resumed from", names or None)
         if resume_from:
-            checkpoint = newest_whole(resume_from, self.world)
+            checkpoint = newest_intact(resume_from, self.world)
             found = read_record(checkpoint)["data"]
             if found is not None:  # a run of another program's: its order is not ours anyway
                 with self.world.agreeing_on_errors():
                     check_fingerprint(found, self.data.train.fingerprint, f"checkpoint {checkpoint}", DATA_KEYS)
-            self.state = restore(checkpoint, self.engine, self.ema)
+            self.state = restore(checkpoint, self.engine, self.ema.tensors if self.ema else None)
             self.throughput.add(self.state.timed_images, self.state.seconds)
             if self.world.is_first:
                 print(f"resuming {self.run.path} at step {self.state.step}", flush=True)

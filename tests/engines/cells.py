@@ -107,7 +107,13 @@ def expected_of(one: Cell, skipped: int = 0) -> dict[str, Any]:
     steps = one.get("steps", parity_worker.STEPS)
     micro_batches = one["ranks"] * one["accumulation"]
     return parity_worker.reference(
-        one["reduction"], micro_batches, one.get("clip"), steps, skipped, one.get("depth", 4)
+        one["reduction"],
+        micro_batches,
+        one.get("clip"),
+        steps,
+        skipped,
+        one.get("depth", 4),
+        one.get("optimizer", "adamw"),
     )
 
 
