@@ -8,26 +8,15 @@ import json
 
 from scalevit.cli.launching import launch
 from scalevit.config.tree import Config
-from scalevit.errors import UserError
 
 
 def evaluate_weights(config: Config) -> None:
-    if config.model.initial_weights is None:
-        raise UserError("model.initial_weights = null: name the weights to evaluate")
-    from scalevit.distributed import World
-    from scalevit.engines.factory import check_engine
-    from scalevit.training.evaluation import evaluate
-    from scalevit.training.run import open_evaluation, prepare_engine, resolve_normalisation
+    from scalevit.training.run import prepare_evaluation
 
-    world = World.from_environment()
-    config = resolve_normalisation(config)
-    check_engine(config.engine, world)
-    loader = open_evaluation(config, world)
-    shard = prepare_engine(config, world)
-    with world.process_group(loaders=config.data.workers, offloads=config.engine.offloads):
-        accuracy = evaluate(shard(), loader, channels_last=config.train.channels_last)
-    if world.is_first:
-        print(json.dumps({"weights": config.model.initial_weights, **vars(accuracy)}))
+    evaluation = prepare_evaluation(config)
+    metrics = evaluation.evaluate()
+    if evaluation.world.is_first:
+        print(json.dumps({"weights": config.model.initial_weights, **metrics}))
 
 
 if __name__ == "__main__":

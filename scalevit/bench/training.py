@@ -24,7 +24,7 @@ from scalevit.distributed import World
 from scalevit.engines.factory import check_engine
 from scalevit.errors import UserError
 from scalevit.models.costs import statistics_of
-from scalevit.runs.folder import describe_environment
+from scalevit.runs.environment import describe_environment
 from scalevit.terminal import print_table
 from scalevit.training.run import prepare_engine
 from scalevit.training.throughput import peak_flops
