@@ -1,6 +1,7 @@
 # make setup       a virtual environment in .venv with everything pinned in constraints.txt
 # make quickstart  train a small grouped ViT on handwritten digits (minutes on a laptop CPU)
 # make test        the test suite that needs no GPU
+# make test-isa    the numeric tests again with another instruction set (AVX2) and other orders of summation
 # make test-oldest the kernel tests against the oldest supported torch and Triton
 # make lint        formatting, lint and types
 # make gpu         tests and benchmarks that need a GPU, within 9 minutes; says so and ends well without one.
@@ -17,7 +18,7 @@ STAMP := $(call stamp,$(VENV),constraints.txt)
 OLDEST_STAMP := $(call stamp,$(OLDEST),constraints-oldest.txt)
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: setup quickstart test test-oldest lint gpu schema
+.PHONY: setup quickstart test test-isa test-oldest lint gpu schema
 
 setup: $(STAMP)
 
@@ -51,6 +52,16 @@ quickstart: setup
 
 test: setup
 	@$(RUN) python -m pytest -m "not gpu and not slow"
+
+# What torch, MKL, oneDNN and numpy's OpenBLAS run on a CPU without AVX-512, MKL without FMA: a tolerance that holds on
+# this machine only fails here.
+ISA := OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=AVX2 OPENBLAS_CORETYPE=Haswell
+NUMERIC := tests/kernels/test_error_bounds.py tests/kernels/test_fused_mlp_arguments.py tests/models \
+	tests/engines/test_parity.py \
+	$(foreach m,test_fused_mlp_numerics test_gelu_kernels,'tests/kernels/test_interpreted.py::test_interpreted[$(m)]')
+
+test-isa: setup
+	@$(RUN) $(ISA) python -m pytest -m "not gpu and not slow" $(NUMERIC)
 
 # The gate of compiled kernels for Hopper alone: spills differ between versions of Triton.
 test-oldest: $(OLDEST_STAMP)

@@ -30,6 +30,10 @@ class SettingError(UserError):
         self.argument, self.value, self.reason = argument, value, reason
         super().__init__(f"{argument} = {json.dumps(value, default=str)}: {reason}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Loader workers send errors to the training process, and `args` holds the message only."""
+        return type(self), (self.argument, self.value, self.reason)
+
 
 @contextmanager
 def naming_settings(keys: Mapping[str, str]) -> Iterator[None]:

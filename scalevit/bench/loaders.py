@@ -79,7 +79,8 @@ def _ours(shards: str, fast: bool, repeats: int = 1) -> Iterable[Any]:
     from scalevit.data.loading.train_loader import TrainLoader
     from scalevit.data.order.shuffle import Order
     from scalevit.data.shards.index import load_index
-    from scalevit.data.transforms.fast import FastTraining, Finish
+    from scalevit.data.transforms.device import DeviceTransform
+    from scalevit.data.transforms.fast import FastTraining
     from scalevit.data.transforms.timm_pipeline import training_transform
 
     keep_freed_memory()  # as the trainer does on a CPU
@@ -89,7 +90,7 @@ def _ours(shards: str, fast: bool, repeats: int = 1) -> Iterable[Any]:
     loader = TrainLoader(
         dataset, Order(len(dataset), 0), global_batch=_BATCH, micro_batch=_BATCH, repeats=repeats, workers=1
     )
-    finish = Finish(mean=_MEAN, std=_STD, random_erasing=0.25)
+    finish = DeviceTransform(mean=_MEAN, std=_STD, random_erasing=0.25)
     return (finish(batch.images) for batch in loader.batches(0))
 
 

@@ -15,7 +15,7 @@ from scalevit.distributed import World
 from scalevit.engines.deepspeed.settings import DeepSpeedSettings
 from scalevit.engines.factory import check_engine
 from scalevit.engines.fsdp.settings import FsdpSettings
-from scalevit.errors import UserError
+from scalevit.errors import UserError, naming_settings
 from scalevit.models.build import build_model
 from scalevit.models.reductions.base import Reduction
 from scalevit.planning.activations import MODES, Mode, Trace, trace
@@ -84,7 +84,8 @@ def make_plan(config: Config, device: Device, *, gpus: int, nodes: int) -> Plan:
         raise UserError(f"--gpus {gpus}: must be a multiple of --nodes {nodes}, the devices of all nodes together")
     check_engine(config.engine, World(rank=0, size=gpus, local_rank=0, local_size=gpus, device=torch.device("meta")))
     ignored = [*not_estimated(config.engine), *(["train.compile"] if config.train.compile else [])]
-    accumulation = Batching(config.train.global_batch, config.train.micro_batch).accumulation(gpus)
+    with naming_settings({"global_batch": "train.global_batch"}):
+        accumulation = Batching(config.train.global_batch, config.train.micro_batch).accumulation(gpus)
     mode: Mode = "eager" if config.kernels.mlp == "eager" or device.name == "cpu" else config.kernels.save
     rows: list[Row] = []
     activations: dict[str, dict[Mode, dict[bool, Trace]]] = {}

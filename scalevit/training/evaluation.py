@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import torch
 
 from scalevit.data.faults import Fault
-from scalevit.data.loading.train_loader import EvaluationLoader
+from scalevit.data.loading.evaluation_loader import EvaluationLoader
 from scalevit.engines.base import Engine
 from scalevit.runs.summary import EMA, SELECTION_METRIC, WEIGHTS, record_key
 from scalevit.training.metrics import METRICS, Predictions
+from scalevit.training.setting_keys import naming_data_settings
 from scalevit.training.weight_sets import WeightSets
 
 
@@ -82,7 +83,7 @@ def evaluate(
     totals = torch.zeros(1 + len(METRICS), dtype=torch.float64, device=device)  # sum of weights, then of metrics
     batches = iter(loader)
     for _ in range(len(loader)):
-        with engine.world.agreeing_on_errors():
+        with engine.world.agreeing_on_errors(), naming_data_settings():
             batch = next(batches)
         if faults is not None:
             faults += batch.faults

@@ -1,34 +1,34 @@
 """Opens the data of a run: from the config's sections to loaders. Knows the rooms of `data`; no process group."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from scalevit.config.tree import Config
 from scalevit.data.builtin import ensure_digits
 from scalevit.data.faults import Fault
+from scalevit.data.loading.base import TrainingBatches
 from scalevit.data.loading.dataset import ShardDataset
+from scalevit.data.loading.evaluation_loader import EvaluationLoader
 from scalevit.data.loading.readers import open_reader
 from scalevit.data.loading.stream_loader import StreamLoader
-from scalevit.data.loading.train_loader import EvaluationLoader, TrainLoader
-from scalevit.data.order.batching import spread_rank
+from scalevit.data.loading.train_loader import TrainLoader
+from scalevit.data.order.batching import order_rank
 from scalevit.data.order.shuffle import Order
 from scalevit.data.shards.index import load_index
-from scalevit.data.transforms.fast import FastEvaluation, FastTraining, Finish
+from scalevit.data.transforms.base import Channels, Transform
+from scalevit.data.transforms.device import DeviceTransform
+from scalevit.data.transforms.fast import FastEvaluation, FastTraining
 from scalevit.data.transforms.mixing import BatchMixing
 from scalevit.data.transforms.timm_pipeline import evaluation_transform, training_transform
 from scalevit.distributed import World
-from scalevit.errors import SettingError, UserError
-
-Channels = tuple[float, float, float]
+from scalevit.errors import SettingError
 
 
 @dataclass(frozen=True)
 class RunData:
     """What a run reads."""
 
-    train: TrainLoader | StreamLoader
+    train: TrainingBatches
     evaluation: EvaluationLoader
     mixing: BatchMixing
 
@@ -42,7 +42,8 @@ def open_data(config: Config, world: World) -> RunData:
     """Finds shards, checks labels and batch sizes, and lays out the order. Needs no process group.
 
     Raises:
-        UserError: shards are missing or damaged, a label is out of range, or the ranks cannot share a batch.
+        UserError: shards are missing or damaged.
+        SettingError: a label is out of range, or the ranks cannot share a batch; see `setting_keys.DATA_KEYS`.
     """
     augmentation = config.data.augmentation
     return RunData(
@@ -56,7 +57,7 @@ def open_evaluation(config: Config, world: World) -> EvaluationLoader:
     """The validation images only.
 
     Raises:
-        UserError: as `open_data`.
+        UserError, SettingError: as `open_data`.
     """
     return EvaluationLoader(
         _open_dataset(config, config.data.validation, _evaluation_transform(config)),
@@ -66,7 +67,7 @@ def open_evaluation(config: Config, world: World) -> EvaluationLoader:
     )
 
 
-def _open_training(config: Config, world: World) -> TrainLoader | StreamLoader:
+def _open_training(config: Config, world: World) -> TrainingBatches:
     data, train = config.data, config.train
     finish = _device_transform(config, random_erasing=data.augmentation.random_erasing)
     if data.stream_samples_per_epoch is None:
@@ -103,12 +104,9 @@ def _check_size(global_batch: int, samples: int) -> None:
         raise SettingError("global_batch", global_batch, f"must be at most the {samples} training images")
 
 
-def _open_dataset(config: Config, path: str, transform: Any, seed: int = 0) -> ShardDataset:
+def _open_dataset(config: Config, path: str, transform: Transform, seed: int = 0) -> ShardDataset:
     data = config.data
     if data.builtin == "digits":
-        for folder in (data.train, data.validation):
-            if Path(folder).exists() and not Path(folder).is_dir():
-                raise UserError(f"data.builtin = 'digits': {folder} is not a folder")
         ensure_digits(data.train, data.validation)
     index = load_index(path, label_key=data.label_key)
     index.check_labels(config.model.num_classes)
@@ -116,7 +114,7 @@ def _open_dataset(config: Config, path: str, transform: Any, seed: int = 0) -> S
     return ShardDataset(index, transform, seed, open_reader(index, cache=data.cache, cache_bytes=cache_bytes))
 
 
-def _training_transform(config: Config) -> Callable[[Any], Any]:
+def _training_transform(config: Config) -> Transform:
     augmentation = config.data.augmentation
     mean, _ = _normalisation(config)
     build = FastTraining if config.data.transforms == "fast" else training_transform
@@ -132,7 +130,7 @@ def _training_transform(config: Config) -> Callable[[Any], Any]:
     )
 
 
-def _evaluation_transform(config: Config) -> Callable[[Any], Any]:
+def _evaluation_transform(config: Config) -> Transform:
     assert config.data.crop_pct is not None, "see with_model_defaults"
     build = FastEvaluation if config.data.transforms == "fast" else evaluation_transform
     return build(image_size=config.model.image_size, crop_pct=config.data.crop_pct)
@@ -145,9 +143,9 @@ def _normalisation(config: Config) -> tuple[Channels, Channels]:
     return mean, std
 
 
-def _device_transform(config: Config, random_erasing: float = 0.0) -> Finish:
+def _device_transform(config: Config, random_erasing: float = 0.0) -> DeviceTransform:
     mean, std = _normalisation(config)
-    return Finish(mean=mean, std=std, random_erasing=random_erasing)
+    return DeviceTransform(mean=mean, std=std, random_erasing=random_erasing)
 
 
 class _Placement(TypedDict):
@@ -162,7 +160,7 @@ class _Placement(TypedDict):
 def _placement(config: Config, world: World) -> _Placement:
     return {
         # The ranks of a node read the same chunks, however they are numbered.
-        "rank": spread_rank(world.rank, world.size, world.local_size),
+        "rank": order_rank(world.rank, world.size, world.local_size),
         "world_size": world.size,
         "workers": config.data.workers,
         "pin_memory": world.device.type == "cuda",

@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from scalevit.config.tree import Config
-from scalevit.data.loading.train_loader import EvaluationLoader
+from scalevit.data.loading.evaluation_loader import EvaluationLoader
 from scalevit.data.order.batching import Batching
 from scalevit.distributed import World
 from scalevit.engines.base import Engine, Setup
 from scalevit.engines.factory import build_engine, check_engine
-from scalevit.errors import UserError, naming_settings
+from scalevit.errors import UserError
 from scalevit.models.build import build_model
 from scalevit.models.costs import Statistics, statistics_of
 from scalevit.models.fused_mlp import fuse_mlps
@@ -34,7 +34,7 @@ from scalevit.training.evaluation import evaluate
 from scalevit.training.open_data import RunData, open_data, open_evaluation
 from scalevit.training.optimizers import build_optimizer
 from scalevit.training.resume import find_resumable
-from scalevit.training.setting_keys import DATA_KEYS
+from scalevit.training.setting_keys import naming_data_settings
 from scalevit.training.trainer import Trainer
 
 
@@ -109,7 +109,7 @@ def prepare(config: Config) -> PreparedRun:
             tracker.check()
     costs = statistics_of(config.model, config.reduction)
     checkpoints = find_resumable(config, folder)
-    with naming_settings(DATA_KEYS):
+    with naming_data_settings():
         data = open_data(config, world)
     return PreparedRun(config, world, folder, costs, checkpoints, data, prepare_engine(config, world))
 
@@ -125,7 +125,7 @@ def prepare_evaluation(config: Config) -> PreparedEvaluation:
     world = World.from_environment()
     config = with_model_defaults(config)
     check_engine(config.engine, world)
-    with naming_settings(DATA_KEYS):
+    with naming_data_settings():
         data = open_evaluation(config, world)
     return PreparedEvaluation(config, world, data, prepare_engine(config, world))
 
@@ -152,7 +152,7 @@ def prepare_engine(config: Config, world: World) -> Callable[[], Engine]:
     """
     device = "meta" if config.train.meta_init else "cpu"
     model = build_model(config.model, config.reduction, seed=config.seed, device=device)
-    with naming_settings(DATA_KEYS):
+    with naming_data_settings():
         setup = _engine_setup(config, world, model)
     fuse_mlps(model, config.kernels, world.device)
     return partial(build_engine, model, setup, config.engine)

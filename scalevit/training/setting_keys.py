@@ -1,21 +1,37 @@
 """Which config key fills which argument of a room: rooms name their own arguments in a `SettingError`.
 
-The only such table. Trackers are not in it: their arguments are the keys of their section.
+The only such table. Trackers need none: their arguments are the keys of their section.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from scalevit.data.storage.paths import StreamOnlyError
+from scalevit.errors import UserError, naming_settings
 
 DATA_KEYS = {
     "global_batch": "train.global_batch",
     "micro_batch": "train.micro_batch",
     "repeats": "data.augmentation.aug_repeats",
+    "workers": "data.workers",
     "auto_augment": "data.augmentation.auto_augment",
     "num_classes": "model.num_classes",
-    "image_size": "model.image_size",
-    "batch": "evaluation.batch",
-    "label_key": "data.label_key",
-    "workers": "data.workers",
     "cache": "data.cache",
-    "cache_bytes": "data.cache_gb",
-    "samples": "data.stream_samples_per_epoch",
     "limit": "data.max_faults",
 }
-"""Arguments of `scalevit.data`, and of what `open_data` checks itself."""
+"""Arguments of `scalevit.data`."""
+
+
+@contextmanager
+def naming_data_settings() -> Iterator[None]:
+    """Names config keys in the errors of `scalevit.data`. Within `World.agreeing_on_errors`, not around it: what other
+    ranks report has been turned into text.
+
+    Raises:
+        UserError: a setting that data refuse, or shards that can only be streamed.
+    """
+    with naming_settings(DATA_KEYS):
+        try:
+            yield
+        except StreamOnlyError as error:
+            raise UserError(f"{error}: set data.stream_samples_per_epoch") from error

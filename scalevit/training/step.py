@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from scalevit.data.faults import Fault
-from scalevit.data.loading.train_loader import Batch
+from scalevit.data.loading.base import Batch
 from scalevit.data.transforms.mixing import BatchMixing
 from scalevit.engines.base import Engine, StepResult
 from scalevit.errors import UserError
 from scalevit.randomness import seed_micro_batch
 from scalevit.training.ema import Ema
+from scalevit.training.setting_keys import naming_data_settings
 from scalevit.training.tasks.base import DeviceBatch, TaskRunner
 
 # A run with this many steps in a row without a finite gradient does not recover.
@@ -80,7 +81,7 @@ class TrainingStep:
         started = time.perf_counter()
         engine = self._engine
         # All of the step's data first: a rank whose data fails must say so before its peers wait for its gradients.
-        with record_function("data wait"), engine.world.agreeing_on_errors():
+        with record_function("data wait"), engine.world.agreeing_on_errors(), naming_data_settings():
             batches = list(islice(micro_batches, self._accumulation))
         losses: dict[str, Tensor] = {}
         for index, batch in enumerate(batches):

@@ -15,10 +15,11 @@ from scalevit.checkpoint.run_state import RunState
 from scalevit.checkpoint.saver import Saver
 from scalevit.config.tree import Config
 from scalevit.data.faults import Fault, FaultLog
-from scalevit.data.loading.train_loader import Batch, check_fingerprint
+from scalevit.data.loading.base import Batch
+from scalevit.data.loading.train_loader import check_fingerprint
 from scalevit.distributed import World
 from scalevit.engines.base import Engine
-from scalevit.errors import UserError, naming_settings
+from scalevit.errors import UserError
 from scalevit.models.costs import Statistics
 from scalevit.models.weights.match import save_weights
 from scalevit.runs.folder import RunFolder
@@ -36,7 +37,7 @@ from scalevit.training.preemption import Interrupted, PreemptionHandler
 from scalevit.training.profiling import Profiler
 from scalevit.training.resume import changed_settings
 from scalevit.training.schedules import Schedule
-from scalevit.training.setting_keys import DATA_KEYS
+from scalevit.training.setting_keys import DATA_KEYS, naming_data_settings
 from scalevit.training.step import DivergenceCheck, TrainingStep
 from scalevit.training.throughput import Throughput, peak_flops
 from scalevit.training.weight_sets import WeightSets, file_name
@@ -143,7 +144,7 @@ class Trainer:
         record = read_record(checkpoint)
         if record["data"] is not None:  # a converted checkpoint knows no order of samples
             with self.world.agreeing_on_errors():
-                check_fingerprint(record["data"], self.data.train.fingerprint, f"checkpoint {checkpoint}")
+                check_fingerprint(record["data"], self.data.train.fingerprint, f"checkpoint {checkpoint}", DATA_KEYS)
         self.state = restore(checkpoint, self.engine, self.ema)
         self.throughput.add(self.state.timed_images, self.state.seconds)
         if self.world.is_first:
@@ -164,7 +165,7 @@ class Trainer:
         ):
             self.engine.train()
             while state.step < self.total_steps:
-                epoch = self._epoch_of(state.step)
+                epoch = self.data.train.epoch_of(state.step)
                 # A process's first step warms up and waits for its loader, so it does not count for the rate.
                 with profiler.step(state.step):
                     self._take_step(micro_batches, epoch, timed=state.step > first_step)
@@ -188,24 +189,19 @@ class Trainer:
             self.saver.wait()  # inside the block, where a signal does not end it
         if not state.epochs or state.epochs[-1]["step"] != state.step:
             # Interrupted by a signal, and then resumed with a train.max_steps that it has passed.
-            self._evaluate(self._epoch_of(state.step - 1))
+            self._evaluate(self.data.train.epoch_of(state.step - 1))
 
     def _take_step(self, micro_batches: Iterator[Batch], epoch: int, *, timed: bool) -> None:
         """One optimizer step, and what is counted of it."""
         self._lr = self.schedule.lr(self._schedule_epoch(epoch))
         self._evaluation = None
-        with naming_settings(DATA_KEYS):
-            report = self.step(micro_batches, step=self.state.step, lr=self._lr)
+        report = self.step(micro_batches, step=self.state.step, lr=self._lr)
         self.state.step += 1
         self._new_faults += report.faults
         self.interval.add(report)
         if timed:
             self.throughput.add(self.config.train.global_batch, report.seconds)
         self.divergence.add(report.result, step=self.state.step)
-
-    def _epoch_of(self, step: int) -> int:
-        """The epoch (from 0) in which a step begins."""
-        return step * self.config.train.global_batch // self.data.train.samples
 
     def _schedule_epoch(self, epoch: int) -> float:
         """The schedule's position: the start of the epoch, or the present step as a fraction of all."""
@@ -246,7 +242,7 @@ class Trainer:
     def _record_faults(self) -> None:
         """Lists the bad samples that any rank met, and ends the run beyond the limit."""
         faults, self._new_faults = self.world.gather(self._new_faults), []
-        with self.world.agreeing_on_errors(), naming_settings(DATA_KEYS):
+        with self.world.agreeing_on_errors(), naming_data_settings():
             self.faults.add(faults, step=self.state.step)
 
     # --- evaluation and saving ------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 
+from launching import SECONDS
 from scalevit.checkpoint.restore import newest_whole, restore
 from scalevit.checkpoint.run_state import RunState
 from scalevit.checkpoint.saver import Saver
@@ -49,7 +50,6 @@ MODEL = ModelConfig(
 )
 MICRO_BATCHES, MICRO_BATCH = 4, 2
 SAVED_AT, STEPS = 4, 24
-SECONDS = 300
 
 
 def micro_batch(step: int, index: int) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ import torch
 from timm.layers import Mlp
 from torch import nn
 
+from launching import SECONDS
 from scalevit.config.model import KernelsConfig
 from scalevit.errors import UserError
 from scalevit.models.fused_mlp import fuse_mlps
@@ -42,5 +43,5 @@ from scalevit.kernels import why_not_fused
 sys.exit(bool(why_not_fused(torch.device("cpu"))))
 """
     environment = os.environ | {"TRITON_INTERPRET": value}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, timeout=SECONDS)
     assert done.returncode == status

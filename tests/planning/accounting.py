@@ -15,14 +15,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 import accounting_worker as worker
-from launching import Ranks
+from launching import SECONDS, Ranks
 from scalevit.config.loading import load_config
 from scalevit.models.build import build_model
 from scalevit.planning.activations import trace
 from scalevit.planning.engines import Layout, account
 from scalevit.runs.environment import describe_environment
 
-SECONDS = 500
 BUCKET = 2_000_000  # elements: above the model's, as DeepSpeed's 5e8 are above most models'
 _ZERO = f"engine.native.zero_optimization.reduce_bucket_size={BUCKET}"
 # ranks, engine, reduction, accumulation

@@ -12,7 +12,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import accounting
-from launching import QUICKSTART, environment
+from launching import QUICKSTART, SECONDS, environment
 from scalevit.cli.main import main
 from scalevit.config.model import ModelConfig
 from scalevit.engines.deepspeed.settings import DeepSpeedSettings
@@ -136,7 +136,7 @@ print(json.dumps(result))
         env=environment(TRITON_INTERPRET="1"),
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=SECONDS,
     )
     assert outcome.returncode == 0, outcome.stderr
     for mode, size in json.loads(outcome.stdout.splitlines()[-1]).items():
@@ -226,7 +226,7 @@ def test_the_command_prints_tables(capsys: pytest.CaptureFixture[str]) -> None:
         (["--gpus", "-4"], ["--gpus -4", "at least 1"]),
         (["--gpus", "2", "--nodes", "0"], ["--nodes 0"]),
         (["--gpus", "3", "--nodes", "2"], ["--gpus 3", "--nodes 2"]),
-        (["--gpus", "3"], ["train.global_batch", "train.micro_batch", "3 ranks"]),
+        (["--gpus", "3"], ["train.global_batch", "micro_batch", "3 ranks"]),
         (["--gpus", "2", "--device", "h20"], ["h20", "nearest: h200"]),
         (["--gpus", "2", "--device", "missing.json"], ["missing.json", "cannot be read"]),
         (["--gpus", "2", "train.epoch=3"], ["train.epoch", "nearest: train.epochs"]),

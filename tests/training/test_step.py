@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from scalevit.data.faults import Fault
-from scalevit.data.loading.train_loader import Batch
+from scalevit.data.loading.base import Batch
 from scalevit.data.transforms.mixing import BatchMixing
 from scalevit.distributed import World
 from scalevit.engines.base import StepResult
@@ -64,7 +64,6 @@ def batches(count: int, step: int = 0) -> list[Batch]:
             torch.arange(4),
             step,
             number,
-            torch.arange(4),
             [FAULT] if number else [],
         )
         for number in range(count)

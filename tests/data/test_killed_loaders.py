@@ -1,4 +1,4 @@
-"""Processes that are killed while they consume, and others that go on: each sample once, in the same order."""
+"""Ranks that are killed, and others that resume: each sample once, in the same order."""
 
 import random
 import signal
@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 
+from launching import SECONDS
 from scalevit.data.images import encode_png
 from scalevit.data.order.shuffle import Order
 from scalevit.data.shards.index import load_index
@@ -24,7 +25,7 @@ from scalevit.data.loading.train_loader import TrainLoader
 from scalevit.data.shards.index import load_index
 import torchvision.transforms.functional
 
-folder, log, rank, world_size, workers, start = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+folder, log, rank, world_size, workers, start, linger = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 index = load_index(folder)
 dataset = ShardDataset(index, torchvision.transforms.functional.pil_to_tensor)
 loader = TrainLoader(dataset, Order(len(index), {SEED}), global_batch={GLOBAL_BATCH}, micro_batch=2,
@@ -32,17 +33,19 @@ loader = TrainLoader(dataset, Order(len(index), {SEED}), global_batch={GLOBAL_BA
 with open(log, "a", buffering=1) as file:
     for batch in loader.batches(start):
         if batch.step == {STEPS}:
+            time.sleep(linger)
             break
-        keys = ",".join(index.key(sample) for sample in batch.samples.tolist())
+        keys = ",".join(f"n{{label}}" for label in batch.labels.tolist())
         file.write(f"{{batch.step}} {{batch.micro_batch}} {{keys}}\\n")
         time.sleep(0.005)
 """
 
 
-def start_ranks(folder, log, world_size, step, workers):
+def start_ranks(folder, log, world_size, step, workers, linger):
+    """linger: seconds that a rank waits at its end, for one that is killed and must not end before."""
     return [
         subprocess.Popen(
-            [sys.executable, "-c", RANK, folder, f"{log}-{rank}", *map(str, (rank, world_size, workers, step))]
+            [sys.executable, "-c", RANK, folder, f"{log}-{rank}", *map(str, (rank, world_size, workers, step, linger))]
         )
         for rank in range(world_size)
     ]
@@ -76,20 +79,20 @@ def test_killed_at_random_steps_and_resumed_by_one_and_by_three(tmp_path):
     history, step = {}, 0
     for part, (world_size, workers) in enumerate([(2, 1), (1, 2), (3, 0)]):
         log = tmp_path / f"log{part}"
-        ranks = start_ranks(folder, log, world_size, step, workers)
+        ranks = start_ranks(folder, log, world_size, step, workers, linger=0 if part == 2 else round(SECONDS))
         last_step = STEPS if part == 2 else step + choose.randrange(2, 18)
         try:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + SECONDS
             while finished_steps(consumed(log, world_size), step) < last_step:
                 assert time.monotonic() < deadline
                 assert part == 2 or all(rank.poll() is None for rank in ranks)
                 time.sleep(0.05)
             if part == 2:
-                assert [rank.wait(60) for rank in ranks] == [0, 0, 0]
+                assert [rank.wait(SECONDS) for rank in ranks] == [0, 0, 0]
         finally:
             for rank in ranks:
                 rank.kill()
-            ended = [rank.wait(10) for rank in ranks]
+            ended = [rank.wait(SECONDS) for rank in ranks]
         if part < 2:
             assert set(ended) == {-signal.SIGKILL}
         found = consumed(log, world_size)

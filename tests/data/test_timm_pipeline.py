@@ -4,9 +4,9 @@ import torch
 from PIL import Image
 from timm.data import create_loader
 
-from scalevit.data.transforms.fast import Finish
-from scalevit.data.transforms.timm_pipeline import Mix, evaluation_transform, training_transform
-from scalevit.errors import UserError
+from scalevit.data.transforms.device import DeviceTransform
+from scalevit.data.transforms.timm_pipeline import evaluation_transform, training_transform
+from scalevit.errors import SettingError
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 
@@ -47,38 +47,11 @@ def test_evaluation_is_timms():
         One(), 32, 1, interpolation="bicubic", mean=MEAN, std=STD, crop_pct=0.9, num_workers=0,
         use_prefetcher=False, persistent_workers=False,
     )  # fmt: skip
-    torch.testing.assert_close(Finish(mean=MEAN, std=STD)(ours[None]), next(iter(loader))[0])
+    torch.testing.assert_close(DeviceTransform(mean=MEAN, std=STD)(ours[None]), next(iter(loader))[0])
 
 
 @pytest.mark.parametrize("policy", ["rnd-m9", "rand-x9", "v9"])
 def test_unknown_policy(policy):
-    with pytest.raises(UserError, match=f"data.augmentation.auto_augment = '{policy}' is no policy of timm") as caught:
+    with pytest.raises(SettingError, match=f'^auto_augment = "{policy}": is not a timm auto-augment policy') as caught:
         training_transform(image_size=32, mean=MEAN, auto_augment=policy)
     assert "\n" not in str(caught.value)
-
-
-def test_smoothing_alone():
-    images, labels = torch.rand(3, 3, 4, 4), torch.tensor([0, 1, 4])
-    mixed, targets = Mix(mixup=0, cutmix=0, probability=1, label_smoothing=0.1, num_classes=5)(images, labels)
-    assert torch.equal(mixed, images)
-    expected = torch.full((3, 5), 0.02).scatter(1, labels[:, None], 0.92)
-    torch.testing.assert_close(targets, expected)
-
-
-def test_mixup_mixes_mirrored_rows():
-    images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 2, 2).clone()
-    mix = Mix(mixup=0.8, cutmix=0, probability=1, label_smoothing=0, num_classes=4)
-    np.random.seed(0)
-    mixed, targets = mix(images.clone(), torch.arange(4))
-    share = targets[0, 0].item()
-    assert 0 < share < 1
-    torch.testing.assert_close(targets, share * torch.eye(4) + (1 - share) * torch.eye(4).flip(0))
-    torch.testing.assert_close(mixed, share * images + (1 - share) * images.flip(0))
-    np.random.seed(0)
-    assert torch.equal(mix(images.clone(), torch.arange(4))[1], targets)
-
-
-def test_odd_micro_batch_cannot_be_mixed():
-    mix = Mix(mixup=0.8, cutmix=1.0, probability=1, label_smoothing=0.1, num_classes=4)
-    with pytest.raises(UserError, match=r"train\.micro_batch = 3 must be even"):
-        mix(torch.rand(3, 3, 2, 2), torch.zeros(3, dtype=torch.int64))

@@ -71,14 +71,23 @@ def test_very_long_orders_need_no_memory():
 
 
 @pytest.mark.parametrize("length", [50_000, 1_281_167, 10**10])
-def test_an_id_takes_under_three_microseconds(length):
+def test_an_id_takes_as_long_as_some_array_operations(length):
+    """0.9 microseconds on a core of 2023, or 800 of these operations on an array; a loop in Python takes 20 times that.
+
+    Against operations on the same machine: a limit in seconds would hold on some machines only.
+    """
     order, positions = Order(length, seed=0), np.arange(length // 2, length // 2 + 4096)  # as the loader asks
-    seconds = []
+    numbers = np.arange(len(positions), dtype=np.uint64)
+    seconds = {"ids": [], "operations": []}
     for _ in range(5):  # the best of some: other processes share the core
         started = time.process_time()
         order.ids(positions)
-        seconds.append(time.process_time() - started)
-    assert min(seconds) / len(positions) < 3e-6
+        seconds["ids"].append(time.process_time() - started)
+        started = time.process_time()
+        for _ in range(100):
+            (numbers * np.uint64(3) + np.uint64(1)) >> np.uint64(3)
+        seconds["operations"].append(time.process_time() - started)
+    assert min(seconds["ids"]) < 5000 * min(seconds["operations"]) / 100
 
 
 def test_the_order_never_changes():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from scalevit.data.order.batching import Batching
-from scalevit.errors import UserError
+from scalevit.errors import SettingError
 
 
 def test_without_repeats_ranks_stride_through_the_positions():
@@ -46,18 +46,30 @@ def test_repeats_show_each_position_that_often_and_never_mirrored(micro_batch):
 @pytest.mark.parametrize(
     ("settings", "world_size", "hint"),
     [
-        ((1024, 256), 3, "use train.global_batch = 768"),
-        ((1024, 256), 8, "use train.global_batch = 2048 or train.micro_batch = 128"),
-        ((6, 6), 4, "use train.global_batch = 24"),
+        ((1024, 256), 3, "use 768"),
+        ((1024, 256), 8, "use 2048 or micro_batch = 128"),
+        ((6, 6), 4, "use 24"),
     ],
 )
 def test_what_cannot_be_shared_says_what_can(settings, world_size, hint):
-    with pytest.raises(UserError, match=f"{world_size} ranks.*{hint}") as caught:
+    with pytest.raises(SettingError, match=f"{world_size} ranks: {hint}$") as caught:
         Batching(*settings).accumulation(world_size)
     assert "\n" not in str(caught.value)
-    assert "train.micro_batch" in str(caught.value)
+    assert (caught.value.argument, caught.value.value) == ("global_batch", settings[0])
 
 
 def test_a_step_is_whole_micro_batches():
-    with pytest.raises(UserError, match=r"train\.global_batch = 10 .* train\.micro_batch = 4"):
+    with pytest.raises(SettingError, match=r"global_batch = 10: not a multiple of micro_batch = 4"):
         Batching(10, 4)
+
+
+def test_epochs_have_as_many_images_as_the_set():
+    """45 samples in batches of 10: the first epoch ends within step 4, the second with step 8."""
+    batching = Batching(10, 5)
+    assert [batching.epoch_end_step(epoch, samples=45) for epoch in range(4)] == [5, 9, 14, 18]
+    assert [batching.steps_in(epochs, samples=45) for epochs in (1, 2, 3)] == [5, 9, 14]
+    assert [batching.epoch_of(step, samples=45) for step in range(11)] == [0] * 5 + [1] * 4 + [2] * 2
+    for epoch in range(20):  # an epoch begins in the step in which the one before ends, or after it
+        end = batching.epoch_end_step(epoch, samples=45)
+        assert batching.epoch_of(end - 1, samples=45) == epoch
+        assert batching.epoch_of(end, samples=45) == epoch + 1

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from scalevit.data.images import encode_png
-from scalevit.data.loading.dataset import PixelTransform
 from scalevit.data.loading.stream_loader import StreamLoader
+from scalevit.data.transforms.base import ArrayTransform
 from scalevit.data.writing.writer import write_samples
-from scalevit.errors import UserError
+from scalevit.errors import SettingError, UserError
 
 
-class Grey(PixelTransform):
+class Grey(ArrayTransform):
     def __call__(self, pixels):
         return torch.from_numpy(pixels[0, 0].copy())
 
@@ -46,7 +46,7 @@ def test_pipes_are_streamed_with_bad_samples_listed(folder, world_size, workers)
             seen.update(batch.labels.tolist())
             bad |= {(fault.key, fault.reason) for fault in batch.faults}
     assert set(seen) == set(range(40)) - {7}
-    assert bad == {("bad7", "no known image format")}
+    assert bad == {("bad7", "unknown image format")}
     assert stream(folder).epoch_end_step(0) == stream(folder).steps_in(1) == 7
 
 
@@ -124,5 +124,5 @@ def test_links_are_refused_and_listed(folder, tmp_path):
 
 
 def test_too_few_shards(folder):
-    with pytest.raises(UserError, match="4 cannot be streamed by 2 ranks of 3 workers"):
+    with pytest.raises(SettingError, match=r"^workers = 3: .* names 4 shards, and each worker of 2 ranks needs one"):
         stream(folder, world_size=2, workers=3)

@@ -8,7 +8,7 @@ from timm.data import auto_augment
 
 from scalevit.bench.loaders import photo
 from scalevit.data.transforms.fast_ops import augmentation
-from scalevit.errors import UserError
+from scalevit.errors import SettingError
 
 MEAN = (0.5, 0.4, 0.3)
 FILL = tuple(round(255 * channel) for channel in MEAN)
@@ -98,5 +98,5 @@ def test_augmix_is_timms():
 
 
 def test_unknown_policy():
-    with pytest.raises(UserError, match=r"data\.augmentation.auto_augment = 'rand-x9' is no policy of timm"):
+    with pytest.raises(SettingError, match=r'^auto_augment = "rand-x9": is not a timm auto-augment policy'):
         augmentation("rand-x9", 64, MEAN)
