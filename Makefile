@@ -63,7 +63,7 @@ NUMERIC := tests/kernels/test_error_bounds.py tests/kernels/test_fused_mlp_argum
 test-isa: setup
 	@$(RUN) $(ISA) python -m pytest -m "not gpu and not slow" $(NUMERIC)
 
-# The gate of compiled kernels for Hopper alone: spills differ between versions of Triton.
+# Of the compiled kernels only Hopper's are checked: spills differ between versions of Triton.
 test-oldest: $(OLDEST_STAMP)
 	@$(OLDEST)/bin/python -m pytest -m "not gpu and not slow" tests/kernels -k "not shipped_tile or sm_90"
 
@@ -76,4 +76,4 @@ schema: setup
 	@$(RUN) scalevit schema > configs/schema.json
 
 gpu: $(if $(VENV),setup)
-	@$(if $(VENV),$(VENV)/bin/python,$(PYTHON)) tests/gpu_session.py --output "$${OUT:-docs/results}"
+	@$(if $(VENV),$(VENV)/bin/python,$(PYTHON)) tests/support/gpu_session.py --output "$${OUT:-docs/results}"

@@ -40,15 +40,31 @@ def naming_settings(keys: Mapping[str, str]) -> Iterator[None]:
     """Turns a `SettingError` of the block into a `UserError` that names the config key.
 
     Args:
-        keys: config key by argument, e.g. {"micro_batch": "train.micro_batch"}.
+        keys: config key by argument, e.g. {"micro_batch": "train.micro_batch"}. A section's key stands for its fields
+            too: {"model": "model"} names `model.image_size`.
     """
     try:
         yield
     except SettingError as error:
-        if error.argument not in keys:
+        section, dot, field = error.argument.partition(".")
+        key = keys.get(error.argument) or (f"{keys[section]}{dot}{field}" if section in keys else None)
+        if key is None:
             raise
         value = json.dumps(error.value, default=str)
-        raise UserError(f"config: {keys[error.argument]} = {value}: {error.reason}") from error
+        raise UserError(f"config: {key} = {value}: {error.reason}") from error
+
+
+@contextmanager
+def settings_of(argument: str) -> Iterator[None]:
+    """Names what the block's `SettingError`s name as fields of a section: `scale` becomes `reduction.scale`.
+
+    Args:
+        argument: the room's own name of the section, e.g. "reduction".
+    """
+    try:
+        yield
+    except SettingError as error:
+        raise SettingError(f"{argument}.{error.argument}", error.value, error.reason) from error
 
 
 def nearest(given: str, valid: Iterable[str], *, cutoff: float = 0.5) -> str | None:

@@ -23,7 +23,7 @@ from scalevit.config.tree import Config
 from scalevit.distributed import World
 from scalevit.engines.factory import check_engine
 from scalevit.errors import UserError
-from scalevit.models.costs import statistics_of
+from scalevit.models.costs import model_costs
 from scalevit.runs.environment import describe_environment
 from scalevit.terminal import print_table
 from scalevit.training.run import prepare_engine
@@ -116,7 +116,7 @@ def _measure(config: Config, world: World, steps: int, first: Row | None) -> Row
     rate = batch / p50
     engine.close()
     peak = peak_flops(world.device, config.train.precision)
-    flops = statistics_of(config.model, config.reduction).training_flops
+    flops = model_costs(config.model, config.reduction).training_flops
     return Row(
         strategy=config.reduction.strategy,
         mlp=config.kernels.mlp,

@@ -20,6 +20,7 @@ _BENCHMARKS = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; a user's mistake is one line and exit status 2."""
     from scalevit.cli import checkpoint as checkpoint
+    from scalevit.cli import describe as describe
     from scalevit.cli import plan as planning
     from scalevit.cli import shards as shards
 
@@ -27,10 +28,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--version", action="version", version=f"scalevit {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    describe = commands.add_parser("describe", help="parameters and multiply-accumulates of a config's model")
-    describe.add_argument("--config", required=True, help="a JSON file, see configs/")
-    describe.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that win over the file's")
-    describe.set_defaults(run=_describe)
+    describe_parser = commands.add_parser("describe", help="parameters and multiply-accumulates of a config's model")
+    describe.add_arguments(describe_parser)
+    describe_parser.set_defaults(run=describe.run)
 
     plan = commands.add_parser("plan", help="memory, traffic and speed of a config, per strategy and engine")
     planning.add_arguments(plan)
@@ -55,15 +55,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     with one_line_errors(rank=int(os.environ.get("RANK", "0"))):
         arguments.run(arguments)
-
-
-def _describe(arguments: argparse.Namespace) -> None:
-    from scalevit.config.loading import load_config
-
-    config = load_config(arguments.config, arguments.overrides)
-    from scalevit.models.description import print_description
-
-    print_description(config.model, config.reduction)
 
 
 def _bench(arguments: argparse.Namespace) -> None:

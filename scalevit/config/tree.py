@@ -28,7 +28,7 @@ from scalevit.training.tasks import TASKS
 
 if TYPE_CHECKING:
     from scalevit.engines.settings import EngineSettings as EngineSection
-    from scalevit.models.mlps import Reduction as ReductionSection
+    from scalevit.models.reductions.base import Reduction as ReductionSection
     from scalevit.training.losses.base import Loss as LossSection
     from scalevit.training.tasks.base import Task as TaskSection
 else:
@@ -95,3 +95,7 @@ class Config(Section):
         self.engine.check_training(precision=train.precision, meta_init=train.meta_init)
         self.loss.check_classes(self.model.num_classes)
         return self
+
+
+SECTIONS = {key: key for key in Config.model_fields}
+"""For `naming_settings` around a room that is handed whole sections, each as the argument of its own name."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from scalevit.engines.deepspeed.settings import DeepSpeedSettings
 from scalevit.engines.fsdp.settings import FsdpSettings
-from scalevit.models.mlps import mlp_blocks
+from scalevit.models.mlps import transformer_blocks
 from scalevit.tying import connected_units
 
 EngineConfig = Any
@@ -87,7 +87,7 @@ class Layout:
 
     @classmethod
     def of(cls, model: nn.Module) -> "Layout":
-        blocks = mlp_blocks(model)
+        blocks = transformer_blocks(model)
         units = [
             list(dict.fromkeys(p for block in together for p in block.parameters()))
             for together in connected_units(blocks)

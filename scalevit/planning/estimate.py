@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from scalevit.config.loading import validate
-from scalevit.config.tree import Config
+from scalevit.config.tree import SECTIONS, Config
 from scalevit.data.order.batching import Batching
 from scalevit.distributed import World
 from scalevit.engines.deepspeed.settings import DeepSpeedSettings
@@ -17,12 +17,12 @@ from scalevit.engines.factory import check_engine
 from scalevit.engines.fsdp.settings import FsdpSettings
 from scalevit.errors import UserError, naming_settings
 from scalevit.models.build import build_model
+from scalevit.models.reductions import REDUCTIONS
 from scalevit.models.reductions.base import Reduction
 from scalevit.planning.activations import MODES, Mode, Trace, trace
 from scalevit.planning.devices import Device
 from scalevit.planning.engines import EngineConfig, Held, Layout, Sent, account, engine_name, not_estimated, overlaps
 
-_STRATEGIES = ("none", "grouped", "shallow", "thin")
 _STAGES: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)
 
 
@@ -90,10 +90,11 @@ def make_plan(config: Config, device: Device, *, gpus: int, nodes: int) -> Plan:
     rows: list[Row] = []
     activations: dict[str, dict[Mode, dict[bool, Trace]]] = {}
     left_out: dict[str, str] = {}
-    for strategy in _STRATEGIES:
+    for strategy in (part.kind() for part in REDUCTIONS):
         reduction = _reduction(config, strategy)
         try:
-            model = _Model(config, reduction, mode)
+            with naming_settings(SECTIONS):
+                model = _Model(config, reduction, mode)
         except UserError as error:
             if strategy == config.reduction.strategy:
                 raise

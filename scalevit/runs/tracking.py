@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from scalevit.errors import SettingError, naming_settings
+from scalevit.errors import SettingError, settings_of
 from scalevit.runs.records import Record
 from scalevit.runs.summary import Summary
 from scalevit.runs.trackers.base import RunInfo, Tracker
@@ -17,16 +17,21 @@ from scalevit.runs.trackers.jsonl_tracker import JsonlTracker
 class Tracking:
     """Sends records to every tracker."""
 
-    def __init__(self, trackers: Sequence[Tracker], *, section: str = "tracking"):
-        """
-        Args:
-            trackers: besides metrics.jsonl. They are copied, because settings never change and an open tracker does.
-            section: that holds their settings, for errors.
-        """
-        self._section = section
+    def __init__(self, trackers: Sequence[Tracker]):
+        """trackers: besides metrics.jsonl. They are copied, because settings never change and an open tracker does."""
         self._metrics = JsonlTracker()
         self._trackers = [tracker.model_copy() for tracker in trackers]
         self._open: list[Tracker] = []
+
+    def check(self) -> None:
+        """Finds what is missing on this machine, before any process group exists.
+
+        Raises:
+            SettingError: as `open`.
+        """
+        for tracker in self._trackers:
+            with settings_of(tracker.name):
+                tracker.check()
 
     def open(self, run: RunInfo, saved: Mapping[str, str]) -> dict[str, str]:
         """Opens all of them.
@@ -38,12 +43,13 @@ class Tracking:
             What a resumed run hands back, by name of the tracker; also of trackers that are off now.
 
         Raises:
-            UserError: the run folder cannot be written, or a tracker cannot be opened.
+            SettingError: a tracker cannot be opened; its arguments are sections by the tracker's name.
+            UserError: the run folder cannot be written.
         """
         self._metrics.open(run, None)
         tokens = dict(saved)
         for tracker in self._trackers:
-            with naming_tracker_settings(tracker, self._section):
+            with settings_of(tracker.name):
                 token = _open(tracker, run, saved.get(tracker.name))
             self._open.append(tracker)
             if token is not None:
@@ -92,10 +98,3 @@ def _open(tracker: Tracker, run: RunInfo, saved: str | None) -> str | None:
         return tracker.open(run, saved)
     except OSError as error:
         raise SettingError("enabled", True, f"cannot be opened ({error})") from error
-
-
-@contextmanager
-def naming_tracker_settings(tracker: Tracker, section: str = "tracking") -> Iterator[None]:
-    """Names the config key of a setting that the tracker refuses in this block."""
-    with naming_settings({field: f"{section}.{tracker.name}.{field}" for field in type(tracker).model_fields}):
-        yield

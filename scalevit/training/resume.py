@@ -7,14 +7,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from scalevit.checkpoint.folder import list_resumable, read_record
-from scalevit.config.tree import Config
-from scalevit.errors import UserError
+from scalevit.config.tree import SECTIONS, Config
+from scalevit.errors import SettingError, UserError, naming_settings
+from scalevit.models.build import build_model
+from scalevit.models.mlps import transformer_blocks
+from scalevit.models.reductions import REDUCTIONS
 from scalevit.runs.folder import RunFolder
 
-# Act at initialisation or during training only: two models that differ in them can share weights.
-_INITIALISATION = {"scale", "select_units"}
-_NOT_OF_THE_MODEL = {"initial_weights", "drop_path"}
+# Of the model section; they act at initialisation or during training only.
+_FREE_MODEL_SETTINGS = {"initial_weights", "drop_path"}
 
 
 def find_resumable(config: Config, folder: RunFolder) -> list[Path]:
@@ -35,12 +39,15 @@ def find_resumable(config: Config, folder: RunFolder) -> list[Path]:
         )
     before = _newest_config(found)
     if before is not None:
-        check_same_run(before, config.model_dump(mode="json"), f"run folder {folder.path}")
+        check_same_run(before, config, f"run folder {folder.path}")
     return found
 
 
-def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
+def check_same_run(before: Mapping[str, Any], now: Config, where: str) -> None:
     """Refuses to resume a run with a config that makes another run of it.
+
+    The one list of what must not change: the model without `initial_weights` and `drop_path`, the structure of its
+    reduction, the seed, and the order of the data (which `check_fingerprint` compares). Everything else may change.
 
     Args:
         before: whole config of the checkpoint, plain JSON values.
@@ -48,31 +55,39 @@ def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], where: str
         where: what holds the first, for the message.
 
     Raises:
-        UserError: they differ in what `fixed_settings` lists; names the first difference.
+        UserError: they differ; names the first section that does.
     """
-    there, here = fixed_settings(before), fixed_settings(now)
-    for section, value in there.items():
-        if value != here[section]:
+    present = now.model_dump(mode="json")
+    same = {
+        "model": _fixed_part(before["model"]) == _fixed_part(present["model"]),
+        "reduction": before["reduction"] == present["reduction"] or _same_structure(before["reduction"], now),
+        "seed": before["seed"] == present["seed"],
+    }
+    for section, is_same in same.items():
+        if not is_same:
             raise UserError(
                 f"{where}: was made with another {section} ({before[section]}): choose another name, or remove it"
             )
 
 
-def fixed_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a resumed run must have in common with its checkpoint, by section. Everything else may change."""
-    return {
-        "model": {key: value for key, value in config["model"].items() if key not in _NOT_OF_THE_MODEL},
-        "reduction": _structure(config["reduction"]),
-        "seed": config["seed"],
-    }
+def _fixed_part(model: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in model.items() if key not in _FREE_MODEL_SETTINGS}
 
 
-def _structure(reduction: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a reduction that decide which weights there are, in one form."""
-    structure = {key: value for key, value in reduction.items() if key not in _INITIALISATION}
-    if structure.get("groups", ...) is None:
-        structure["group_size"] = structure["group_size"] or 2
-    return structure
+def _same_structure(before: Mapping[str, Any], now: Config) -> bool:
+    """Whether a model that was reduced with other settings has the same parameters."""
+    parts = {part.kind(): part for part in REDUCTIONS}
+    try:
+        earlier = parts[before["strategy"]].model_validate(before)
+    except (KeyError, ValidationError):  # settings of another version
+        return False
+    shapes = now.model.model_copy(update={"initial_weights": None})
+    with naming_settings(SECTIONS):
+        depth = len(transformer_blocks(build_model(shapes, now.reduction, seed=0, device="meta")))
+    try:
+        return earlier.structure(depth) == now.reduction.structure(depth)
+    except SettingError:  # a model of another depth, which the comparison of the model reports
+        return False
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -14,27 +14,26 @@ import timm
 import torch
 from torch import nn
 
-from scalevit.config.tree import Config
+from scalevit.config.tree import SECTIONS, Config
 from scalevit.data.loading.evaluation_loader import EvaluationLoader
 from scalevit.data.order.batching import Batching
 from scalevit.distributed import World
 from scalevit.engines.base import Engine, Setup
 from scalevit.engines.factory import build_engine, check_engine
-from scalevit.errors import UserError
+from scalevit.errors import UserError, naming_settings
 from scalevit.models.build import build_model
-from scalevit.models.costs import Statistics, statistics_of
-from scalevit.models.fused_mlp import fuse_mlps
+from scalevit.models.costs import ModelCosts, model_costs
 from scalevit.models.meta_init import initial_values
-from scalevit.models.mlps import mlp_blocks
+from scalevit.models.mlps import transformer_blocks
 from scalevit.runs.environment import describe_environment
 from scalevit.runs.folder import RunFolder
 from scalevit.runs.summary import Summary
-from scalevit.runs.tracking import Tracking, naming_tracker_settings
+from scalevit.runs.tracking import Tracking
 from scalevit.training.evaluation import evaluate
 from scalevit.training.open_data import RunData, open_data, open_evaluation
 from scalevit.training.optimizers import build_optimizer
 from scalevit.training.resume import find_resumable
-from scalevit.training.setting_keys import naming_data_settings
+from scalevit.training.setting_keys import TRACKER_KEYS, naming_data_settings
 from scalevit.training.trainer import Trainer
 
 
@@ -45,7 +44,8 @@ class PreparedRun:
     config: Config
     world: World
     folder: RunFolder
-    costs: Statistics
+    tracking: Tracking
+    costs: ModelCosts
     """Of the model."""
     checkpoints: list[Path]
     """What it may resume from, the newest first."""
@@ -63,7 +63,7 @@ class PreparedRun:
                 self.build_engine(),
                 self.data,
                 self.folder,
-                Tracking(self.config.tracking.enabled),
+                self.tracking,
                 self.costs,
                 describe_environment(self.world.size, device_name(self.world.device)),
             )
@@ -104,14 +104,15 @@ def prepare(config: Config) -> PreparedRun:
     config = with_model_defaults(config)
     folder = RunFolder(Path(config.output_dir) / config.name, writes=world.is_first)
     check_engine(config.engine, world)
-    for tracker in config.tracking.enabled:
-        with naming_tracker_settings(tracker):
-            tracker.check()
-    costs = statistics_of(config.model, config.reduction)
+    tracking = Tracking(config.tracking.enabled)
+    with naming_settings(TRACKER_KEYS):
+        tracking.check()
+    with naming_settings(SECTIONS):
+        costs = model_costs(config.model, config.reduction)
     checkpoints = find_resumable(config, folder)
     with naming_data_settings():
         data = open_data(config, world)
-    return PreparedRun(config, world, folder, costs, checkpoints, data, prepare_engine(config, world))
+    return PreparedRun(config, world, folder, tracking, costs, checkpoints, data, prepare_engine(config, world))
 
 
 def prepare_evaluation(config: Config) -> PreparedEvaluation:
@@ -151,10 +152,17 @@ def prepare_engine(config: Config, world: World) -> Callable[[], Engine]:
         UserError: the model or its batches cannot be built, while there is no process group yet.
     """
     device = "meta" if config.train.meta_init else "cpu"
-    model = build_model(config.model, config.reduction, seed=config.seed, device=device)
+    with naming_settings(SECTIONS):
+        model = build_model(
+            config.model,
+            config.reduction,
+            seed=config.seed,
+            device=device,
+            kernels=config.kernels,
+            run_device=world.device,
+        )
     with naming_data_settings():
         setup = _engine_setup(config, world, model)
-    fuse_mlps(model, config.kernels, world.device)
     return partial(build_engine, model, setup, config.engine)
 
 
@@ -171,7 +179,7 @@ def _engine_setup(config: Config, world: World, model: nn.Module) -> Setup:
     """What an engine is built from, besides the model and its own section of the config."""
     return Setup(
         world=world,
-        blocks=mlp_blocks(model),
+        blocks=transformer_blocks(model),
         optimizer=partial(build_optimizer, config=config.optimizer),
         micro_batch=config.train.micro_batch,
         accumulation=Batching(config.train.global_batch, config.train.micro_batch).accumulation(world.size),

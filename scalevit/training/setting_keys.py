@@ -1,6 +1,6 @@
 """Which config key fills which argument of a room: rooms name their own arguments in a `SettingError`.
 
-The only such table. Trackers need none: their arguments are the keys of their section.
+The only such table, with `config.tree.SECTIONS` for rooms that are handed whole sections.
 """
 
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from scalevit.data.storage.paths import StreamOnlyError
 from scalevit.errors import UserError, naming_settings
+from scalevit.runs.trackers import TRACKERS
 
 DATA_KEYS = {
     "global_batch": "train.global_batch",
@@ -20,6 +21,9 @@ DATA_KEYS = {
     "limit": "data.max_faults",
 }
 """Arguments of `scalevit.data`."""
+
+TRACKER_KEYS = {part.kind(): f"tracking.{part.kind()}" for part in TRACKERS}
+"""Sections of the trackers."""
 
 
 @contextmanager

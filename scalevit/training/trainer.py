@@ -19,9 +19,9 @@ from scalevit.data.loading.base import Batch
 from scalevit.data.loading.train_loader import check_fingerprint
 from scalevit.distributed import World
 from scalevit.engines.base import Engine
-from scalevit.errors import UserError
-from scalevit.models.costs import Statistics
-from scalevit.models.weights.match import save_weights
+from scalevit.errors import UserError, naming_settings
+from scalevit.models.costs import ModelCosts
+from scalevit.models.weights.write import write_weights
 from scalevit.runs.folder import RunFolder
 from scalevit.runs.records import Record
 from scalevit.runs.summary import EMA, WEIGHTS, AccuracySummary, Summary, best_epoch
@@ -37,7 +37,7 @@ from scalevit.training.preemption import Interrupted, PreemptionHandler
 from scalevit.training.profiling import Profiler
 from scalevit.training.resume import changed_settings
 from scalevit.training.schedules import Schedule
-from scalevit.training.setting_keys import DATA_KEYS, naming_data_settings
+from scalevit.training.setting_keys import DATA_KEYS, TRACKER_KEYS, naming_data_settings
 from scalevit.training.step import DivergenceCheck, TrainingStep
 from scalevit.training.throughput import Throughput, peak_flops
 from scalevit.training.weight_sets import WeightSets, file_name
@@ -54,7 +54,7 @@ class Trainer:
         data: RunData,
         folder: RunFolder,
         tracking: Tracking,
-        costs: Statistics,
+        costs: ModelCosts,
         environment: Mapping[str, Any],
     ):
         """
@@ -133,7 +133,8 @@ class Trainer:
         config = self.config.model_dump(mode="json")
         if resume_from:
             self._resume(newest_whole(resume_from, self.world), config)
-        with self.world.agreeing_on_errors():  # only rank 0 writes, but all must leave if it cannot
+        # Only rank 0 writes, but all must leave if it cannot.
+        with self.world.agreeing_on_errors(), naming_settings(TRACKER_KEYS):
             self.folder.open(config, self.environment)
             if self.world.is_first:
                 info = RunInfo(self.config.name, self.folder.path, config, self.state.step)
@@ -285,7 +286,7 @@ class Trainer:
         full = self.weight_sets.gather(weight_set)
         with self.world.agreeing_on_errors():
             if self.world.is_first:
-                save_weights(
+                write_weights(
                     self.folder.weights(file_name(prefix, weight_set)),
                     full,
                     model=self.config.model,

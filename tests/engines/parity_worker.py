@@ -28,7 +28,7 @@ from scalevit.engines.factory import build_engine
 from scalevit.models.build import build_model
 from scalevit.models.fused_mlp import fuse_mlps
 from scalevit.models.meta_init import initial_values
-from scalevit.models.mlps import mlp_blocks
+from scalevit.models.mlps import transformer_blocks
 from scalevit.models.reductions.grouped import GroupedReduction
 from scalevit.models.reductions.none import NoReduction
 from scalevit.models.reductions.shallow import ShallowReduction
@@ -134,7 +134,7 @@ def _prepare(cell: dict[str, Any], world: World) -> tuple[nn.Module, Setup]:
     values = partial(initial_values, model_config(*sizes), REDUCTIONS[cell["reduction"]], seed=SEED)
     setup = Setup(
         world=world,
-        blocks=mlp_blocks(model),
+        blocks=transformer_blocks(model),
         optimizer=partial(build_optimizer, config=OPTIMIZER),
         micro_batch=MICRO_BATCH,
         accumulation=cell["accumulation"],

@@ -18,8 +18,8 @@ from scalevit.config.model import ModelConfig
 from scalevit.engines.deepspeed.settings import DeepSpeedSettings
 from scalevit.engines.fsdp.settings import FsdpSettings
 from scalevit.models.build import build_model
-from scalevit.models.costs import statistics_of
-from scalevit.models.mlps import mlp_blocks
+from scalevit.models.costs import model_costs
+from scalevit.models.mlps import transformer_blocks
 from scalevit.models.reductions.grouped import GroupedReduction
 from scalevit.models.reductions.none import NoReduction
 from scalevit.planning.activations import saved_bytes, trace
@@ -98,7 +98,7 @@ def test_grouped_sends_less_by_its_share_of_parameters(rows: list[dict[str, Any]
 def test_activations_are_those_of_the_real_model(reduction, checkpointing: bool, precision: str) -> None:
     model = build_model(SMALL, reduction, seed=0).train()
     if checkpointing:
-        for block in mlp_blocks(model):
+        for block in transformer_blocks(model):
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
     with saved_bytes(model) as saved:
@@ -158,7 +158,7 @@ def test_flops_are_those_of_describe() -> None:
     settings: Any = {"mode": "fast", "precision": "bf16", "batch": BATCH}
     plain = trace(ModelConfig(), NoReduction(), activation_checkpointing=False, **settings).flops / BATCH
     again = trace(ModelConfig(), NoReduction(), activation_checkpointing=True, **settings).flops / BATCH
-    known = statistics_of(ModelConfig(), NoReduction()).training_flops
+    known = model_costs(ModelConfig(), NoReduction()).training_flops
     # Attention's backward computes QK^T a second time, which the usual three passes leave out.
     assert plain == pytest.approx(known, rel=0.01)
     assert again / plain == pytest.approx(4 / 3, rel=0.01)

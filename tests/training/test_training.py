@@ -232,7 +232,7 @@ def test_missing_shards_end_every_rank_with_one_line(workplace: Path) -> None:
     ("settings", "parts"),
     [
         (["train.epoch=3"], ["train.epoch", "nearest: train.epochs"]),
-        (["kernels.mlp=triton"], ["kernels.mlp = 'triton'", "the tensors are on a CPU"]),
+        (["kernels.mlp=triton"], ['kernels.mlp = "triton"', "the tensors are on a CPU"]),
         (["model.image_size=2"], ["2"]),
         (["reduction.strategy=grupped"], ["grupped", "nearest: grouped"]),
         (["model.name=resnet18", "model.kwargs={}"], ["VisionTransformer"]),

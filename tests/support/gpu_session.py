@@ -1,19 +1,18 @@
-"""Everything that wants a GPU, in one command and in bounded time: correctness first, then times.
+"""All tests and benchmarks that need a GPU, in one command and in bounded time: correctness first, then times.
 
-    python tests/gpu_session.py --output FOLDER [--pack] [--seconds 530] [--parts tests tuning ...]
+    python tests/support/gpu_session.py --output FOLDER [--pack] [--seconds 530] [--parts tests tuning ...]
 
-Each part is a process with a time budget and a log of its own; one that fails or runs over stops none of the
-others, and what it had written stays. FOLDER then holds session.json (what ran, how it ended, device and
-versions) beside the parts' own CSV, JSON and PNG files; with --pack, all of these are in results.tar.gz, written
-anew after each part, for machines that hand back few files. Needs what the kernels need (torch, Triton) and pytest;
-parts that need more are skipped with their reason. Ends with status 1 if a part failed, and well, saying so,
-where there is no GPU.
+Each part is a process with its own time budget and log. A part that fails or runs out of time does not stop the
+others, and the files that it has written are kept. FOLDER then contains session.json (which parts ran, how they ended,
+device and versions) beside the parts' own CSV, JSON and PNG files; with --pack, all of these are in results.tar.gz,
+rewritten after each part, for machines from which few files can be copied. Needs torch, Triton and pytest; parts that
+need more are skipped with the reason. The exit status is 1 if a part failed. Without a GPU the command says so and
+exits with 0.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib.util
 import json
 import os
@@ -24,18 +23,23 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # so that a checkout that is not installed works
+
+from scalevit.kernels.timing import environment  # noqa: E402
+
 KERNEL_TESTS = ROOT / "tests" / "kernels"
 
 
 @dataclass(frozen=True)
 class Part:
-    """One step. seconds: what it is sure to have; needs: modules without which it is skipped."""
+    """One step. seconds: the time reserved for it; needs: modules without which it is skipped."""
 
     name: str
     seconds: int
@@ -47,11 +51,11 @@ def parts(output: Path) -> list[Part]:
     """The steps in order; their seconds add up to under nine minutes."""
     # Triton compiles hundreds of kernels in the tests; side by side where pytest-xdist is installed.
     workers = ("-n", "8") if importlib.util.find_spec("xdist") else ()
-    # The part "parity" is the 500 steps.
+    # The 500 steps are the part "parity".
     tests = ("-m", "pytest", "-m", "gpu", "-k", "not 500_steps", "-q", "--durations=10", *workers)
     bench = ("-m", "scalevit.kernels.bench", "--batches", "256", "--shapes", "vit_b", "vit_b_half", "--providers")
     quick = ("eager", "compile", "cublaslt_tanh", "fused_fast", "fused_lean", "fused_recompute")
-    # Compiles for minutes. A ratio wants both its sides in one run, so these time their own eager and fused.
+    # Compiles for minutes. Both sides of a ratio must be measured in one run, so eager and fused are timed again.
     slow = ("eager", "fused_fast", "max-autotune-no-cudagraphs", "--passes", "full")
     tuner = ("-m", "scalevit.kernels.tuning", "--tokens", "50432", "--shape", "768x3072", "768x1536")
     trainer = ("pydantic", "timm", "deepspeed", "webdataset", "rich")
@@ -65,7 +69,7 @@ def parts(output: Path) -> list[Part]:
         Part("tuning", 80, (*tuner, "--output", str(output / "tuning"))),
         Part("bench", 120, (*bench, *quick, "--output", str(output))),
         Part("train", 50, train, needs=trainer),
-        # Last, because it also takes all that the others leave.
+        # Last, because it also uses the time that the others leave.
         Part("autotune", 100, (*bench, *slow, "--output", str(output / "autotune"))),
     ]
 
@@ -81,8 +85,8 @@ class Outcome:
     last: list[str]
 
 
-def run_part(part: Part, output: Path, seconds: float, environment: dict[str, str]) -> Outcome:
-    """Runs one part for at most `seconds`, its output in `<name>.log`; never raises for how it ends."""
+def run_part(part: Part, output: Path, seconds: float, variables: dict[str, str]) -> Outcome:
+    """Runs one part for at most `seconds`, with its output in `<name>.log`. A failure is part of the outcome."""
     command = "python " + " ".join(part.command)
     missing = [module for module in part.needs if not importlib.util.find_spec(module)]
     if missing:
@@ -93,7 +97,7 @@ def run_part(part: Part, output: Path, seconds: float, environment: dict[str, st
     log = output / f"{part.name}.log"
     with open(log, "w") as file:
         process = subprocess.Popen(
-            [sys.executable, *part.command], cwd=output, env=environment, stdout=file, stderr=subprocess.STDOUT,
+            [sys.executable, *part.command], cwd=output, env=variables, stdout=file, stderr=subprocess.STDOUT,
             start_new_session=True,
         )  # fmt: skip
         try:
@@ -106,31 +110,14 @@ def run_part(part: Part, output: Path, seconds: float, environment: dict[str, st
     return Outcome(part.name, status, round(time.monotonic() - started, 1), command, last)
 
 
-@contextmanager
-def importable(cwd: Path) -> Iterator[dict[str, str]]:
-    """An environment in which `scalevit.kernels` is this checkout's, where scalevit is not installed too.
-
-    The parts must not start in ROOT: the `scalevit` there, which Python would look at first, has no `kernels`.
-    """
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    probe = (
-        "import sys; from importlib.util import find_spec as f; sys.exit(not (f('scalevit') and f('scalevit.kernels')))"
-    )
-    if subprocess.run([sys.executable, "-c", probe], cwd=cwd, env=environment).returncode == 0:
-        yield environment
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        package = Path(folder) / "scalevit"
-        package.mkdir()
-        for entry in (ROOT / "scalevit").iterdir():
-            (package / entry.name).symlink_to(entry)
-        (package / "kernels").symlink_to(ROOT / "kernels")
-        path = os.pathsep.join([folder, *filter(None, [environment.get("PYTHONPATH")])])
-        yield environment | {"PYTHONPATH": path}
+def part_environment(output: Path) -> dict[str, str]:
+    """The parts' environment: they import this checkout, installed or not, and use the tables that "tuning" wrote."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": path, "SCALEVIT_TUNING": str(output / "tuning")}
 
 
 def pack(folder: Path, archive: Path) -> None:
-    """Everything under a folder as a .tar.gz, which is whole at any time."""
+    """Writes everything under a folder to a .tar.gz, replaced as a whole."""
     partial = archive.with_suffix(".partial")
     with tarfile.open(partial, "w:gz") as file:
         for path in sorted(folder.iterdir()):
@@ -141,55 +128,45 @@ def pack(folder: Path, archive: Path) -> None:
 def run_session(
     chosen: list[Part], output: Path, seconds: float, about: dict[str, object], packed: Path | None = None
 ) -> list[Outcome]:
-    """Runs the parts within `seconds` altogether, and writes session.json anew after each.
+    """Runs the parts within `seconds` in total, and rewrites session.json after each.
 
-    packed: a folder that takes session.json and results.tar.gz, instead of `output` keeping all.
+    packed: a folder for session.json and results.tar.gz; without it all files are in `output`.
     """
     record_folder = packed or output
     for folder in (output, record_folder):
         folder.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + seconds
     outcomes: list[Outcome] = []
-    with importable(output) as environment:
-        # What the tuner writes, the parts after it use.
-        environment = environment | {"SCALEVIT_TUNING": str(output / "tuning")}
-        for i, part in enumerate(chosen):
-            # All but what the parts after it are sure to have: what is saved early is there for later.
-            reserved = sum(later.seconds for later in chosen[i + 1 :])
-            outcome = run_part(part, output, deadline - time.monotonic() - reserved, environment)
-            outcomes.append(outcome)
-            record = about | {"parts": [asdict(o) for o in outcomes]}
-            (record_folder / "session.json").write_text(json.dumps(record, indent=1) + "\n")
-            if packed is not None:
-                pack(output, packed / "results.tar.gz")
-            print(f"--- {part.name}: {outcome.status} after {outcome.seconds:.0f} s", *outcome.last[-12:], sep="\n")
+    variables = part_environment(output)
+    for i, part in enumerate(chosen):
+        # All the time that is not reserved for later parts; what an earlier part saves is available to later ones.
+        reserved = sum(later.seconds for later in chosen[i + 1 :])
+        outcome = run_part(part, output, deadline - time.monotonic() - reserved, variables)
+        outcomes.append(outcome)
+        record = about | {"parts": [asdict(o) for o in outcomes]}
+        (record_folder / "session.json").write_text(json.dumps(record, indent=1) + "\n")
+        if packed is not None:
+            pack(output, packed / "results.tar.gz")
+        print(f"--- {part.name}: {outcome.status} after {outcome.seconds:.0f} s", *outcome.last[-12:], sep="\n")
     return outcomes
 
 
 def describe() -> dict[str, object]:
-    import torch
-    import triton
-
-    commit = None  # a copy of the tree need not have a repository, nor the machine git
+    """The environment record of the session, with the commit."""
+    commit = None  # the tree may be a copy without a repository, and the machine may lack git
     if shutil.which("git"):
         done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
         commit = done.stdout.strip() or None
-    return {
-        "device": torch.cuda.get_device_name(0), "torch": torch.__version__, "triton": triton.__version__,
-        "commit": commit, "date": datetime.datetime.now().isoformat(timespec="seconds"),
-        "command": " ".join(["python", *sys.argv]),
-    }  # fmt: skip
+    return environment(torch.device("cuda", 0), " ".join(["python", *sys.argv])) | {"commit": commit}
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Everything that wants a GPU, in bounded time.")
+    parser = argparse.ArgumentParser(description="All tests and benchmarks that need a GPU, in bounded time.")
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
     parser.add_argument("--seconds", type=float, default=530, help="for all parts together (default: %(default)s)")
     parser.add_argument("--pack", action="store_true", help="leave two files: session.json and results.tar.gz")
-    parser.add_argument("--parts", nargs="+", choices=[p.name for p in parts(Path())], help="these alone")
+    parser.add_argument("--parts", nargs="+", choices=[p.name for p in parts(Path())], help="run only these")
     arguments = parser.parse_args(argv)
-    import torch
-
     if not torch.cuda.is_available():
         print("no GPU on this machine: the tests and benchmarks that need one were not run")
         return 0

@@ -1,7 +1,7 @@
-"""The six matrix products of the MLP and its gradients, each by the plan's tile or by torch.
+"""The six matrix products of the MLP and its gradients, each with the plan's tile or by torch.
 
-Everything here takes weights already narrowed to the width in use, as views, and 2-D tokens. `mlp.py` decides
-what is computed, `tuning` with what, and this module does it.
+All functions take 2-D tokens, and weights already narrowed to the width in use, as views. Must not know what is
+computed from them (`mlp.py`) or how plans are chosen (`tuning`).
 """
 
 from __future__ import annotations
@@ -10,21 +10,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .gelu import gelu_backward, gelu_forward
-from .gelu_linear import linear_dgelu, linear_gelu, reduce_rows
-from .tuning import Plan, Tile
-from .weight_grad import weight_grad
-
-
-def wide_dtype(t: Tensor) -> torch.dtype:
-    """What sums over tokens run in."""
-    return torch.float64 if t.dtype == torch.float64 else torch.float32
+from scalevit.kernels.gelu import accumulator_dtype, gelu_backward, gelu_forward
+from scalevit.kernels.gelu_linear import linear_dgelu, linear_gelu, reduce_rows
+from scalevit.kernels.tuning.tables import KernelPlan, Tile
+from scalevit.kernels.weight_grad import weight_grad
 
 
 def hidden(
-    x: Tensor, w1: Tensor, b1: Tensor | None, *, activation: str, save: str, plan: Plan
+    x: Tensor, w1: Tensor, b1: Tensor | None, *, activation: str, save: str, plan: KernelPlan
 ) -> tuple[Tensor, Tensor]:
-    """post = act(x @ w1.T + b1): (M, h), and what `save` ("pre", "slope", "none") keeps: (M, h), or empty."""
+    """post = act(x @ w1.T + b1): (M, h), and what `save` ("pre", "slope", "none") saves: (M, h), or empty."""
     if plan.fc1 is None:
         post, saved = gelu_forward(F.linear(x, w1, b1), activation=activation, save=save)
     else:
@@ -33,23 +28,24 @@ def hidden(
 
 
 def linear(x: Tensor, w: Tensor, bias: Tensor | None, *, tile: Tile | None) -> Tensor:
-    """x @ w.T + bias, any strides of w."""
+    """x @ w.T + bias: (M, N); x: (M, K), w: (N, K) with any strides."""
     if tile is None:
         return F.linear(x, w, bias)
     return linear_gelu(x, w, bias, activation="none", save="none", tile=tile)[0]
 
 
 def hidden_grad(
-    dy: Tensor, w2: Tensor, saved: Tensor, *, activation: str, save: str, bias_out: Tensor | None, plan: Plan
+    dy: Tensor, w2: Tensor, saved: Tensor, *, activation: str, save: str, bias_out: Tensor | None, plan: KernelPlan
 ) -> tuple[Tensor, Tensor | None]:
-    """dpre = (dy @ w2) * act'(pre): (M, h), and post: (M, h) recomputed if `saved` is "pre", else None.
+    """dpre = (dy @ w2) * act'(pre): (M, h), and post: (M, h) recomputed if `save` is "pre", else None.
 
-    bias_out: (h,) or None, takes the sum of dpre over tokens.
+    saved: (M, h), what `hidden` returned for the same `save`, "slope" or "pre". bias_out: (h,) or None; the sum of dpre
+    over tokens is written to it.
     """
     if plan.fc2_dgrad is None:
         dpre, post = gelu_backward(dy @ w2, saved, activation=activation, save=save)
         if bias_out is not None:
-            bias_out.copy_(dpre.sum(0, dtype=wide_dtype(dpre)))
+            bias_out.copy_(dpre.sum(0, dtype=accumulator_dtype(dpre.dtype)))
         return dpre, post
     dpre, post, partials = linear_dgelu(
         dy,
@@ -73,9 +69,9 @@ def input_grad(dpre: Tensor, w1: Tensor, *, tile: Tile | None) -> Tensor:
 
 
 def weight_grad_into(out: Tensor, left: Tensor, right: Tensor, *, tile: Tile | None) -> None:
-    """out = left.T @ right, where out is a view of a whole gradient: (N, K), unit inner stride.
+    """out = left.T @ right: (N, K), where out is a view of a whole gradient with unit inner stride.
 
-    out may be wider (fp32) than the operands: then the products' accumulators reach it without a rounding.
+    If out is fp32 and the operands narrower, the products' fp32 accumulators are written to it without rounding.
     """
     if tile is not None:
         weight_grad(left, right, out, tile=tile)
@@ -84,6 +80,6 @@ def weight_grad_into(out: Tensor, left: Tensor, right: Tensor, *, tile: Tile | N
     elif left.is_cuda and out.dtype == torch.float32:
         torch.mm(left.T, right, out_dtype=torch.float32, out=out)
     else:
-        # A CPU has no product with a wider result; and narrower results (fp32 tokens, bf16 weights) are rare.
-        wide = torch.promote_types(left.dtype, out.dtype)
-        out.copy_(left.T.to(wide) @ right.to(wide))
+        # torch has no product with a wider result on a CPU; narrower results (fp32 tokens, bf16 weights) are rare.
+        wider = torch.promote_types(left.dtype, out.dtype)
+        out.copy_(left.T.to(wider) @ right.to(wider))
