@@ -1,4 +1,4 @@
-"""When a run logs, evaluates and saves, as a function of the step. Knows integers alone."""
+"""When a run logs, evaluates and saves, as a function of the step. Knows integers only."""
 
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a tracker is told of the run."""
+    """The run, as trackers know it."""
 
     name: str
     folder: Path
