@@ -13,7 +13,7 @@ from scalevit.errors import SettingError, UserError
 from scalevit.runs.records import Record, read_records
 from scalevit.runs.summary import Summary
 from scalevit.runs.trackers import TRACKERS
-from scalevit.runs.trackers.base import RunInfo, Tracker
+from scalevit.runs.trackers.base import RunInfo, Tracker, require
 from scalevit.runs.trackers.csv_tracker import CsvTracker
 from scalevit.runs.trackers.tensorboard_tracker import TensorBoardTracker
 from scalevit.runs.trackers.wandb_tracker import WandbTracker
@@ -144,7 +144,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         START = 1
 
     modules: dict[str, dict[str, Any]] = {
-        "tensorboard": {"__spec__": types.SimpleNamespace()},
+        "tensorboard": {"__spec__": types.SimpleNamespace(origin="somewhere")},
         "tensorboard.compat": {},
         "tensorboard.compat.proto": {},
         "tensorboard.compat.proto.event_pb2": {"Event": types.SimpleNamespace, "SessionLog": SessionLog},
@@ -197,6 +197,13 @@ def test_a_missing_package_is_named_with_its_extra(tracker: Tracker, monkeypatch
     name = tracker.name
     assert (error.value.argument, error.value.value) == (f"{name}.enabled", True)
     assert f"pip install 'scalevit[{name}]'" in str(error.value)
+
+
+def test_a_folder_of_the_packages_name_is_not_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "no_such_package_here").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SettingError, match="needs the package no_such_package_here"):
+        require("no_such_package_here", extra="x")
 
 
 def test_wandb_offline_returns_an_id_that_a_resumed_run_hands_back(

@@ -90,5 +90,6 @@ def require(package: str, *, extra: str) -> None:
     Raises:
         SettingError: it is missing; names the extra.
     """
-    if find_spec(package) is None:
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:  # a folder of that name, as wandb leaves it, is not the package
         raise SettingError("enabled", True, f"needs the package {package}: pip install 'scalevit[{extra}]'")
