@@ -1,23 +1,14 @@
-"""Evaluates weights on the validation shards of a config, every image once:
+"""`scalevit evaluate` from a checkout, whether or not scalevit is installed:
 
-    torchrun --nproc-per-node 8 launch/evaluate.py --config configs/grouped.json \
-        model.initial_weights=runs/vit_base_grouped/best_ema.safetensors
+deepspeed launch/evaluate.py --config configs/grouped.json [key.sub=value ...]
+torchrun --nproc-per-node 8 launch/evaluate.py --config configs/fsdp.json [key.sub=value ...]
 """
 
-import json
-
-from scalevit.cli.launching import launch
-from scalevit.config.tree import Config
-
-
-def evaluate_weights(config: Config) -> None:
-    from scalevit.training.run import prepare_evaluation
-
-    evaluation = prepare_evaluation(config)
-    metrics = evaluation.evaluate()
-    if evaluation.world.is_first:
-        print(json.dumps({"weights": config.model.initial_weights, **metrics}))
-
+import sys
+from pathlib import Path
 
 if __name__ == "__main__":
-    launch(evaluate_weights, __doc__)
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from scalevit.cli.main import main
+
+    main(["evaluate", *sys.argv[1:]])

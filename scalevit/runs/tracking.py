@@ -27,11 +27,10 @@ class Tracking:
         """Finds what is missing on this machine, before any process group exists.
 
         Raises:
-            SettingError: as `open`.
+            UserError: a tracker's package is not installed.
         """
         for tracker in self._trackers:
-            with settings_of(tracker.name):
-                tracker.check()
+            tracker.check()
 
     def open(self, run: RunInfo, saved: Mapping[str, str]) -> dict[str, str]:
         """Opens all of them.

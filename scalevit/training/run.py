@@ -33,7 +33,7 @@ from scalevit.training.evaluation import evaluate
 from scalevit.training.open_data import RunData, open_data, open_evaluation
 from scalevit.training.optimizers import build_optimizer
 from scalevit.training.resume import find_resumable
-from scalevit.training.setting_keys import TRACKER_KEYS, naming_data_settings
+from scalevit.training.setting_keys import naming_data_settings
 from scalevit.training.trainer import Trainer
 
 
@@ -105,8 +105,7 @@ def prepare(config: Config) -> PreparedRun:
     folder = RunFolder(Path(config.output_dir) / config.name, writes=world.is_first)
     check_engine(config.engine, world)
     tracking = Tracking(config.tracking.enabled)
-    with naming_settings(TRACKER_KEYS):
-        tracking.check()
+    tracking.check()
     with naming_settings(SECTIONS):
         costs = model_costs(config.model, config.reduction)
     checkpoints = find_resumable(config, folder)
@@ -122,7 +121,7 @@ def prepare_evaluation(config: Config) -> PreparedEvaluation:
         UserError: as `prepare`, or no weights are named.
     """
     if config.model.initial_weights is None:
-        raise UserError("model.initial_weights = null: name the weights to evaluate")
+        raise UserError("config: model.initial_weights = null: name the weights to evaluate")
     world = World.from_environment()
     config = with_model_defaults(config)
     check_engine(config.engine, world)

@@ -5,12 +5,10 @@ Knows records; must not import a tracker's library at module level. Only rank 0 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scalevit.config.base import Part
-from scalevit.errors import SettingError
 
 if TYPE_CHECKING:
     from scalevit.runs.records import Record
@@ -50,7 +48,7 @@ class Tracker(Part):
         """Finds what is missing on this machine, before any process group exists.
 
         Raises:
-            SettingError: a package is not installed.
+            UserError: a package is not installed; names the extra that installs it.
         """
 
     def open(self, run: RunInfo, saved: str | None) -> str | None:
@@ -82,14 +80,3 @@ class Tracker(Part):
         Args:
             summary: of the finished run; None if it was interrupted or failed.
         """
-
-
-def require(package: str, *, extra: str) -> None:
-    """For `Tracker.check`: a package that is installed with an extra of ours.
-
-    Raises:
-        SettingError: it is missing; names the extra.
-    """
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:  # a folder of that name, as wandb leaves it, is not the package
-        raise SettingError("enabled", True, f"needs the package {package}: pip install 'scalevit[{extra}]'")

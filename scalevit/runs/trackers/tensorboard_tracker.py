@@ -5,9 +5,10 @@ from typing import Any, Literal
 
 from pydantic import PrivateAttr
 
+from scalevit.errors import require
 from scalevit.runs.records import Record, numbers
 from scalevit.runs.summary import Summary
-from scalevit.runs.trackers.base import RunInfo, Tracker, require
+from scalevit.runs.trackers.base import RunInfo, Tracker
 
 
 class TensorBoardTracker(Tracker):

@@ -4,10 +4,10 @@ from typing import Any, Literal
 
 from pydantic import PrivateAttr
 
-from scalevit.errors import SettingError
+from scalevit.errors import SettingError, require
 from scalevit.runs.records import Record, numbers
 from scalevit.runs.summary import Summary
-from scalevit.runs.trackers.base import RunInfo, Tracker, require
+from scalevit.runs.trackers.base import RunInfo, Tracker
 
 
 class WandbTracker(Tracker):
