@@ -17,9 +17,11 @@ class WandbTracker(Tracker):
     mode: Literal["online", "offline"] = "online"
     """offline writes files that `wandb sync` uploads later."""
     project: str = "scalevit"
+    """The wandb project."""
     entity: str | None = None
     """User or team; null takes the account's default."""
     tags: list[str] = []
+    """Tags of the run."""
     _run: Any = PrivateAttr(default=None)
 
     def check(self) -> None:
