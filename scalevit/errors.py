@@ -78,7 +78,8 @@ def require(module: str, *, extra: str) -> None:
     Raises:
         UserError: it is missing; names the command that installs it.
     """
-    if find_spec(module) is None:
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:  # a folder of that name, as wandb leaves one, is not the package
         raise UserError(f"the package {module!r} is not installed; pip install 'scalevit[{extra}]'")
 
 

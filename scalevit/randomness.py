@@ -58,3 +58,18 @@ def preserved_random_state() -> Iterator[None]:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.default_generator.set_state(states[2])
+
+
+def seed_micro_batch(seed: int, step: int, micro_batch: int) -> None:
+    """Seeds what is drawn on the device for one micro-batch: mixing (numpy), erasing, drop-path and dropout (torch).
+
+    Args:
+        seed: of the run.
+        step: number of the optimizer step.
+        micro_batch: number of the micro-batch in its step, over all ranks.
+    """
+    import torch
+
+    words = np.random.SeedSequence([seed, step, micro_batch]).generate_state(2, np.uint64)
+    torch.manual_seed(int(words[0] >> np.uint64(1)))
+    np.random.seed(int(words[1] & np.uint64(0xFFFFFFFF)))

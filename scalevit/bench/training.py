@@ -21,7 +21,7 @@ from scalevit.config.tree import Config
 from scalevit.cpu import prepare_cpu
 from scalevit.distributed import World
 from scalevit.models.costs import model_costs
-from scalevit.runs.folder import describe_environment
+from scalevit.runs.environment import describe_environment
 from scalevit.terminal import print_table
 from scalevit.training.run import check_engine, prepare_engine
 from scalevit.training.throughput import peak_flops

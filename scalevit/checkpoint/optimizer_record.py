@@ -4,8 +4,8 @@
      "tensors": {"exp_avg": {"dtype": "float32", "shapes": null}},
      "scalars": [{"name": "step", "value": 7.0, "dtype": "float32", "parameters": null}]}
 
-`shapes` null: every parameter has the tensor, in its own shape; else shapes by parameter. `dtype` null: a number of
-Python's; else a tensor without dimensions. `parameters` null: the scalar belongs to every parameter; else to those listed.
+`shapes` null: every parameter has the tensor, in its own shape; else shapes by parameter. `dtype` null: a Python
+number; else a tensor without dimensions. `parameters` null: the scalar belongs to every parameter; else to those named.
 """
 
 from collections.abc import Mapping

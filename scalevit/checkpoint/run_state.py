@@ -17,7 +17,8 @@ class RunState:
     """Images whose training that time covers."""
     epochs: list[dict[str, Any]] = field(default_factory=list)
     """One record per evaluated epoch."""
-    wandb_id: str | None = None
+    trackers: dict[str, str] = field(default_factory=dict)
+    """What each tracker needs to continue a resumed run, by its name, for example wandb's run id."""
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "RunState":

@@ -5,7 +5,6 @@ import json
 
 from scalevit.cli.parsing import add_config
 from scalevit.config.loading import load_config
-from scalevit.errors import UserError
 
 _EXAMPLES = """\
 examples:
@@ -25,21 +24,10 @@ def run(arguments: argparse.Namespace) -> None:
         UserError: a mistake in the config, the data or the weights.
     """
     config = load_config(arguments.config, arguments.overrides)
-    if config.model.initial_weights is None:
-        raise UserError("config: model.initial_weights = null: name the weights to evaluate")
-    from scalevit.cpu import prepare_cpu
-    from scalevit.distributed import World
-    from scalevit.training.evaluation import evaluate
-    from scalevit.training.run import check_engine, open_evaluation, prepare_engine, resolve_normalisation
+    # Imported late: a mistake in the config is reported before torch and timm are loaded, which takes seconds.
+    from scalevit.training.run import prepare_evaluation
 
-    world = World.from_environment()
-    config = resolve_normalisation(config)
-    check_engine(config, world)
-    loader = open_evaluation(config, world)
-    shard = prepare_engine(config, world)
-    if world.device.type == "cpu":
-        prepare_cpu(ranks_per_node=world.local_size, loaders=config.data.workers)
-    with world.process_group(offloads=config.engine.offloads):
-        accuracy = evaluate(shard(), loader, channels_last=config.train.channels_last)
-    if world.is_first:
-        print(json.dumps({"weights": config.model.initial_weights, **vars(accuracy)}))
+    prepared = prepare_evaluation(config)
+    metrics = prepared.evaluate()
+    if prepared.world.is_first:
+        print(json.dumps({"weights": config.model.initial_weights, **metrics}))

@@ -27,29 +27,10 @@ def run(arguments: argparse.Namespace) -> None:
     """
     config = load_config(arguments.config, arguments.overrides)
     # Imported late: a mistake in the config is reported before torch and timm are loaded, which takes seconds.
-    from scalevit.config.tree import SECTIONS
-    from scalevit.cpu import prepare_cpu
-    from scalevit.distributed import World
-    from scalevit.errors import naming_settings
-    from scalevit.models.costs import model_costs
-    from scalevit.runs.folder import RunFolder
-    from scalevit.runs.summary import print_summary
-    from scalevit.training.run import check_engine, open_data, prepare_engine, resolve_normalisation
-    from scalevit.training.trainer import Trainer, find_resumable
+    from scalevit.cli.summary_table import print_summary
+    from scalevit.training.run import prepare
 
-    world = World.from_environment()
-    config = resolve_normalisation(config)
-    folder = RunFolder(config, writes=world.is_first)
-    # Mistakes first, the cheapest to find before the others: the model's shapes, the run folder, the data.
-    check_engine(config, world)
-    with naming_settings(SECTIONS):
-        costs = model_costs(config.model, config.reduction)
-    checkpoints = find_resumable(config, folder)
-    data = open_data(config, world)
-    shard = prepare_engine(config, world)
-    if world.device.type == "cpu":
-        prepare_cpu(ranks_per_node=world.local_size, loaders=config.data.workers)
-    with world.process_group(offloads=config.engine.offloads):
-        summary = Trainer(config, world, shard(), data, folder, costs).fit(resume_from=checkpoints)
-    if world.is_first:
-        print_summary(summary, folder.path)
+    prepared = prepare(config)
+    summary = prepared.train()
+    if prepared.world.is_first:
+        print_summary(summary, prepared.folder.path)

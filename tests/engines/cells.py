@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 import parity_worker
 from launching import Ranks
-from scalevit.runs.folder import describe_environment
+from scalevit.runs.environment import describe_environment
 
 Cell = dict[str, Any]
 Results = dict[str, dict[str, Any]]

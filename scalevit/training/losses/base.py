@@ -11,8 +11,7 @@ if TYPE_CHECKING:
 
 
 class Loss(Part):
-    """A training loss; `name` names the kind. It makes its targets from labels, so smoothing and thresholds are its
-    own settings."""
+    """A training loss. It makes its targets from labels, so label smoothing and thresholds are its own settings."""
 
     name: str
 
@@ -24,9 +23,27 @@ class Loss(Part):
         """
         raise NotImplementedError
 
+    def mean(self, logits: "Tensor", labels: "MixedLabels") -> "Tensor":
+        """The mean of `__call__` over the batch, a scalar. A loss may compute it in one reduction instead."""
+        return self(logits, labels).mean()
+
     def check_classes(self, num_classes: int) -> None:
         """Finds settings that do not fit a number of classes.
 
         Raises:
             ValueError: what does not fit, with the config keys.
         """
+
+
+def soft_targets(labels: "MixedLabels", num_classes: int, smoothing: float) -> "Tensor":
+    """(b, num_classes) float32, as timm's `mixup_target` makes them: smoothed one-hot vectors of both labels, weighted.
+
+    Args:
+        labels: (b,), on any device.
+        num_classes: width of the targets.
+        smoothing: share of each target that is spread over all classes.
+    """
+    from timm.data.mixup import mixup_target
+
+    own, partner = (mixup_target(of, num_classes, smoothing=smoothing) for of in (labels.labels, labels.partners))
+    return own * labels.weight + partner * (1.0 - labels.weight)

@@ -180,7 +180,7 @@ def test_a_profile_holds_the_chosen_steps_and_their_parts(workplace: Path, launc
             "EMA": 2,
         }
         assert any(event["name"] == "[memory]" for event in events)
-    assert "memory snapshots of CUDA devices alone" in (folder / "memory.txt").read_text()
+    assert "memory snapshots on CUDA devices only" in (folder / "memory.txt").read_text()
 
 
 def test_a_profile_that_cannot_be_written_is_told_in_one_line(workplace: Path) -> None:
