@@ -104,7 +104,7 @@ class TrainingStep:
         losses: dict[str, Tensor] = {}
         for index in range(self._task.passes):
             with record_function("forward"):
-                loss = self._task.loss(self._engine, on_device, index)
+                loss = self._task.loss(self._engine.forward, on_device, index)
             with record_function("backward"):
                 self._engine.backward(loss.total, last=last and index == self._task.passes - 1)
             named = {"loss": loss.total, **{f"loss_{name}": part for name, part in loss.parts.items()}}
