@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 
-from launching import SECONDS
 from scalevit.checkpoint.restoring import newest_whole, restore
 from scalevit.checkpoint.saver import Saver
 from scalevit.checkpoint.state import RunState
@@ -179,7 +178,7 @@ def main() -> None:
         dist.barrier()
         if world.is_first:
             (folder / f"saved-{world.size}").touch()
-        deadline = time.monotonic() + SECONDS
+        deadline = time.monotonic() + cases["seconds"]
         while not all((folder / f"saved-{ranks}").exists() for ranks in cases["groups"]):
             assert time.monotonic() < deadline, "another group did not finish"
             time.sleep(0.2)

@@ -51,7 +51,8 @@ def run_groups(
         }
         for cell in CELLS
     ]
-    cases = {"groups": GROUPS, "cells": cells, "moves": [(name(source), name(target)) for source, target in moves]}
+    names = [(name(source), name(target)) for source, target in moves]
+    cases = {"groups": GROUPS, "cells": cells, "moves": names, "seconds": seconds}
     (folder / "cases.json").write_text(json.dumps(cases))
     groups = [Ranks(ranks, resume_worker.__file__, folder / "cases.json", folder, logs=folder) for ranks in GROUPS]
     with ThreadPoolExecutor() as side_by_side:
