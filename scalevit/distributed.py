@@ -1,7 +1,7 @@
-"""This process among its peers: rank, device and the process group, however it was started.
+"""This process among the ranks of a run: rank, device, the process group, and agreement between ranks.
 
-`deepspeed`, `torchrun` and Slurm set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; plain `python`
-sets none and is a world of one.
+`deepspeed` and `torchrun` set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; plain `python` sets none and
+is a world of one rank.
 """
 
 import os
@@ -16,13 +16,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from scalevit.cpu import keep_freed_memory
 from scalevit.errors import UserError
 
 
 @dataclass(frozen=True)
 class World:
-    """Where this process stands. Built before any process group, so that mistakes are found first."""
+    """Rank and device of this process. Built before any process group, so that mistakes are found first."""
 
     rank: int
     size: int
@@ -47,23 +46,15 @@ class World:
         return self.rank == 0
 
     @contextmanager
-    def process_group(
-        self, *, loaders: int = 0, offloads: bool = False, timeout_seconds: float = 1800.0
-    ) -> Iterator[None]:
+    def process_group(self, *, offloads: bool = False, timeout_seconds: float = 1800.0) -> Iterator[None]:
         """NCCL on GPUs, gloo on CPUs, for as long as the block runs.
 
         Args:
-            loaders: processes that each rank starts beside itself, which on a CPU take cores from it.
-            offloads: parameters lie in the CPU's memory, and gloo carries them from there.
-            timeout_seconds: after which a rank gives up waiting for its peers.
+            offloads: parameters are kept in the CPU's memory, and gloo sends them from there.
+            timeout_seconds: after which a rank stops waiting for its peers.
         """
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        else:
-            # Launchers leave one thread or all cores to each rank; the ranks of a machine share its cores.
-            cores = len(os.sched_getaffinity(0)) // self.local_size
-            torch.set_num_threads(max(1, cores - loaders))
-            keep_freed_memory()
         alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
         for key, value in alone.items():
             os.environ.setdefault(key, value)
@@ -89,9 +80,9 @@ class World:
 
     @contextmanager
     def agreeing_on_errors(self) -> Iterator[None]:
-        """Lets all ranks leave together when one meets a user's mistake: each raises the first rank's `UserError`.
+        """If any rank raises a `UserError` in the block, every rank raises the first one at its end.
 
-        Collective. Without it the others would wait in a collective operation for the one that is gone.
+        Collective. Without it the others would wait in a collective operation for a rank that has ended.
         """
         problem: str | None = None
         try:
@@ -105,7 +96,7 @@ class World:
             raise UserError(next(text for text in problems if text is not None))
 
     def gather(self, items: list[Any]) -> list[Any]:
-        """All ranks' items, in the order of the ranks, on every rank. Collective; quick where no rank has any."""
+        """All ranks' items, in the order of the ranks, on every rank. Collective; cheap if no rank has any."""
         if not self.any(bool(items)):
             return []
         everyone: list[list[Any]] = [items] * self.size
@@ -114,7 +105,7 @@ class World:
         return [item for part in everyone for item in part]
 
     def agree_on(self, what: str, value: str | None) -> None:
-        """Makes sure that all ranks found the same.
+        """Makes sure that all ranks have the same value. Collective.
 
         Raises:
             UserError: on every rank, where one differs from the first.
@@ -130,7 +121,7 @@ class World:
                 )
 
     def any(self, flag: bool) -> bool:
-        """Whether any rank says so."""
+        """Whether the flag is set on any rank. Collective."""
         return bool(self.all_reduce_sum(torch.tensor(float(flag), device=self.device)).item() > 0)
 
 

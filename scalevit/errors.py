@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 
@@ -29,6 +30,10 @@ class SettingError(UserError):
         """
         self.argument, self.value, self.reason = argument, value, reason
         super().__init__(f"{argument} = {json.dumps(value, default=str)}: {reason}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Loader workers send errors to the training process, and `args` holds the message only."""
+        return type(self), (self.argument, self.value, self.reason)
 
 
 @contextmanager
@@ -61,6 +66,21 @@ def settings_of(argument: str) -> Iterator[None]:
         yield
     except SettingError as error:
         raise SettingError(f"{argument}.{error.argument}", error.value, error.reason) from error
+
+
+def require(module: str, *, extra: str) -> None:
+    """Makes sure that an optional package is installed, before it is imported where it is used.
+
+    Args:
+        module: its import name, e.g. "wandb".
+        extra: the extra of scalevit that installs it, e.g. "wandb".
+
+    Raises:
+        UserError: it is missing; names the command that installs it.
+    """
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:  # a folder of that name, as wandb leaves one, is not the package
+        raise UserError(f"the package {module!r} is not installed; pip install 'scalevit[{extra}]'")
 
 
 def nearest(given: str, valid: Iterable[str], *, cutoff: float = 0.5) -> str | None:

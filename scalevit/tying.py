@@ -33,7 +33,7 @@ def uses_per_parameter(model: nn.Module) -> dict[str, int]:
     return {name: 1 + uses[name] for name, _ in model.named_parameters()}
 
 
-def connected_units(units: Sequence[nn.Module]) -> list[list[nn.Module]]:
+def group_by_shared_parameters(units: Sequence[nn.Module]) -> list[list[nn.Module]]:
     """The units in groups, so that two groups have no parameter in common.
 
     A unit that shares nothing is a group of its own. Units within a group, and groups by their first units, are in the

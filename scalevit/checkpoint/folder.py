@@ -1,31 +1,29 @@
-"""Checkpoints on disk: a folder is there whole or not at all, and damage is found before anything is read from it.
+"""Checkpoints on disk: a folder is complete or absent, and damage is found before anything is read from it.
 
-`checkpoints/step-00001234/` holds the ranks' safetensors files, `state.json` (where the run stood) and `manifest.json`
+`checkpoints/step-00001234/` holds the ranks' safetensors files, `state.json` (the state of the run) and `manifest.json`
 (the SHA-256 of every other file). It is written under a hidden name and renamed when all of it is on the disk. `latest`
 and `best` name the newest and the best one, for people and scripts; a resumed run looks at the folders themselves.
+Knows paths and records, not what a record means.
 """
 
-import errno
-import fcntl
-import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from scalevit import files
 from scalevit.errors import UserError
-from scalevit.files import fsync_path, write_whole
 
 STATE, MANIFEST = "state.json", "manifest.json"
-FORMAT = 1
+FORMAT = 2
 _NAME = re.compile(r"step-(\d{8,})")
-# What a record says, by key; see `Saver.save`.
+# The types of a record's entries; see `Saver.save`.
 _RECORD: dict[str, tuple[type, ...]] = {
     "state": (dict,),
     "score": (int, float, type(None)),
-    "optimizer_steps": (int,),
+    "optimizer": (dict,),
     "loss_scale": (dict,),
     "config": (dict,),
     "data": (dict, type(None)),
@@ -38,13 +36,13 @@ _RECORD: dict[str, tuple[type, ...]] = {
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints by step, the oldest first; whether they are undamaged is `find_damage`'s to say."""
+    """Checkpoints by step, the oldest first; `find_damage` tells whether they are intact."""
     found = {int(match[1]): path for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name))}
     return [found[step] for step in sorted(found)]
 
 
 def list_resumable(folder: Path) -> list[Path]:
-    """Those, the newest first, and the one that a killed run was about to replace: `clean_up` will put it back.
+    """Checkpoints, the newest first, with the one that a killed run was about to replace: `clean_up` restores it.
 
     Raises:
         UserError: there were checkpoints, but none is left.
@@ -52,8 +50,27 @@ def list_resumable(folder: Path) -> list[Path]:
     replaced = [folder / path.stem.lstrip(".") for path in folder.glob(".step-*.old")]
     found = sorted({*list_checkpoints(folder), *replaced}, reverse=True)
     if not found and ((folder / "latest").exists() or any(folder.glob("damaged-*"))):
-        raise UserError(f"{folder}: its checkpoints are damaged or gone; remove {folder.parent} to start anew")
+        raise UserError(f"{folder}: its checkpoints are damaged or gone; remove {folder.parent} to start again")
     return found
+
+
+def find_checkpoint(path: Path) -> Path:
+    """A checkpoint, or the newest of a run folder or of its `checkpoints`; intact.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    found = next((c for c in (path, *all_checkpoints(path)[::-1]) if (c / MANIFEST).is_file()), None)
+    if found is None:
+        raise UserError(f"{path}: contains no checkpoint")
+    if problems := find_damage(found):
+        raise UserError(f"checkpoint {found}: {problems[0]}")
+    return found
+
+
+def all_checkpoints(path: Path) -> list[Path]:
+    """The checkpoints of a run folder or of its `checkpoints`, the oldest first."""
+    return list_checkpoints(path / "checkpoints") or list_checkpoints(path)
 
 
 def temporary_path(folder: Path, step: int) -> Path:
@@ -73,7 +90,7 @@ def read_record(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint / STATE
     try:
         expected = json.loads((checkpoint / MANIFEST).read_text())["files"][STATE]["sha256"]
-        if digest(path)["sha256"] != expected:
+        if files.digest(path).sha256 != expected:
             raise ValueError("wrong SHA-256")
         record = json.loads(path.read_text())
         if record["format"] != FORMAT:
@@ -99,7 +116,7 @@ def _reason(error: Exception) -> str:
 
 
 def clean_up(folder: Path) -> None:
-    """Ends what a killed run had begun: half-written and half-removed checkpoints go."""
+    """Removes what an interrupted run left: incomplete and half-removed checkpoints."""
     for replaced in folder.glob(".step-*.old"):
         target = folder / replaced.stem.lstrip(".")
         if not target.exists():
@@ -109,38 +126,29 @@ def clean_up(folder: Path) -> None:
 
 
 def lock(folder: Path) -> BinaryIO:
-    """Holds a folder for one run, until the file that is returned is closed or this process ends.
+    """Locks a folder for one run, until the returned file is closed or this process ends.
 
     Raises:
         UserError: another run holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / ".lock").open("wb")
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            raise UserError(f"{folder}: another run is using it; wait for its end, or choose another name") from None
-        # A file system without locks: nobody can hold it.
-    return file
+        return files.lock(folder / ".lock", wait=False)
+    except BlockingIOError:
+        raise UserError(f"{folder}: another run is using it; wait for its end, or choose another name") from None
 
 
 def digest(path: Path) -> dict[str, Any]:
-    """Size and SHA-256 of a file, as a manifest has them."""
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _digest(file)
-        return {"bytes": file.tell(), "sha256": sha256.hexdigest()}
+    """Size and SHA-256 of a file, as an entry of the manifest.
 
-
-def _digest(file: Any) -> Any:  # Python 3.10
-    sha256 = hashlib.sha256()
-    while block := file.read(1 << 20):
-        sha256.update(block)
-    return sha256
+    Raises:
+        OSError: it cannot be read.
+    """
+    return files.digest(path)._asdict()
 
 
 def commit(folder: Path, step: int, record: Mapping[str, Any], digests: Mapping[str, Any]) -> None:
-    """Gives the temporary folder of a step, whose tensors are on the disk, its record, its manifest and its name.
+    """Adds record and manifest to the temporary folder of a step, whose tensors are on the disk, and renames it.
 
     Args:
         digests: of the tensors' files, by name.
@@ -150,29 +158,35 @@ def commit(folder: Path, step: int, record: Mapping[str, Any], digests: Mapping[
     manifest = {"format": FORMAT, "files": {**digests, STATE: digest(temporary / STATE)}}
     (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     for path in (temporary / STATE, temporary / MANIFEST, temporary):
-        fsync_path(path)
+        files.fsync_path(path)
     replaced = folder / f".{target.name}.old"
     if target.exists():
         target.rename(replaced)
     temporary.rename(target)
-    fsync_path(folder)
+    files.fsync_path(folder)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def point_and_prune(folder: Path, *, keep: int, keep_best: bool) -> None:
-    """Moves the `latest` and `best` pointers, then removes all checkpoints but the newest `keep` and the best."""
-    checkpoints = list_checkpoints(folder)
-    scored = [(score, path) for path in checkpoints if (score := _score(path)) is not None]
-    best = max(scored)[1] if scored else None
-    kept = {*checkpoints[-keep:], *([best] if keep_best and best is not None else [])}
-    write_whole(folder / "latest", f"{checkpoints[-1].name}\n".encode())
-    if best in kept:
-        write_whole(folder / "best", f"{best.name}\n".encode())
+def best_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint with the highest score, the newer of equal ones; None if none has a score."""
+    scored = [(score, path) for path in list_checkpoints(folder) if (score := _score(path)) is not None]
+    return max(scored)[1] if scored else None
+
+
+def update_pointers(folder: Path, *, best: Path | None) -> None:
+    """Writes the names of the newest and of the best checkpoint into `latest` and `best`."""
+    files.write_whole(folder / "latest", f"{list_checkpoints(folder)[-1].name}\n".encode())
+    if best is not None:
+        files.write_whole(folder / "best", f"{best.name}\n".encode())
     else:
         (folder / "best").unlink(missing_ok=True)
-    for old in checkpoints:
+
+
+def prune(folder: Path, kept: Collection[Path]) -> None:
+    """Removes all checkpoints but those that are kept."""
+    for old in list_checkpoints(folder):
         if old not in kept:
-            hidden = folder / f".{old.name}.gone"  # first out of sight: half of a checkpoint must not be found
+            hidden = folder / f".{old.name}.gone"  # hidden first: half of a checkpoint must not be found
             old.rename(hidden)
             shutil.rmtree(hidden)
 
@@ -181,24 +195,24 @@ def _score(checkpoint: Path) -> float | None:
     try:
         return read_record(checkpoint)["score"]
     except UserError:
-        return None  # a damaged one is no reason not to save; it is found when a run would go on from it
+        return None  # damage is no reason not to save; it is found when a run would resume from it
 
 
 # --- reading ----------------------------------------------------------------------------------------------
 
 
 def find_damage(checkpoint: Path, *, reader: int = 0, readers: int = 1) -> list[str]:
-    """What is wrong with a checkpoint's files; [] where all are as they were written.
+    """The damage of a checkpoint's files; [] if it is intact.
 
     Args:
-        reader: which of `readers` asks: each computes the checksums of its part of the files.
+        reader: index of the caller among `readers`, each of which computes the checksums of a part of the files.
     """
     try:
-        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
+        entries = json.loads((checkpoint / MANIFEST).read_text())["files"]
         # NFS keeps removed files that are still open under such names.
         others = [path for path in checkpoint.iterdir() if path.name != MANIFEST and not path.name.startswith(".nfs")]
         found = {path.name: path.stat().st_size for path in others}
-        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in entries.items()}
     except _UNREADABLE as error:
         return [f"{MANIFEST} cannot be read ({_reason(error)})"]
     problems = [f"{name} is not in the manifest" for name in sorted(found.keys() - expected.keys())]
@@ -209,14 +223,14 @@ def find_damage(checkpoint: Path, *, reader: int = 0, readers: int = 1) -> list[
             problems.append(f"{name} has {found[name]} bytes instead of {size}")
         elif number % readers == reader:
             try:
-                if digest(checkpoint / name)["sha256"] != sha256:
+                if files.digest(checkpoint / name).sha256 != sha256:
                     problems.append(f"{name} has changed (wrong SHA-256)")
             except OSError as error:
                 problems.append(f"{name} cannot be read ({error.strerror})")
     return problems
 
 
-def set_aside(checkpoint: Path) -> Path:
+def quarantine(checkpoint: Path) -> Path:
     """Renames a damaged checkpoint so that it is neither resumed from nor counted, but can be looked at."""
     number, target = 1, checkpoint.with_name(f"damaged-{checkpoint.name}")
     while target.exists():

@@ -1,23 +1,28 @@
-"""Going on from a checkpoint, with any engine and any number of ranks."""
+"""Resuming from a checkpoint, with any engine and any number of ranks. Knows slices and files."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from scalevit.checkpoint.folder import find_damage, read_record, set_aside
+from scalevit.checkpoint.folder import find_damage, quarantine, read_record
+from scalevit.checkpoint.optimizer_record import state_scalars, state_tensors
 from scalevit.checkpoint.run_state import RunState
-from scalevit.checkpoint.tensors import read_pieces
+from scalevit.checkpoint.tensors import read_slices
 from scalevit.distributed import World
 from scalevit.engines.base import Engine
-from scalevit.engines.state import Moments, Piece
+from scalevit.engines.state import OptimizerState, TensorSlice
 from scalevit.errors import UserError
-from scalevit.training.ema import Ema
+
+_OPTIMIZER = "optimizer."
 
 
-def newest_whole(candidates: Sequence[Path], world: World) -> Path:
-    """The first that is undamaged; those before it are set aside with a warning. Collective; each rank checks a part.
+def newest_intact(candidates: Sequence[Path], world: World) -> Path:
+    """The first checkpoint that is intact; those before it are quarantined with a warning. Collective; each rank checks
+    a part of the files.
 
     Args:
         candidates: checkpoints, the newest first.
@@ -31,70 +36,92 @@ def newest_whole(candidates: Sequence[Path], world: World) -> Path:
             return checkpoint
         with world.agreeing_on_errors():
             if world.is_first:
-                _set_aside(checkpoint, problems[0])
+                _quarantine(checkpoint, problems[0])
     folder = candidates[0].parent
-    raise UserError(f"{folder}: every checkpoint is damaged; remove {folder.parent} to start anew")
+    raise UserError(f"{folder}: every checkpoint is damaged; remove {folder.parent} to start again")
 
 
-def _set_aside(checkpoint: Path, problem: str) -> None:
+def _quarantine(checkpoint: Path, problem: str) -> None:
     try:
-        aside = set_aside(checkpoint)
+        renamed = quarantine(checkpoint)
     except OSError as error:
         raise UserError(f"checkpoint {checkpoint}: {problem}; it cannot be renamed ({error.strerror})") from None
-    print(f"warning: checkpoint {checkpoint}: {problem}; set aside as {aside.name}", file=sys.stderr, flush=True)
+    print(f"warning: checkpoint {checkpoint}: {problem}; renamed to {renamed.name}", file=sys.stderr, flush=True)
 
 
-def restore(checkpoint: Path, engine: Engine, ema: Ema | None) -> RunState:
-    """Puts weights, moments, EMA and loss scale back. Collective.
+def restore(checkpoint: Path, engine: Engine, ema: Mapping[str, Tensor] | None) -> RunState:
+    """Restores weights, optimizer state, EMA and loss scale. Collective.
 
-    An EMA that the checkpoint lacks starts at its weights.
+    Args:
+        ema: averaged weights, laid out like the engine's local parameters; filled with the weights if the checkpoint
+            has no EMA.
 
     Raises:
-        UserError: the checkpoint is of another model, or cannot be read.
+        UserError: the checkpoint belongs to another model or optimizer, was written by another version of scalevit, or
+            cannot be read.
     """
     record = read_record(checkpoint)
     local = engine.local_parameters()
-    _check_shapes(checkpoint, record["tensors"], engine.pieces(local))
-    parts = {"weights": engine.pieces(local)}
-    if ema is not None:
-        parts["ema"] = engine.pieces(ema.tensors)
-    if record["optimizer_steps"]:
-        parts |= {"exp_avg": engine.moment_pieces(), "exp_avg_sq": engine.moment_pieces()}
+    weights = engine.slices(local)
+    _check_shapes(checkpoint, record["tensors"], weights)
+    try:
+        state = RunState.from_record(record["state"])
+        described = state_tensors(record["optimizer"], {name: own.shape for name, own in weights.items()})
+        optimizer = str(record["optimizer"]["name"])
+        scalars = state_scalars(record["optimizer"], weights)
+        scale = {key: record["loss_scale"][key] for key in ("value", "grown_steps", "enabled")}
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"checkpoint {checkpoint}: was written by another version of scalevit ({error})") from None
+    own_name = type(engine.optimizer).__name__
+    if optimizer != own_name and (described or scalars):
+        raise UserError(
+            f"checkpoint {checkpoint}: contains the state of optimizer {optimizer}, this run uses {own_name}"
+        )
+    parts = {"weights": _empty(weights)}
+    parts |= {_OPTIMIZER + name: slices for name, slices in engine.optimizer_state_layout(described).items()}
+    if ema is not None and "ema" in record["parts"]:
+        parts["ema"] = _empty(engine.slices(ema))
     with engine.world.agreeing_on_errors():
-        read = read_parts(checkpoint, {part: pieces for part, pieces in parts.items() if part in record["parts"]})
+        read_parts(checkpoint, parts)
     with torch.no_grad():
-        for name, piece in parts["weights"].items():
-            piece.values.copy_(read["weights"][name].values)
-        for name, piece in parts.get("ema", {}).items():
-            piece.values.copy_(read.get("ema", read["weights"])[name].values)
-    engine.adopt_weights()
-    engine.load_moments(Moments(record["optimizer_steps"], read.get("exp_avg", {}), read.get("exp_avg_sq", {})))
-    scale = record["loss_scale"]
+        _copy(weights, parts["weights"])
+        if ema is not None:
+            _copy(engine.slices(ema), parts.get("ema", parts["weights"]))
+    engine.commit_parameters()
+    tensors = {part.removeprefix(_OPTIMIZER): own for part, own in parts.items() if part.startswith(_OPTIMIZER)}
+    engine.load_optimizer_state(OptimizerState(optimizer, tensors, scalars))
     if engine.loss_scale.enabled and scale["enabled"]:
         engine.loss_scale.value, engine.loss_scale.grown_steps = scale["value"], scale["grown_steps"]
-    return RunState(**record["state"])
+    return state
 
 
-def read_parts(checkpoint: Path, parts: dict[str, dict[str, Piece]]) -> dict[str, dict[str, Piece]]:
-    """The same ranges of each part's tensors, on the CPU. Not collective.
+def read_parts(checkpoint: Path, parts: Mapping[str, Mapping[str, TensorSlice]]) -> None:
+    """Fills slices of each part's tensors from a checkpoint's files. Not collective.
 
     Args:
-        parts: what to read of "weights", "ema", "exp_avg", "exp_avg_sq", by tensor name.
+        parts: "weights", "ema" and "optimizer.NAME", by tensor name; on the CPU.
 
     Raises:
         UserError: a file cannot be read, or lacks something.
     """
-    read = {part: {name: piece.empty_like() for name, piece in pieces.items()} for part, pieces in parts.items()}
-    flat = {f"{part}.{name}": piece for part, pieces in read.items() for name, piece in pieces.items()}
-    read_pieces(checkpoint, flat)
-    return read
+    read_slices(checkpoint, {f"{part}.{name}": own for part, slices in parts.items() for name, own in slices.items()})
 
 
-def _check_shapes(checkpoint: Path, saved: dict[str, list[int]], pieces: dict[str, Piece]) -> None:
-    own = {name: list(piece.shape) for name, piece in pieces.items()}
+def _empty(slices: Mapping[str, TensorSlice]) -> dict[str, TensorSlice]:
+    return {name: own.empty_like() for name, own in slices.items()}
+
+
+def _copy(targets: Mapping[str, TensorSlice], sources: Mapping[str, TensorSlice]) -> None:
+    for name, target in targets.items():
+        target.values.copy_(sources[name].values)
+
+
+def _check_shapes(checkpoint: Path, saved: dict[str, Any], slices: Mapping[str, TensorSlice]) -> None:
+    own = {name: list(part.shape) for name, part in slices.items()}
     for name in sorted(saved.keys() | own.keys()):
         there, here = saved.get(name), own.get(name)
         if there != here:
             raise UserError(
-                f"checkpoint {checkpoint}: is of another model ({name} is {there or 'not'} there, {here or 'not'} here)"
+                f"checkpoint {checkpoint}: belongs to another model ({name} is {there or 'not'} there, "
+                f"{here or 'not'} here)"
             )

@@ -1,7 +1,8 @@
-"""Where a run stands, beside its tensors."""
+"""The state of a run beside its tensors."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 
 @dataclass
@@ -9,11 +10,30 @@ class RunState:
     """Everything else follows from it, the config and the tensors: a run's randomness has no state."""
 
     step: int = 0
-    """Optimizer steps done, also those skipped for an overflow. Gives the data position too."""
+    """Optimizer steps done, including those skipped for an overflow. Gives the data position too."""
     seconds: float = 0.0
     """Time spent in training steps."""
     timed_images: int = 0
     """Images whose training that time covers."""
     epochs: list[dict[str, Any]] = field(default_factory=list)
     """One record per evaluated epoch."""
-    wandb_id: str | None = None
+    trackers: dict[str, str] = field(default_factory=dict)
+    """What each tracker needs to continue a resumed run, by its name, for example wandb's run id."""
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "RunState":
+        """The state that a checkpoint holds.
+
+        Raises:
+            ValueError: it has a field more or less, or one of another type; another version of scalevit wrote it.
+        """
+        types = get_type_hints(cls)
+        for name in sorted(types.keys() ^ record.keys()):
+            raise ValueError(f"{name} is {'missing' if name in types else 'unknown'}")
+        for name, hint in types.items():
+            allowed = tuple(
+                get_origin(kind) or kind for kind in (get_args(hint) if type(None) in get_args(hint) else [hint])
+            )
+            if not isinstance(record[name], (*allowed, int) if hint is float else allowed):
+                raise ValueError(f"{name} is {type(record[name]).__name__}")
+        return cls(**record)

@@ -1,4 +1,4 @@
-"""Saving while training goes on: a copy is taken at once, a thread of each rank writes it."""
+"""Saving beside training: the state is copied at once, and a thread of each rank writes it. Knows slices and files."""
 
 import secrets
 import shutil
@@ -7,21 +7,33 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import asdict
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import torch.distributed as dist
+from torch import Tensor
 
-from scalevit.checkpoint.folder import clean_up, commit, digest, lock, point_and_prune, temporary_path
+from scalevit import __version__
+from scalevit.checkpoint.folder import (
+    best_checkpoint,
+    clean_up,
+    commit,
+    digest,
+    list_checkpoints,
+    lock,
+    prune,
+    temporary_path,
+    update_pointers,
+)
+from scalevit.checkpoint.optimizer_record import to_record
 from scalevit.checkpoint.run_state import RunState
-from scalevit.checkpoint.tensors import file_of, write_pieces
+from scalevit.checkpoint.tensors import file_of, write_slices
 from scalevit.config.training import CheckpointConfig
 from scalevit.distributed import World
 from scalevit.engines.base import Engine
-from scalevit.engines.state import Piece
+from scalevit.engines.state import TensorSlice
 from scalevit.errors import UserError
-from scalevit.training.ema import Ema
 
 Result = TypeVar("Result")
 
@@ -30,18 +42,18 @@ class Saver:
     """Writes the checkpoints of one run. All ranks build one and call the same methods."""
 
     def __init__(self, folder: Path, world: World, config: CheckpointConfig):
-        """Takes the folder for this run and clears away what a killed one left half-written. Collective.
+        """Locks the checkpoint folder and removes incomplete checkpoints of an interrupted run. Collective.
 
         Raises:
             UserError: another run uses it, it cannot be written, or the ranks do not share it; on every rank.
         """
         self._folder, self._world, self._config = folder, world, config
-        # The threads talk while the training does, so over a group of their own; theirs are small things, on CPUs.
+        # The threads communicate at the same time as the training, so they have a group of their own, on CPUs.
         self._group: Any = dist.new_group(backend="gloo") if world.size > 1 else None
         self._writing: Future[None] | None = None
         self._lock: BinaryIO | None = None
-        probe = folder / self._together(self._take if world.is_first else lambda: "")[0]
-        seen = self._together(probe.exists)
+        probe = folder / self._gather_results(self._acquire_folder if world.is_first else lambda: "")[0]
+        seen = self._gather_results(probe.exists)
         if world.is_first:
             probe.unlink()
         if not all(seen):
@@ -50,8 +62,8 @@ class Saver:
                 "that all nodes share"
             )
 
-    def _take(self) -> str:
-        """Returns the name of a file by which the other ranks tell that it is this folder that they see."""
+    def _acquire_folder(self) -> str:
+        """Returns the name of a file by which the other ranks check that they see the same folder."""
         self._lock = lock(self._folder)
         clean_up(self._folder)
         probe = self._folder / f".probe-{secrets.token_hex(8)}"
@@ -59,31 +71,39 @@ class Saver:
         return probe.name
 
     def save(
-        self, engine: Engine, ema: Ema | None, state: RunState, about: Mapping[str, Any], score: float | None
+        self,
+        engine: Engine,
+        ema: Mapping[str, Tensor] | None,
+        state: RunState,
+        about: Mapping[str, Any],
+        score: float | None,
     ) -> None:
-        """Copies the state of a run and has it written as `step-NNNNNNNN`. Waits for the save before. Collective.
+        """Copies the state of a run and has it written as `step-NNNNNNNN`. Waits for the previous save. Collective.
 
         Args:
+            ema: averaged weights, laid out like the engine's local parameters.
             about: what a resumed run is compared with: "config" and "data", the loader's fingerprint.
-            score: the accuracy of just these weights, where they were evaluated; the best one's checkpoint is kept.
+            score: the accuracy of exactly these weights, if they were evaluated; the best one's checkpoint is kept.
 
         Raises:
-            UserError: this save (where not asynchronous) or the one before failed; on every rank.
+            UserError: this save (if not asynchronous) or the previous one failed; on every rank.
         """
         self.wait()
-        weights = engine.pieces(engine.local_parameters())
-        moments = engine.moments()
-        parts = {"weights": weights, "exp_avg": moments.exp_avg, "exp_avg_sq": moments.exp_avg_sq}
+        weights = engine.slices(engine.local_parameters())
+        optimizer = engine.optimizer_state()
+        parts: dict[str, Mapping[str, TensorSlice]] = {"weights": weights}
+        parts |= {f"optimizer.{name}": slices for name, slices in optimizer.tensors.items()}
         if ema is not None:
-            parts["ema"] = engine.pieces(ema.tensors)
-        copies = {f"{part}.{name}": _copy(piece) for part, held in parts.items() for name, piece in held.items()}
+            parts["ema"] = engine.slices(ema)
+        copies = {f"{part}.{name}": _copy(own) for part, held in parts.items() for name, own in held.items()}
+        shapes = {name: own.shape for name, own in weights.items()}
         record = {
             "state": asdict(state),
             "score": score,
-            "optimizer_steps": moments.steps,
+            "optimizer": to_record(optimizer, shapes),
             "loss_scale": asdict(engine.loss_scale),
             **about,
-            "tensors": {name: list(piece.shape) for name, piece in weights.items()},
+            "tensors": {name: list(shape) for name, shape in shapes.items()},
             "parts": sorted(parts),
             "tied": engine.tied,
             "world_size": self._world.size,
@@ -95,11 +115,11 @@ class Saver:
 
     @property
     def failed(self) -> bool:
-        """Whether the save under way is known to have failed; `wait` then tells why. Not collective."""
+        """Whether the save in progress is known to have failed; `wait` then raises the reason. Not collective."""
         return self._writing is not None and self._writing.done() and self._writing.exception() is not None
 
     def wait(self) -> None:
-        """Until the last save is on the disk. Collective.
+        """Waits until the last save is on the disk. Collective.
 
         Raises:
             UserError: the disk is full or the folder cannot be written; on every rank.
@@ -110,40 +130,48 @@ class Saver:
 
     # --- in the threads -------------------------------------------------------------------------------------
 
-    def write(self, step: int, pieces: Mapping[str, Piece], record: Mapping[str, Any]) -> None:
+    def write(self, step: int, slices: Mapping[str, TensorSlice], record: Mapping[str, Any]) -> None:
         """Writes a checkpoint and returns when it is on the disk. Collective.
 
         Args:
-            pieces: by "part.name", on the CPU; those of all ranks together are each tensor once.
+            slices: by "part.name", on the CPU; those of all ranks together hold each element once.
 
         Raises:
             UserError: the disk is full or the folder cannot be written; on every rank.
         """
         temporary = temporary_path(self._folder, step)
         try:
-            self._on_first(lambda: temporary.mkdir(parents=True))
-            digests = self._together(lambda: self._write_own(temporary, pieces))
+            self._on_rank_zero(lambda: temporary.mkdir(parents=True))
+            digests = self._gather_results(lambda: self._write_own(temporary, slices))
             files = {file_of(rank): entry for rank, entry in enumerate(digests) if entry is not None}
-            self._on_first(lambda: commit(self._folder, step, record, files))
+            self._on_rank_zero(lambda: commit(self._folder, step, record, files))
         except UserError:
-            if self._world.is_first:  # on a full disk the half that was written is in the way
+            if self._world.is_first:  # on a full disk what was written takes the space
                 shutil.rmtree(temporary, ignore_errors=True)
             raise
-        keep = partial(point_and_prune, keep=self._config.keep, keep_best=self._config.keep_best)
-        self._on_first(lambda: keep(self._folder))
+        self._on_rank_zero(self._tidy)
 
-    def _write_own(self, folder: Path, pieces: Mapping[str, Piece]) -> dict[str, Any] | None:
-        """This rank's file; what the manifest says of it, None where the rank holds nothing."""
-        write_pieces(folder, pieces, rank=self._world.rank)
+    def _tidy(self) -> None:
+        """Moves `latest` and `best`, and removes the checkpoints that are not to be kept."""
+        kept = list_checkpoints(self._folder)[-self._config.keep :]
+        best = best_checkpoint(self._folder)
+        if best is not None and self._config.keep_best:
+            kept.append(best)
+        update_pointers(self._folder, best=best if best in kept else None)
+        prune(self._folder, kept)
+
+    def _write_own(self, folder: Path, slices: Mapping[str, TensorSlice]) -> dict[str, Any] | None:
+        """Writes this rank's file; returns its entry of the manifest, None if the rank holds nothing."""
+        write_slices(folder, slices, rank=self._world.rank)
         own = folder / file_of(self._world.rank)
         return digest(own) if own.exists() else None
 
-    def _on_first(self, action: Callable[[], None]) -> None:
-        """Has rank 0 do what only one may do; the others wait for it."""
-        self._together(action if self._world.is_first else lambda: None)
+    def _on_rank_zero(self, action: Callable[[], None]) -> None:
+        """Runs an action on rank 0; the others wait for it."""
+        self._gather_results(action if self._world.is_first else lambda: None)
 
-    def _together(self, action: Callable[[], Result]) -> list[Result]:
-        """Every rank's result, or one rank's error on all of them, so that none waits for one that is gone."""
+    def _gather_results(self, action: Callable[[], Result]) -> list[Result]:
+        """Every rank's result, or one rank's error on all of them, so that none waits for a rank that has ended."""
         result: Result | None = None
         problem: Exception | None = None
         try:
@@ -167,18 +195,24 @@ class Saver:
 
 
 def versions() -> dict[str, str]:
-    """What wrote a checkpoint."""
-    return {name: version(name) for name in ("scalevit", "torch", "timm", "deepspeed")}
+    """Versions of what wrote a checkpoint; packages that are not installed are left out."""
+    found = {"scalevit": __version__}
+    for name in ("torch", "timm", "deepspeed"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
-def _copy(piece: Piece) -> Piece:
-    """This rank's share of a piece, which training no longer changes."""
-    share = piece.share()
-    return Piece(share.values.to("cpu", copy=True), share.start, share.shape)
+def _copy(own: TensorSlice) -> TensorSlice:
+    """What this rank writes of a slice, in memory that training does not change."""
+    part = own.written_part()
+    return TensorSlice(part.values.to("cpu", copy=True), part.start, part.shape)
 
 
 def _in_thread(action: Callable[[], None]) -> "Future[None]":
-    """A daemon: a rank that must leave at once does not wait for peers that are gone, as pool threads would."""
+    """Runs an action in a daemon thread: a rank that must exit does not wait for it, as it would for a pool's."""
     future: Future[None] = Future()
 
     def run() -> None:

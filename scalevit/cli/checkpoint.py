@@ -1,68 +1,75 @@
-"""`scalevit checkpoint`: the arguments and what they do; `scalevit.cli.main` mounts them. Imports torch late."""
+"""`scalevit checkpoint`: arguments in, library call, printing. Imports torch late."""
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from rich.table import Table
 
 from scalevit.errors import UserError
+from scalevit.terminal import print_table
 
 _CONVERT = """\
-What is made follows from SOURCE and TARGET:
-  checkpoint or run folder -> NAME.safetensors   the weights alone (with --ema its averages), for any tool
-  checkpoint or run folder -> folder             DeepSpeed's own form; under torchrun for as many ranks
-  DeepSpeed's folder       -> NAME.safetensors   the weights alone
-  DeepSpeed's folder       -> run folder         a checkpoint that launch/train.py goes on from
-DeepSpeed's folders need --config: they do not say what model they hold."""
+SOURCE and TARGET decide what is written:
+  checkpoint or run folder -> NAME.safetensors   the weights (with --ema the averaged ones), for any tool
+  checkpoint or run folder -> folder             a DeepSpeed checkpoint; under torchrun, for that number of ranks
+  DeepSpeed checkpoint     -> NAME.safetensors   the weights
+  DeepSpeed checkpoint     -> run folder         a checkpoint from which training resumes
+DeepSpeed checkpoints need --config, because they do not name their model."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the actions of `scalevit checkpoint` to its parser."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    inspect = actions.add_parser("inspect", help="what a checkpoint holds, and whether it is whole")
+    inspect = actions.add_parser("inspect", help="what a checkpoint contains, and whether it is intact")
     inspect.add_argument("path", help="a checkpoint, or a run folder for all of its checkpoints")
     inspect.add_argument("--json", action="store_true", help="print JSON")
     inspect.set_defaults(run_action=_inspect)
 
     convert = actions.add_parser(
         "convert",
-        help="to a weights file, and to and from DeepSpeed's own form",
+        help="export weights, or convert to and from DeepSpeed checkpoints",
         description=_CONVERT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     convert.add_argument("source", metavar="SOURCE")
     convert.add_argument("target", metavar="TARGET")
-    convert.add_argument("--ema", action="store_true", help="the averaged weights instead of the last ones")
-    convert.add_argument("--stage", type=int, choices=range(4), help="ZeRO stage of DeepSpeed's form (default: 0)")
-    convert.add_argument("--config", help="of the model in DeepSpeed's folder")
-    convert.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that win over the config's")
+    convert.add_argument("--ema", action="store_true", help="export the averaged weights")
+    convert.add_argument(
+        "--stage", type=int, choices=range(4), help="ZeRO stage of the DeepSpeed checkpoint (default: 0)"
+    )
+    convert.add_argument("--config", help="the config of the DeepSpeed checkpoint's run")
+    convert.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that override the config's")
     convert.set_defaults(run_action=_convert)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Does what the arguments of `add_arguments` say.
+    """Runs the action that the arguments name.
 
     Raises:
-        UserError: what the user gave cannot be used, or a checkpoint is damaged.
+        UserError: an argument cannot be used, or a checkpoint is damaged.
     """
     arguments.run_action(arguments)
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    from scalevit.checkpoint.convert import all_checkpoints
-    from scalevit.checkpoint.inspection import describe, print_many, print_one
+    from scalevit.checkpoint.folder import all_checkpoints
+    from scalevit.checkpoint.inspection import describe
 
     path = Path(arguments.path)
-    alone = (path / "manifest.json").exists()
-    found = [path] if alone else all_checkpoints(path)
+    is_one = (path / "manifest.json").exists()
+    found = [path] if is_one else all_checkpoints(path)
     if not found:
-        raise UserError(f"{path}: holds no checkpoint")
+        raise UserError(f"{path}: contains no checkpoint")
     abouts = [describe(checkpoint) for checkpoint in found]
     if arguments.json:
-        print(json.dumps(abouts[0] if alone else abouts, indent=2))
-    elif alone:
-        print_one(abouts[0])
+        print(json.dumps(abouts[0] if is_one else abouts, indent=2))
+    elif is_one:
+        _print_one(abouts[0])
     else:
-        print_many(abouts)
+        _print_many(abouts)
     damaged = [about for about in abouts if about["damage"]]
     if damaged:
         raise UserError(f"checkpoint {damaged[-1]['path']}: {damaged[-1]['damage'][0]}")
@@ -77,18 +84,18 @@ def _convert(arguments: argparse.Namespace) -> None:
     if is_deepspeed(source):
         _from_deepspeed(source, target, arguments)
     elif arguments.config is not None:
-        raise UserError(f"--config is for checkpoints of DeepSpeed's, which {source} is not")
+        raise UserError(f"--config applies only to DeepSpeed checkpoints, and {source} is not one")
     else:
         _from_ours(source, target, arguments)
 
 
 def _from_deepspeed(source: Path, target: Path, arguments: argparse.Namespace) -> None:
     if arguments.config is None:
-        raise UserError(f"{source} is a checkpoint of DeepSpeed's: name its config with --config")
+        raise UserError(f"{source} is a DeepSpeed checkpoint: give the config of its run with --config")
     if arguments.ema:
-        raise UserError(f"{source} is a checkpoint of DeepSpeed's, which has no EMA")
-    from scalevit.checkpoint.convert import from_deepspeed, native_to_checkpoint, native_to_weights
+        raise UserError(f"--ema: DeepSpeed checkpoint {source} contains no EMA weights")
     from scalevit.config.loading import load_config
+    from scalevit.training.convert import from_deepspeed, native_to_checkpoint, native_to_weights
 
     config = load_config(arguments.config, arguments.overrides)
     native = from_deepspeed(source, config)
@@ -97,23 +104,26 @@ def _from_deepspeed(source: Path, target: Path, arguments: argparse.Namespace) -
         print(f"wrote {target}: weights of step {native.step}")
     else:
         written = native_to_checkpoint(native, target, config)
-        print(f"wrote {written}; train on with output_dir={target.parent} name={target.name}")
+        print(f"wrote {written}; resume with output_dir={target.parent} name={target.name}")
 
 
 def _from_ours(source: Path, target: Path, arguments: argparse.Namespace) -> None:
-    from scalevit.checkpoint.convert import find_checkpoint, to_deepspeed, to_weights
+    from scalevit.checkpoint.folder import find_checkpoint
+    from scalevit.training.convert import to_deepspeed, to_weights
 
     checkpoint = find_checkpoint(source)
     if target.suffix == ".safetensors":
         if arguments.stage is not None:
-            raise UserError("--stage is of DeepSpeed's form: name a folder as TARGET, not a .safetensors file")
+            raise UserError(
+                "--stage applies only to DeepSpeed checkpoints: TARGET must be a folder, not a .safetensors file"
+            )
         to_weights(checkpoint, target, ema=arguments.ema)
         print(f"wrote {target}: {'EMA' if arguments.ema else 'weights'} of {checkpoint}")
         return
     if arguments.ema:
-        raise UserError("--ema makes a .safetensors file: DeepSpeed's form has no EMA")
+        raise UserError("--ema needs a .safetensors file as TARGET: DeepSpeed checkpoints contain no EMA weights")
     if target.exists():
-        raise UserError(f"{target}: exists already; name a new folder")
+        raise UserError(f"{target}: already exists; choose a new folder")
     from scalevit.distributed import World
 
     world = World.from_environment()
@@ -121,3 +131,66 @@ def _from_ours(source: Path, target: Path, arguments: argparse.Namespace) -> Non
         to_deepspeed(checkpoint, target, stage=arguments.stage or 0, world=world)
     if world.is_first:
         print(f"wrote {target}: {checkpoint} for DeepSpeed ZeRO-{arguments.stage or 0}, world size {world.size}")
+
+
+# --- printing ---------------------------------------------------------------------------------------------
+
+
+def _print_one(about: dict[str, Any]) -> None:
+    """One checkpoint, a row for each of its properties."""
+    table = Table(title=about["path"], show_header=False)
+    engine = about.get("engine", {})
+    rows = {
+        "run": about.get("name"),
+        "step": _number(about.get("step")),
+        "optimizer": _optimizer(about),
+        "top-1 here": _percent(about.get("top1")),
+        "model": f"{about['model']}, {about['reduction']}" if "model" in about else None,
+        "parameters": _number(about.get("parameters")),
+        "tied names": _number(about.get("tied_names")),
+        "tensors": ", ".join(about.get("parts", [])),
+        "written by": f"{engine.get('name')}, world size {about.get('world_size')}, {about.get('precision')}",
+        "loss scale": _number(about.get("loss_scale")),
+        "size": _size(about),
+        "versions": ", ".join(f"{name} {version}" for name, version in about.get("versions", {}).items()),
+        "files": "intact, checksums agree" if not about["damage"] else "damaged: " + "; ".join(about["damage"]),
+    }
+    for name, value in rows.items():
+        if value:
+            table.add_row(name, value)
+    print_table(table)
+
+
+def _print_many(checkpoints: Sequence[dict[str, Any]]) -> None:
+    """One row for each checkpoint of a run."""
+    table = Table(title=str(Path(checkpoints[0]["path"]).parent))
+    for column in ("step", "top-1", "parameters", "size", "files"):
+        table.add_column(column, justify="left" if column == "files" else "right")
+    for about in checkpoints:
+        state = "intact" if not about["damage"] else f"damaged: {about['damage'][0]}"
+        table.add_row(
+            _number(about.get("step")) or Path(about["path"]).name,
+            _percent(about.get("top1")),
+            _number(about.get("parameters")),
+            _size(about),
+            state,
+        )
+    print_table(table)
+
+
+def _optimizer(about: dict[str, Any]) -> str | None:
+    scalars = ", ".join(f"{name} {value:g}" for name, value in about.get("optimizer_scalars", {}).items())
+    name = about.get("optimizer")
+    return f"{name}, {scalars}" if name and scalars else name
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f} %"
+
+
+def _size(about: dict[str, Any]) -> str:
+    return f"{about['bytes'] / 1e6:,.1f} MB in {about['files']} files"

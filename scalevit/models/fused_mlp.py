@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from scalevit.config.model import KernelsConfig
 from scalevit.errors import SettingError
-from scalevit.kernels import fused_mlp, why_not_fused
+from scalevit.kernels import fused_mlp, unsupported_reason
 from scalevit.models.mlps import mlp_views, transformer_blocks
 
 
@@ -61,7 +61,7 @@ def fuse_mlps(model: nn.Module, kernels: KernelsConfig, device: torch.device) ->
     """
     if kernels.mlp == "eager":
         return model
-    obstacle = why_not_fused(device)
+    obstacle = unsupported_reason(device)
     if kernels.mlp == "triton" and obstacle:
         raise SettingError("kernels.mlp", kernels.mlp, f"{obstacle}: use 'auto' or 'eager'")
     fused: dict[nn.Module, nn.Module] = {}

@@ -12,7 +12,7 @@ from torch import nn
 from scalevit.engines.deepspeed.settings import DeepSpeedSettings
 from scalevit.engines.fsdp.settings import FsdpSettings
 from scalevit.models.mlps import transformer_blocks
-from scalevit.tying import connected_units
+from scalevit.tying import group_by_shared_parameters
 
 EngineConfig = Any
 _FP32 = 4
@@ -90,7 +90,7 @@ class Layout:
         blocks = transformer_blocks(model)
         units = [
             list(dict.fromkeys(p for block in together for p in block.parameters()))
-            for together in connected_units(blocks)
+            for together in group_by_shared_parameters(blocks)
         ]
         met: set[nn.Parameter] = set()
         used_again = []

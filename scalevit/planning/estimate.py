@@ -13,7 +13,6 @@ from scalevit.config.tree import SECTIONS, Config
 from scalevit.data.order.batching import Batching
 from scalevit.distributed import World
 from scalevit.engines.deepspeed.settings import DeepSpeedSettings
-from scalevit.engines.factory import check_engine
 from scalevit.engines.fsdp.settings import FsdpSettings
 from scalevit.errors import UserError, naming_settings
 from scalevit.models.build import build_model
@@ -82,9 +81,12 @@ def make_plan(config: Config, device: Device, *, gpus: int, nodes: int) -> Plan:
             raise UserError(f"{name} {number}: must be at least 1")
     if gpus % nodes:
         raise UserError(f"--gpus {gpus}: must be a multiple of --nodes {nodes}, the devices of all nodes together")
-    check_engine(config.engine, World(rank=0, size=gpus, local_rank=0, local_size=gpus, device=torch.device("meta")))
+    world = World(rank=0, size=gpus, local_rank=0, local_size=gpus, device=torch.device("meta"))
+    with naming_settings({key: f"engine.{key}" for key in type(config.engine).model_fields}):
+        config.engine.check(world)
     ignored = [*not_estimated(config.engine), *(["train.compile"] if config.train.compile else [])]
-    accumulation = Batching(config.train.global_batch, config.train.micro_batch).accumulation(gpus)
+    with naming_settings({"global_batch": "train.global_batch"}):
+        accumulation = Batching(config.train.global_batch, config.train.micro_batch).accumulation(gpus)
     mode: Mode = "eager" if config.kernels.mlp == "eager" or device.name == "cpu" else config.kernels.save
     rows: list[Row] = []
     activations: dict[str, dict[Mode, dict[bool, Trace]]] = {}

@@ -1,59 +1,98 @@
-"""What came of a run: best and last epoch, and the table that a person reads."""
+"""The result of a run: best and last evaluated epoch of every weight set, and what summary.json says.
 
-from pathlib import Path
+A weight set is a named set of weights that is evaluated: "weights" (the model's own) or "ema". Knows evaluation
+records; must not know how a metric is computed or how a summary is printed.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.table import Table
+from scalevit.runs.records import Record, finite
 
-from scalevit.training.evaluation import Accuracy
-from scalevit.terminal import print_table
-
-
-def best_epoch(epochs: list[dict[str, Any]], prefix: str) -> dict[str, Any]:
-    """The record with the highest top-1, the earliest of equals."""
-    return max(_having(epochs, prefix), key=lambda record: record[f"{prefix}top1"])
+WEIGHTS, EMA = "weights", "ema"
+SELECTION_METRIC = "top1"
+"""The metric, higher is better, by which the best epoch is chosen."""
 
 
-def _having(epochs: list[dict[str, Any]], prefix: str) -> list[dict[str, Any]]:
-    """Those that were evaluated with these weights: an EMA may be turned on in the middle of a run."""
-    return [record for record in epochs if f"{prefix}top1" in record]
+def record_key(weight_set: str, metric: str) -> str:
+    """The key of a metric in an evaluation record: "top1" for the model's own weights, "ema_top1" for the EMA."""
+    return metric if weight_set == WEIGHTS else f"{weight_set}_{metric}"
 
 
-def summarise(epochs: list[dict[str, Any]], prefix: str) -> dict[str, Any]:
-    """Best and last epoch, and the gap between them as in the paper (best top-1 minus last top-1)."""
-    best, last = best_epoch(epochs, prefix), _having(epochs, prefix)[-1]
-    return {
-        "top1": best[f"{prefix}top1"],
-        "top5": best[f"{prefix}top5"],
-        "best_epoch": best["epoch"],
-        "final_top1": last[f"{prefix}top1"],
-        "final_top5": last[f"{prefix}top5"],
-        "peak_to_final_gap": best[f"{prefix}top1"] - last[f"{prefix}top1"],
-    }
+def best_epoch(epochs: Sequence[Record], weight_set: str, metric: str = SELECTION_METRIC) -> Record:
+    """The evaluation record with the highest value of a metric, the earliest of equal ones.
+
+    Args:
+        epochs: evaluation records, at least one with this weight set.
+    """
+    key = record_key(weight_set, metric)
+    return max(_evaluated_with(epochs, weight_set), key=lambda record: record[key])
 
 
-def describe_accuracies(accuracies: dict[str, Accuracy]) -> str:
-    """One line for a person; keys are the prefixes of the records, "" and "ema_"."""
-    labels = {"": "weights", "ema_": "EMA"}
-    return "; ".join(f"{labels[p]} top-1 {a.top1:.2f} %, top-5 {a.top5:.2f} %" for p, a in accuracies.items())
+def _evaluated_with(epochs: Sequence[Record], weight_set: str) -> list[Record]:
+    """The records that have this weight set: an EMA may be turned on in the middle of a run."""
+    return [record for record in epochs if record_key(weight_set, SELECTION_METRIC) in record]
 
 
-def print_summary(summary: dict[str, Any], folder: Path) -> None:
-    """The table at the end of a run."""
-    table = Table(title=f"{summary['name']}: {summary['reduction']}, {summary['parameters']:,} parameters")
-    for heading in ("", "best top-1", "top-5", "epoch", "last top-1", "gap"):
-        table.add_column(heading, justify="right" if heading else "left")
-    for label, result in (("weights", summary), ("EMA", summary["ema"])):
-        if result is not None:
-            table.add_row(
-                label,
-                f"{result['top1']:.2f} %",
-                f"{result['top5']:.2f} %",
-                str(result["best_epoch"]),
-                f"{result['final_top1']:.2f} %",
-                f"{result['peak_to_final_gap']:.2f}",
-            )
-    mfu = "" if summary["mfu"] is None else f", {100 * summary['mfu']:.1f} % MFU"
-    rate = summary["images_per_second"]
-    ranks = "1 rank" if summary["world_size"] == 1 else f"{summary['world_size']} ranks"
-    print_table(table, f"{rate:,.4g} images/s{mfu} on {ranks}; results in {folder}/summary.json")
+@dataclass(frozen=True)
+class AccuracySummary:
+    """Best and last epoch of one weight set; accuracies in percent."""
+
+    top1: float
+    """Of the best epoch."""
+    top5: float
+    """Of the best epoch."""
+    best_epoch: int
+    """From 1."""
+    final_top1: float
+    final_top5: float
+    peak_to_final_gap: float
+    """Best minus last top-1, as in the paper."""
+
+    @classmethod
+    def of(cls, epochs: Sequence[Record], weight_set: str) -> "AccuracySummary":
+        """Summarises evaluation records, at least one of which has this weight set."""
+        best, last = best_epoch(epochs, weight_set), _evaluated_with(epochs, weight_set)[-1]
+        top1, top5 = record_key(weight_set, "top1"), record_key(weight_set, "top5")
+        return cls(
+            top1=best[top1],
+            top5=best[top5],
+            best_epoch=best["epoch"],
+            final_top1=last[top1],
+            final_top5=last[top5],
+            peak_to_final_gap=best[top1] - last[top1],
+        )
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A finished run."""
+
+    name: str
+    weights: AccuracySummary
+    ema: AccuracySummary | None
+    images_per_second: float
+    """Over all ranks, training steps only."""
+    mfu: float | None
+    """Model FLOPs utilisation, 0 to 1; None where the device's peak is not known."""
+    steps: int
+    """Optimizer steps done."""
+    data_faults: int
+    """Distinct bad samples."""
+    epochs: int
+    """As configured."""
+    parameters: int
+    mlp_parameters: int
+    gmacs: float
+    """Multiply-accumulates of one image's forward pass, in 1e9."""
+    reduction: str
+    engine: Mapping[str, Any]
+    precision: str
+    world_size: int
+    seed: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As in summary.json: the numbers of the model's own weights are at the top level."""
+        fields = {key: finite(value) for key, value in asdict(self).items() if key not in (WEIGHTS, "name")}
+        return {"name": self.name, **asdict(self.weights), **fields}

@@ -5,36 +5,48 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from scalevit.config.training import EmaConfig
+from scalevit.engines.base import Engine
+from scalevit.tying import uses_per_parameter
+
 
 class Ema:
-    """fp32 averages laid out like `Engine.local_parameters`, so that updating needs no communication.
+    """fp32 averages with the layout of `Engine.local_parameters`, so that an update needs no communication.
 
     timm's ModelEmaV3 walks `state_dict()`, where a shared MLP appears once per block that uses it, and so updates it
-    several times a step: in pairs it decays with d^2 (0.9996 for 0.9998). Here each parameter decays once. Giving
-    `updates` with the number of uses reproduces timm, and with it the paper's runs.
+    several times per step: in pairs it decays with d^2 (0.9996 for 0.9998). Here each parameter decays once. Passing
+    the number of uses as `updates` reproduces timm, and with it the paper's runs.
     """
 
     def __init__(self, local: Mapping[str, Tensor], decay: float, updates: Mapping[str, int] | None = None):
-        """Starts at the present weights.
+        """Starts at the current weights.
 
         Args:
             local: this rank's weights by canonical name.
             decay: d in ema = d * ema + (1 - d) * weights.
-            updates: how many times a parameter is updated per step; once where not named.
+            updates: how many times a parameter is updated per step; once if not named.
         """
         self.tensors = {name: tensor.detach().float().clone() for name, tensor in local.items()}
         times = updates or {}
         # k updates towards the same weights are one with weight 1 - d^k.
         self._weights = {name: 1.0 - decay ** times.get(name, 1) for name in self.tensors}
 
+    @classmethod
+    def from_config(cls, config: EmaConfig, engine: Engine) -> "Ema | None":
+        """The EMA of an engine's weights, or None where it is disabled."""
+        if not config.enabled:
+            return None
+        updates = uses_per_parameter(engine.module) if config.shared_parameters == "per_use" else None
+        return cls(engine.local_parameters(), config.decay, updates)
+
     @torch.no_grad()
     def update(self, local: Mapping[str, Tensor]) -> None:
-        """One step towards the present weights."""
+        """One step towards the current weights."""
         for weight in set(self._weights.values()):
             names = [name for name, own in self._weights.items() if own == weight]
             torch._foreach_lerp_([self.tensors[n] for n in names], [local[n].float() for n in names], weight)
 
     def load(self, local: Mapping[str, Tensor]) -> None:
-        """Takes over averages of the same layout."""
+        """Copies averages of the same layout."""
         for name, tensor in self.tensors.items():
             tensor.copy_(local[name])

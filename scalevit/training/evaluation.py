@@ -1,59 +1,99 @@
-"""Top-1 and top-5 over a validation set that is split over ranks, every sample exactly once."""
+"""Evaluation on a validation set that is split over ranks, every sample exactly once, for every set of weights."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from scalevit.data.faults import Fault
-from scalevit.data.loading.train_loader import EvaluationLoader
+from scalevit.data.loading.evaluation_loader import EvaluationLoader
 from scalevit.engines.base import Engine
+from scalevit.runs.summary import EMA, SELECTION_METRIC, WEIGHTS, record_key
+from scalevit.training.metrics import METRICS, Predictions
+from scalevit.training.setting_keys import naming_data_settings
+from scalevit.training.weight_sets import WeightSets
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """Percentages over the whole set, and the mean cross-entropy."""
+class Evaluation:
+    """The metrics of every set of weights at one step."""
 
-    top1: float
-    top5: float
-    loss: float
+    metrics: Mapping[str, Mapping[str, float]]
+    """By name of the weight set and of the metric; top-k in percent."""
+
+    @property
+    def score(self) -> float:
+        """What the best checkpoint is chosen by: the EMA's, where there is one."""
+        return self.metrics[EMA if EMA in self.metrics else WEIGHTS][SELECTION_METRIC]
+
+    def to_record(self) -> dict[str, float]:
+        """The metrics by their keys in metrics.jsonl: "top1", "ema_top1"."""
+        return {
+            record_key(weight_set, name): value
+            for weight_set, metrics in self.metrics.items()
+            for name, value in metrics.items()
+        }
+
+    def __str__(self) -> str:
+        labels = {WEIGHTS: "weights", EMA: "EMA"}
+        return "; ".join(
+            f"{labels[weight_set]} top-1 {metrics['top1']:.2f} %, top-5 {metrics['top5']:.2f} %"
+            for weight_set, metrics in self.metrics.items()
+        )
+
+
+def evaluate_weight_sets(
+    sets: WeightSets, engine: Engine, loader: EvaluationLoader, *, channels_last: bool, faults: list[Fault]
+) -> Evaluation:
+    """Evaluates each set of weights. Collective; arguments as for `evaluate`.
+
+    Raises:
+        UserError: as `evaluate`.
+    """
+    metrics = {}
+    for name in sets.names:
+        with sets.using(name):
+            metrics[name] = evaluate(engine, loader, channels_last=channels_last, faults=faults)
+    return Evaluation(metrics)
 
 
 @torch.no_grad()
 def evaluate(
     engine: Engine, loader: EvaluationLoader, *, channels_last: bool = False, faults: list[Fault] | None = None
-) -> Accuracy:
-    """Evaluates the engine's present weights.
+) -> dict[str, float]:
+    """Evaluates the engine's present weights. Collective.
 
-    Rows that pad the last batches carry weight 0; an image that cannot be decoded counts as wrong, with the loss of
-    a blank one. With fewer than five classes, top-5 counts as top-all.
+    Rows that pad the last batches carry weight 0.
 
     Args:
         engine: holds the weights.
         loader: of this rank.
-        channels_last: memory format.
-        faults: takes this rank's bad samples.
+        channels_last: memory format of the images.
+        faults: this rank's bad samples are added to it.
+
+    Returns:
+        Every metric of `METRICS` over the whole set, by name.
+
+    Raises:
+        UserError: a shard cannot be read; on every rank.
     """
     engine.eval()
     device = engine.world.device
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    totals = torch.zeros(4, dtype=torch.float64, device=device)  # weight, top-1, top-5, loss
+    totals = torch.zeros(1 + len(METRICS), dtype=torch.float64, device=device)  # sum of weights, then of metrics
     batches = iter(loader)
     for _ in range(len(loader)):
-        with engine.world.agreeing_on_errors():
+        with engine.world.agreeing_on_errors(), naming_data_settings():
             batch = next(batches)
         if faults is not None:
             faults += batch.faults
         images = loader.finish(batch.images.to(device, non_blocking=True).contiguous(memory_format=layout))
         labels = batch.labels.to(device, non_blocking=True)
         weights = batch.weights.to(device, torch.float64)
-        logits = engine(images).float()
-        ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        hits = (ranked == labels[:, None]) & batch.decoded.to(device)[:, None]
-        loss = F.cross_entropy(logits, labels, reduction="none")
-        rows = torch.stack([torch.ones_like(loss), hits[:, 0], hits.any(1), loss]).double()
-        totals += (rows * weights).sum(1)
+        predictions = Predictions(engine.forward(images).float(), labels, batch.decoded.to(device))
+        values = [metric.of_images(predictions).double() for metric in METRICS.values()]
+        totals += (torch.stack([torch.ones_like(weights), *values]) * weights).sum(1)
     engine.train()
-    count, top1, top5, loss_sum = engine.world.all_reduce_sum(totals).tolist()
+    count, *sums = engine.world.all_reduce_sum(totals).tolist()
     assert count == len(loader.dataset), f"evaluated {count:g} of {len(loader.dataset)} samples"
-    return Accuracy(100 * top1 / count, 100 * top5 / count, loss_sum / count)
+    return {name: metric.scale * total / count for (name, metric), total in zip(METRICS.items(), sums, strict=True)}

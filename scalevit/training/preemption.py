@@ -1,23 +1,23 @@
-"""Ctrl-C and SIGTERM as a wish to stop between two steps, when a checkpoint can be saved."""
+"""SIGINT and SIGTERM as a request to stop between two steps, when a checkpoint can be saved."""
 
 import os
 import signal
 from types import FrameType, TracebackType
 
 
-class Stopped(SystemExit):
+class Interrupted(SystemExit):
     """The run ended on a signal, with everything saved; the exit status is the shell's for that signal."""
 
 
-class StopSignal:
-    """Collects the wish while a block runs; a second Ctrl-C stops at once.
+class PreemptionHandler:
+    """Records SIGINT and SIGTERM while a block runs; a second SIGINT interrupts immediately.
 
-    Launchers turn one Ctrl-C into an interrupt and a termination, so only a second *interrupt* counts as impatience.
+    Launchers turn one Ctrl-C into SIGINT and SIGTERM, so SIGTERM after SIGINT is not a second request.
     """
 
-    def __init__(self, *, speaks: bool) -> None:
-        """speaks: whether this process says that it heard."""
-        self._speaks = speaks
+    def __init__(self, *, verbose: bool) -> None:
+        """verbose: whether this process prints that it received the request."""
+        self._verbose = verbose
         self._received: int | None = None
         self._previous: dict[int, object] = {}
 
@@ -25,7 +25,7 @@ class StopSignal:
     def requested(self) -> bool:
         return self._received is not None
 
-    def __enter__(self) -> "StopSignal":
+    def __enter__(self) -> "PreemptionHandler":
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._receive)
         return self
@@ -41,13 +41,13 @@ class StopSignal:
         if self._received is not None:
             return
         self._received = number
-        if self._speaks:
-            os.write(2, b"stopping after this step\n")  # print may be what the signal interrupted
+        if self._verbose:
+            os.write(2, b"stopping after this step\n")  # the signal may have interrupted a print
 
-    def leave(self) -> None:
-        """Ends the process the way the signal asked for.
+    def exit(self) -> None:
+        """Ends the process with the exit status of the signal.
 
         Raises:
-            Stopped: always.
+            Interrupted: always.
         """
-        raise Stopped(128 + (self._received or signal.SIGTERM))
+        raise Interrupted(128 + (self._received or signal.SIGTERM))

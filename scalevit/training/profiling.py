@@ -1,6 +1,6 @@
 """`train.profile`: a trace and a memory snapshot of chosen training steps, on any engine, for every rank.
 
-Knows torch's profiler and a folder; must not know models, engines or data.
+Knows torch's profiler and a folder. Must not know models, engines or data.
 """
 
 from collections.abc import Iterator
@@ -22,23 +22,23 @@ class Profiler:
     """Records `train.profile_steps` steps of this process, after its first `train.profile_after`.
 
     Writes into `folder/steps_A_B`, for each rank: `trace_rankN.json.gz` for Perfetto or chrome://tracing and, on CUDA,
-    `memory_rankN.pickle` for https://docs.pytorch.org/memory_viz. Does nothing where `train.profile` is false.
+    `memory_rankN.pickle` for https://docs.pytorch.org/memory_viz. Does nothing if `train.profile` is false.
     """
 
     def __init__(self, train: TrainConfig, folder: Path, world: World, *, first_step: int):
         self._enabled = train.profile
         self._steps = range(first_step + train.profile_after, first_step + train.profile_after + train.profile_steps)
-        # A folder for each window: a run that goes on keeps the profiles that it made before.
+        # A folder for each window, so that a resumed run keeps its earlier profiles.
         self._folder = folder / f"steps_{self._steps.start + 1}_{self._steps.stop}"
         self._world = world
         self._profile: profile | None = None
         self._recorded: list[int] = []
 
     def __enter__(self) -> "Profiler":
-        """Collective where profiling is on.
+        """Collective if profiling is on.
 
         Raises:
-            UserError: the folder cannot be written; told before the first step.
+            UserError: the folder cannot be written; reported before the first step.
         """
         if self._enabled:
             with self._world.agreeing_on_errors(), self._writing():
@@ -55,17 +55,17 @@ class Profiler:
         if self._profile is not None:
             self._stop()
         if self._enabled and not self._recorded and self._world.is_first:
-            with suppress(OSError):  # it holds an earlier profile of the same steps
+            with suppress(OSError):  # it contains an earlier profile of the same steps
                 self._folder.rmdir()
             print(
-                f"no profile was written: the run ended before step {self._steps.start + 1}, the first one to be "
-                "profiled; lower train.profile_after",
+                f"no profile was written: the run ended before step {self._steps.start + 1}, the first profiled one; "
+                "lower train.profile_after",
                 flush=True,
             )
 
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
-        """Around one optimizer step. Collective after the last one to be profiled."""
+        """Around one optimizer step. Collective after the last profiled one."""
         if not self._enabled or step not in self._steps:
             yield
             return
@@ -109,8 +109,8 @@ class Profiler:
                 torch.cuda.memory._record_memory_history(enabled=None)
             elif self._world.is_first:
                 (self._folder / "memory.txt").write_text(
-                    "PyTorch takes memory snapshots of CUDA devices alone. The traces' [memory] events show every "
-                    "allocation of these steps on the CPU.\n"
+                    "PyTorch records memory snapshots on CUDA devices only. The traces' [memory] events list every "
+                    "CPU allocation of these steps.\n"
                 )
         if self._world.is_first:
             print(f"profile of steps {self._recorded[0]} to {self._recorded[-1]}: {self._folder}", flush=True)

@@ -1,38 +1,139 @@
-"""From a config to the parts of a run: its data, and what its engine is built from."""
+"""From a config to a run: the one place that knows all rooms, and hands each its own section or plain values.
 
-from collections.abc import Callable
+Everything that can be wrong is found by `prepare`, before any process group exists, the cheapest to find first.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from torch import nn
 
 from scalevit.config.tree import SECTIONS, Config
-from scalevit.data.builtin import ensure_digits
-from scalevit.data.faults import Fault
-from scalevit.data.loading.dataset import ShardDataset
-from scalevit.data.loading.readers import open_reader
-from scalevit.data.loading.stream_loader import StreamLoader
-from scalevit.data.loading.train_loader import EvaluationLoader, TrainLoader
-from scalevit.data.order.batching import Batching, spread_rank
-from scalevit.data.order.shuffle import Order
-from scalevit.data.shards.index import load_index
-from scalevit.data.transforms.fast import FastEvaluation, FastTraining, Finish
-from scalevit.data.transforms.timm_pipeline import Mix, evaluation_transform, training_transform
+from scalevit.cpu import prepare_cpu
+from scalevit.data.loading.evaluation_loader import EvaluationLoader
+from scalevit.data.order.batching import Batching
 from scalevit.distributed import World
-from scalevit.engines.base import Engine, Setup
-from scalevit.engines.factory import build_engine
+from scalevit.engines.base import Engine, EngineSpec
+from scalevit.engines.settings import UpdateScope
 from scalevit.errors import UserError, naming_settings
 from scalevit.models.build import build_model
+from scalevit.models.costs import ModelCosts, model_costs
 from scalevit.models.meta_init import initial_values
 from scalevit.models.mlps import transformer_blocks
-from scalevit.training.optimizers import build_optimizer
+from scalevit.runs.environment import describe_environment
+from scalevit.runs.folder import RunFolder
+from scalevit.runs.summary import Summary
+from scalevit.runs.tracking import Tracking
+from scalevit.training.evaluation import evaluate
+from scalevit.training.open_data import RunData, open_data, open_evaluation
+from scalevit.training.optimizers import build_optimizer, check_optimizer
+from scalevit.training.resume import find_resumable
+from scalevit.training.schedules import Schedule
+from scalevit.training.setting_keys import OPTIMIZATION_KEYS, naming_data_settings
+from scalevit.training.trainer import Trainer
 
 
-def resolve_normalisation(config: Config) -> Config:
-    """The config with the timm model's own normalisation where it leaves it open, so that what is written says all."""
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run whose config, model, data and folder have been checked; no process group exists yet."""
+
+    config: Config
+    world: World
+    folder: RunFolder
+    tracking: Tracking
+    costs: ModelCosts
+    """Of the model."""
+    checkpoints: list[Path]
+    """What it may resume from, the newest first."""
+    data: RunData
+    build_engine: Callable[[], Engine]
+    """To be called once, inside the process group."""
+
+    @contextmanager
+    def trainer(self) -> Iterator[Trainer]:
+        """The trainer of this run, with a process group for as long as the block runs. Collective."""
+        with _process_group(self.config, self.world):
+            yield Trainer(
+                self.config,
+                self.world,
+                self.build_engine(),
+                self.data,
+                self.folder,
+                self.tracking,
+                self.costs,
+                describe_environment(self.world.size, device_name(self.world.device)),
+            )
+
+    def train(self) -> Summary:
+        """Trains to the end.
+
+        Raises:
+            Interrupted: a signal asked to stop; a checkpoint was saved.
+            UserError: the data, the disk or the numbers end the run.
+        """
+        with self.trainer() as trainer:
+            return trainer.fit(resume_from=self.checkpoints)
+
+
+@dataclass(frozen=True)
+class PreparedEvaluation:
+    """Weights and validation data that have been checked; no process group exists yet."""
+
+    config: Config
+    world: World
+    data: EvaluationLoader
+    build_engine: Callable[[], Engine]
+
+    def evaluate(self) -> dict[str, float]:
+        """Every metric of the validation set, by name; top-k in percent."""
+        with _process_group(self.config, self.world):
+            return evaluate(self.build_engine(), self.data, channels_last=self.config.train.channels_last)
+
+
+def prepare(config: Config) -> PreparedRun:
+    """Checks everything that a run needs, and opens its data.
+
+    Raises:
+        UserError: one line with the config key, the file or the shard that has to be changed.
+    """
+    world = World.from_environment()
+    config = with_model_defaults(config)
+    folder = RunFolder(Path(config.output_dir) / config.name, writes=world.is_first)
+    check_engine(config, world)
+    tracking = Tracking(config.tracking.enabled)
+    tracking.check()
+    with naming_settings(SECTIONS):
+        costs = model_costs(config.model, config.reduction)
+    checkpoints = find_resumable(config, folder)
+    with naming_data_settings():
+        data = open_data(config, world)
+    return PreparedRun(config, world, folder, tracking, costs, checkpoints, data, prepare_engine(config, world))
+
+
+def prepare_evaluation(config: Config) -> PreparedEvaluation:
+    """Checks what an evaluation of `model.initial_weights` needs, and opens the validation data.
+
+    Raises:
+        UserError: as `prepare`, or no weights are named.
+    """
+    if config.model.initial_weights is None:
+        raise UserError("config: model.initial_weights = null: name the weights to evaluate")
+    world = World.from_environment()
+    config = with_model_defaults(config)
+    check_engine(config, world)
+    with naming_data_settings():
+        data = open_evaluation(config, world)
+    return PreparedEvaluation(config, world, data, prepare_engine(config, world))
+
+
+def with_model_defaults(config: Config) -> Config:
+    """The config with the timm model's own normalisation where it is null, so that it is recorded with the run."""
     data = config.data
     own: Any = timm.get_pretrained_cfg(config.model.name, allow_unregistered=True) or timm.models.PretrainedCfg()
     filled = data.model_copy(
@@ -45,130 +146,21 @@ def resolve_normalisation(config: Config) -> Config:
     return config.model_copy(update={"data": filled})
 
 
-@dataclass(frozen=True)
-class Data:
-    """What a run reads."""
+def check_engine(config: Config, world: World) -> UpdateScope:
+    """Finds what the engine cannot do on this machine, with these ranks or with this optimizer, and schedules that do
+    not fit. Needs no process group.
 
-    train: TrainLoader | StreamLoader
-    evaluation: EvaluationLoader
-    mix: Mix
-
-    @property
-    def index_faults(self) -> list[Fault]:
-        """Samples that the indexes leave out."""
-        return [*self.train.index_faults, *self.evaluation.dataset.index.faults]
-
-
-def open_data(config: Config, world: World) -> Data:
-    """Finds shards, checks labels and batch sizes, and lays out the order. Needs no process group.
+    Returns:
+        How much of a parameter the optimizer's update reads.
 
     Raises:
-        UserError: shards are missing or damaged, a label is out of range, or the ranks cannot share a batch.
+        UserError: in one line, with the config key.
     """
-    augmentation = config.data.augmentation
-    return Data(
-        train=_open_training(config, world),
-        evaluation=open_evaluation(config, world),
-        mix=Mix(
-            mixup=augmentation.mixup,
-            cutmix=augmentation.cutmix,
-            probability=augmentation.mixup_prob,
-            label_smoothing=config.loss.label_smoothing,  # type: ignore[attr-defined]
-            num_classes=config.model.num_classes,
-        ),
-    )
-
-
-def _open_training(config: Config, world: World) -> TrainLoader | StreamLoader:
-    data, train = config.data, config.train
-    sizes: dict[str, Any] = {"global_batch": train.global_batch, "micro_batch": train.micro_batch}
-    place = _place(config, world, Finish(**_normalisation(config), random_erasing=data.augmentation.random_erasing))
-    if data.stream_samples_per_epoch is None:
-        dataset = _open_dataset(config, data.train, _training_transform(config), seed=config.seed)
-        _check_size(train.global_batch, len(dataset))
-        order = Order(len(dataset), config.seed)
-        return TrainLoader(dataset, order, **sizes, repeats=data.augmentation.aug_repeats, **place)
-    if data.augmentation.aug_repeats > 1:
-        raise UserError(
-            "data.stream_samples_per_epoch needs data.augmentation.aug_repeats = 1: a stream shows each image once"
-        )
-    _check_size(train.global_batch, data.stream_samples_per_epoch)
-    return StreamLoader(
-        data.train,
-        _training_transform(config),
-        samples=data.stream_samples_per_epoch,
-        num_classes=config.model.num_classes,
-        seed=config.seed,
-        label_key=data.label_key,
-        **sizes,
-        **place,
-    )
-
-
-def _check_size(global_batch: int, samples: int) -> None:
-    if global_batch > samples:
-        raise UserError(f"train.global_batch = {global_batch} is more than the {samples} training images")
-
-
-def open_evaluation(config: Config, world: World) -> EvaluationLoader:
-    """The validation images alone.
-
-    Raises:
-        UserError: as `open_data`.
-    """
-    dataset = _open_dataset(config, config.data.validation, _evaluation_transform(config))
-    place = _place(config, world, Finish(**_normalisation(config)))
-    return EvaluationLoader(dataset, batch=config.evaluation.batch, **place)
-
-
-def _open_dataset(config: Config, path: str, transform: Any, seed: int = 0) -> ShardDataset:
-    data = config.data
-    if data.builtin == "digits":
-        for folder in (data.train, data.validation):
-            if Path(folder).exists() and not Path(folder).is_dir():
-                raise UserError(f"data.builtin = 'digits': {folder} is no folder")
-        ensure_digits(data.train, data.validation)
-    index = load_index(path, label_key=data.label_key)
-    index.check_labels(config.model.num_classes)
-    cache_bytes = None if data.cache_gb is None else int(data.cache_gb * 1e9)
-    return ShardDataset(index, transform, seed, open_reader(index, cache=data.cache, cache_bytes=cache_bytes))
-
-
-def _training_transform(config: Config) -> Any:
-    augmentation = config.data.augmentation
-    settings: dict[str, Any] = {
-        "image_size": config.model.image_size,
-        "mean": _normalisation(config)["mean"],
-        "crop_scale": augmentation.crop_scale,
-        "crop_ratio": augmentation.crop_ratio,
-        "hflip": augmentation.hflip,
-        "color_jitter": augmentation.color_jitter,
-        "auto_augment": augmentation.auto_augment,
-        "interpolation": augmentation.interpolation,
-    }
-    return FastTraining(**settings) if config.data.transforms == "fast" else training_transform(**settings)
-
-
-def _evaluation_transform(config: Config) -> Any:
-    assert config.data.crop_pct is not None, "see resolve_normalisation"
-    settings: dict[str, Any] = {"image_size": config.model.image_size, "crop_pct": config.data.crop_pct}
-    return FastEvaluation(**settings) if config.data.transforms == "fast" else evaluation_transform(**settings)
-
-
-def _normalisation(config: Config) -> dict[str, Any]:
-    return {"mean": config.data.mean, "std": config.data.std}
-
-
-def _place(config: Config, world: World, finish: Finish) -> dict[str, Any]:
-    """Where a loader stands among its peers, and what it leaves to the device."""
-    return {
-        # So that the ranks of a node read the same chunks, whatever their numbers.
-        "rank": spread_rank(world.rank, world.size, world.local_size),
-        "world_size": world.size,
-        "workers": config.data.workers,
-        "pin_memory": world.device.type == "cuda",
-        "finish": finish,
-    }
+    engine_keys = {key: f"engine.{key}" for key in type(config.engine).model_fields}
+    with naming_settings({**engine_keys, **OPTIMIZATION_KEYS}):
+        config.engine.check(world)
+        Schedule(config.schedule, config.optimizer.lr, config.train.epochs)
+        return check_optimizer(config.optimizer, config.engine.update_scope(world))
 
 
 def prepare_engine(config: Config, world: World) -> Callable[[], Engine]:
@@ -187,18 +179,32 @@ def prepare_engine(config: Config, world: World) -> Callable[[], Engine]:
             kernels=config.kernels,
             run_device=world.device,
         )
-    return partial(build_engine, model, _engine_setup(config, world, model), config.engine)
+    with naming_data_settings():
+        spec = _engine_spec(config, world, model)
+    return partial(config.engine.build, model, spec)
 
 
-def _engine_setup(config: Config, world: World, model: nn.Module) -> Setup:
+def device_name(device: torch.device) -> str:
+    """For records: the name of the GPU, or "cpu"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _process_group(config: Config, world: World) -> AbstractContextManager[None]:
+    if world.device.type == "cpu":
+        prepare_cpu(ranks_per_node=world.local_size, loaders=config.data.workers)
+    return world.process_group(offloads=config.engine.offloads)
+
+
+def _engine_spec(config: Config, world: World, model: nn.Module) -> EngineSpec:
     """What an engine is built from, besides the model and its own section of the config."""
-    return Setup(
+    return EngineSpec(
         world=world,
         blocks=transformer_blocks(model),
         optimizer=partial(build_optimizer, config=config.optimizer),
         micro_batch=config.train.micro_batch,
         accumulation=Batching(config.train.global_batch, config.train.micro_batch).accumulation(world.size),
         precision=config.train.precision,
+        update_scope=check_engine(config, world),
         clip_grad_norm=config.optimizer.clip_grad_norm,
         activation_checkpointing=config.train.activation_checkpointing,
         compile="inductor" if config.train.compile else None,

@@ -12,12 +12,12 @@ import torch
 from safetensors import safe_open
 
 from resume_worker import read_alone
-from scalevit.checkpoint.convert import native_to_checkpoint
 from scalevit.checkpoint.folder import list_checkpoints
 from scalevit.cli.main import main
 from scalevit.config.loading import load_config
-from scalevit.engines.deepspeed.checkpoints import Native
+from scalevit.engines.deepspeed.checkpoints import DeepSpeedCheckpoint
 from scalevit.models.build import build_model
+from scalevit.training.convert import native_to_checkpoint
 
 TINY = [
     "model.name=vit_tiny_patch16_224",
@@ -36,7 +36,9 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = {name: parameter.detach().flatten() for name, parameter in model.named_parameters()}
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     moments = {name: torch.rand_like(tensor) for name, tensor in weights.items()}
-    native = Native(7, 6, shapes, weights, moments, {name: 2 * tensor for name, tensor in moments.items()})
+    tensors = {"exp_avg": moments, "exp_avg_sq": {name: 2 * tensor for name, tensor in moments.items()}}
+    scalars = {"step": dict.fromkeys(weights, torch.tensor(6.0))}
+    native = DeepSpeedCheckpoint(7, shapes, weights, tensors, scalars)
     folder = tmp_path_factory.mktemp("convert") / "run"
     native_to_checkpoint(native, folder, config)
     return folder
@@ -58,13 +60,18 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
 
 
 def test_inspect(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "whole" in call(capsys, "inspect", run_folder)
+    assert "intact" in call(capsys, "inspect", run_folder)
     (checkpoint,) = list_checkpoints(run_folder / "checkpoints")
     assert "grouped" in call(capsys, "inspect", checkpoint)
     (about,) = json.loads(call(capsys, "inspect", run_folder, "--json"))
     config = load_config(None, TINY)
     own = sum(p.numel() for p in build_model(config.model, config.reduction, seed=1).parameters())
-    assert (about["step"], about["optimizer_steps"], about["parameters"], about["damage"]) == (7, 6, own, [])
+    assert (about["step"], about["optimizer_scalars"], about["parameters"], about["damage"]) == (
+        7,
+        {"step": 6},
+        own,
+        [],
+    )
 
 
 def test_a_weights_file(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,7 +119,7 @@ def test_code_in_deepspeeds_form_is_not_run(tmp_path: Path, capsys: pytest.Captu
     for content in (zipped.getvalue(), pickle.dumps(Attack(trace))):
         (folder / "mp_rank_00_model_states.pt").write_bytes(content)
         message = refused(capsys, "convert", folder, tmp_path / "run", "--config", config)
-        assert "holds more than tensors and was not loaded" in message
+        assert "contains more than tensors and was not loaded" in message
         assert not trace.exists()
     (folder / "mp_rank_00_model_states.pt").write_bytes(zipped.getvalue()[:100])
     assert str(folder) in refused(capsys, "convert", folder, tmp_path / "run", "--config", config)
@@ -121,11 +128,11 @@ def test_code_in_deepspeeds_form_is_not_run(tmp_path: Path, capsys: pytest.Captu
 
 def test_refusals(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no such folder" in refused(capsys, "convert", tmp_path / "nowhere", tmp_path / "x")
-    assert "holds no checkpoint" in refused(capsys, "inspect", tmp_path)
-    assert "has no EMA" in refused(capsys, "convert", run_folder, tmp_path / "x.safetensors", "--ema")
+    assert "contains no checkpoint" in refused(capsys, "inspect", tmp_path)
+    assert "contains no EMA weights" in refused(capsys, "convert", run_folder, tmp_path / "x.safetensors", "--ema")
     assert "no such folder" in refused(capsys, "convert", run_folder, tmp_path / "no" / "x.safetensors")
-    assert "exists already" in refused(capsys, "convert", run_folder, tmp_path)
-    assert "--config is for" in refused(capsys, "convert", run_folder, tmp_path / "x", "--config", "x.json")
+    assert "already exists" in refused(capsys, "convert", run_folder, tmp_path)
+    assert "--config applies only to" in refused(capsys, "convert", run_folder, tmp_path / "x", "--config", "x.json")
     damaged = tmp_path / "damaged"
     (checkpoint,) = list_checkpoints(run_folder / "checkpoints")
     damaged.mkdir()

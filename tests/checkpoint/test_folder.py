@@ -5,23 +5,26 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
+import scalevit
 from scalevit.checkpoint.folder import digest, find_damage, list_checkpoints, list_resumable, read_record
-from scalevit.checkpoint.restore import newest_whole, restore
+from scalevit.checkpoint.restore import newest_intact, restore
 from scalevit.checkpoint.run_state import RunState
 from scalevit.checkpoint.saver import Saver
+from scalevit.checkpoint.tensors import read_slices, write_slices
 from scalevit.config.training import CheckpointConfig
 from scalevit.distributed import World
-from scalevit.engines.base import LossScale
-from scalevit.engines.state import Moments, Piece
+from scalevit.engines.precision import LossScale
+from scalevit.engines.state import OptimizerState, StateTensor, TensorSlice
 from scalevit.errors import UserError
 from scalevit.training.ema import Ema
 
@@ -35,6 +38,7 @@ class OneRank:
 
     def __init__(self, value: float, name: str = "w"):
         self.weights = {name: torch.full((2, 3), value)}
+        self.optimizer = torch.optim.AdamW([torch.zeros(1)])
         self.steps = 4
         self.loss_scale = LossScale()
         self.tied = {"again": name}
@@ -43,23 +47,24 @@ class OneRank:
     def local_parameters(self) -> dict[str, Tensor]:
         return self.weights
 
-    def pieces(self, local: dict[str, Tensor]) -> dict[str, Piece]:
-        return {name: Piece(tensor.view(-1), 0, tensor.shape) for name, tensor in local.items()}
+    def slices(self, local: dict[str, Tensor]) -> dict[str, TensorSlice]:
+        return {name: TensorSlice(tensor.view(-1), 0, tensor.shape) for name, tensor in local.items()}
 
-    def moment_pieces(self) -> dict[str, Piece]:
-        return {name: piece.empty_like() for name, piece in self.pieces(self.weights).items()}
+    def optimizer_state_layout(self, tensors: dict[str, StateTensor]) -> dict[str, dict[str, TensorSlice]]:
+        assert all(kept.dtype == torch.float32 for kept in tensors.values())
+        return {key: {name: own.empty_like() for name, own in self.slices(self.weights).items()} for key in tensors}
 
-    def moments(self) -> Moments:
+    def optimizer_state(self) -> OptimizerState:
         (name,) = self.weights
-        first, second = (self.pieces({name: self.kept[key]}) for key in ("exp_avg", "exp_avg_sq"))
-        return Moments(self.steps, first, second)
+        tensors = {key: self.slices({name: kept}) for key, kept in self.kept.items()}
+        return OptimizerState("AdamW", tensors, {"step": {name: torch.tensor(float(self.steps))}})
 
-    def load_moments(self, moments: Moments) -> None:
-        self.steps = moments.steps
-        for key, pieces in (("exp_avg", moments.exp_avg), ("exp_avg_sq", moments.exp_avg_sq)):
-            self.kept[key] = next(iter(pieces.values())).values.view(2, 3)
+    def load_optimizer_state(self, state: OptimizerState) -> None:
+        (name,) = self.weights
+        self.steps = int(state.scalars["step"][name])
+        self.kept = {key: slices[name].values.view(2, 3) for key, slices in state.tensors.items()}
 
-    def adopt_weights(self) -> None:
+    def commit_parameters(self) -> None:
         pass
 
 
@@ -84,7 +89,7 @@ def test_saved_and_loaded_and_only_the_newest_kept(tmp_path: Path, asynchronous:
     assert not (tmp_path / "best").exists()
     engine = OneRank(0.0)
     ema = Ema(engine.weights, 0.9)
-    state = restore(newest_whole(list_checkpoints(tmp_path)[::-1], ALONE), engine, ema)
+    state = restore(newest_intact(list_checkpoints(tmp_path)[::-1], ALONE), engine, ema.tensors)
     assert (state.step, engine.steps) == (100, 4)
     assert torch.equal(engine.weights["w"], torch.full((2, 3), 100.0))
     assert torch.equal(engine.kept["exp_avg_sq"], torch.full((2, 3), 101.0))
@@ -146,7 +151,7 @@ DAMAGES = {
     "an empty file": lambda folder: os.truncate(folder / SHARD, 0),
     "a missing file": lambda folder: (folder / SHARD).unlink(),
     "one flipped bit of the state": lambda folder: flip_a_bit(folder / "state.json"),
-    "an altered state": lambda folder: (folder / "state.json").write_text('{"format": 1}'),
+    "an altered state": lambda folder: (folder / "state.json").write_text('{"format": 2}'),
     "one flipped bit of the manifest": lambda folder: flip_a_bit(folder / "manifest.json"),
     "an empty manifest": lambda folder: (folder / "manifest.json").write_text(""),
     "another manifest": lambda folder: (folder / "manifest.json").write_text('{"files": [1]}'),
@@ -167,15 +172,15 @@ def test_damage_is_found_and_the_one_before_is_taken(
     save(tmp_path, 5, 6)
     damage(tmp_path / "step-00000006")
     assert find_damage(tmp_path / "step-00000006")
-    found = newest_whole(list_checkpoints(tmp_path)[::-1], ALONE)
+    found = newest_intact(list_checkpoints(tmp_path)[::-1], ALONE)
     assert found.name == "step-00000005"
     warning = capsys.readouterr().err
-    assert re.fullmatch(r"warning: checkpoint \S+step-00000006: .+; set aside as damaged-step-00000006\n", warning)
+    assert re.fullmatch(r"warning: checkpoint \S+step-00000006: .+; renamed to damaged-step-00000006\n", warning)
     assert (tmp_path / "damaged-step-00000006").is_dir(), "nothing is lost"
     assert not (tmp_path / "trace").exists(), "nothing was executed"
     damage(found)
     with pytest.raises(UserError, match="every checkpoint is damaged"):
-        newest_whole([found], ALONE)
+        newest_intact([found], ALONE)
 
 
 def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
@@ -204,15 +209,81 @@ def _read(content: bytes) -> Any:
 
 def test_another_model_is_refused(tmp_path: Path) -> None:
     save(tmp_path, 5)
-    with pytest.raises(UserError, match=r"is of another model \(v is not there, \[2, 3\] here\)"):
+    with pytest.raises(UserError, match=r"belongs to another model \(v is not there, \[2, 3\] here\)"):
         restore(tmp_path / "step-00000005", OneRank(0.0, name="v"), None)
+
+
+STATE = {"step": 5, "seconds": 0.0, "timed_images": 0, "epochs": [], "wandb_id": None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"state": {**STATE, "later": 1}}, "later is unknown"),
+        ({"state": {key: value for key, value in STATE.items() if key != "seconds"}}, "seconds is missing"),
+        ({"state": {**STATE, "step": "5"}}, "step is str"),
+        ({"state": {**STATE, "epochs": {}}}, "epochs is dict"),
+        ({"optimizer": {"name": "AdamW", "tensors": {"exp_avg": {"dtype": "load", "shapes": None}}}}, "load is not"),
+        ({"optimizer": {"name": "AdamW", "tensors": {}, "scalars": [{"name": "step"}]}}, "value"),
+        ({"loss_scale": {"value": 1.0}}, "grown_steps"),
+    ],
+)
+def test_a_state_of_another_version_is_refused_in_one_line(tmp_path: Path, changes: Any, reason: str) -> None:
+    save(tmp_path, 5)
+    rewrite_state(tmp_path / "step-00000005", **changes)
+    engine = OneRank(0.0)
+    with pytest.raises(UserError, match=f"was written by another version of scalevit .*{reason}") as refused:
+        restore(tmp_path / "step-00000005", engine, None)
+    assert "\n" not in str(refused.value)
+    assert not engine.weights["w"].any(), "nothing was loaded"
+
+
+def test_the_state_of_another_optimizer_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    engine = OneRank(0.0)
+    engine.optimizer = torch.optim.SGD([torch.zeros(1)])
+    with pytest.raises(UserError, match="contains the state of optimizer AdamW, this run uses SGD"):
+        restore(tmp_path / "step-00000005", engine, None)
+
+
+def test_packages_that_are_not_installed_have_no_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing_is_installed(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("scalevit.checkpoint.saver.version", nothing_is_installed)
+    save(tmp_path, 5)
+    assert read_record(tmp_path / "step-00000005")["versions"] == {"scalevit": scalevit.__version__}
+
+
+def test_torchs_own_reader_reads_the_tensors(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    target = {"weights.w": torch.zeros(6), "optimizer.exp_avg_sq.w": torch.zeros(6)}
+    dcp.load(target, storage_reader=HuggingFaceStorageReader(str(tmp_path / "step-00000005")), no_dist=True)
+    assert torch.equal(target["weights.w"], torch.full((6,), 5.0))
+    assert torch.equal(target["optimizer.exp_avg_sq.w"], torch.full((6,), 6.0))
+
+
+def test_slices_of_any_cut_and_type_are_read(tmp_path: Path) -> None:
+    values = {"a": torch.arange(10.0), "b": torch.arange(7, dtype=torch.bfloat16), "c": torch.arange(5)}
+    for rank, cut in enumerate((slice(0, 3), slice(3, 4), slice(4, None))):
+        parts = {key: TensorSlice(v[cut], cut.start, v.shape) for key, v in values.items()}
+        write_slices(tmp_path, parts, rank=rank)
+    write_slices(tmp_path, {"a": TensorSlice(torch.empty(0), 10, torch.Size([10]))}, rank=3)
+    assert len(list(tmp_path.iterdir())) == 3, "a rank that holds nothing writes no file"
+    for start, stop in ((0, 10), (2, 5), (3, 4), (9, 10)):
+        read = {k: TensorSlice(torch.empty_like(v[start:stop]), start, v.shape) for k, v in values.items()}
+        read_slices(tmp_path, read)
+        for key, part in read.items():
+            assert torch.equal(part.values, values[key][start:stop]), (key, start)
+    with pytest.raises(UserError, match="a is not complete"):
+        read_slices(tmp_path, {"a": TensorSlice(torch.empty(4), 8, torch.Size([12]))})
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
     save(tmp_path, 5)
     for change, reason in (
-        ({"format": 99}, "format 99, this version of scalevit reads format 1"),
-        ({"format": 1, "config": None}, "config is NoneType"),
+        ({"format": 99}, "format 99, this version of scalevit reads format 2"),
+        ({"format": 2, "config": None}, "config is NoneType"),
     ):
         rewrite_state(tmp_path / "step-00000005", **change)
         with pytest.raises(UserError, match=reason):
@@ -253,7 +324,7 @@ def test_a_lost_manifest_is_damage_and_no_new_start(tmp_path: Path) -> None:
     (tmp_path / "step-00000005" / "manifest.json").unlink()
     (found,) = list_resumable(tmp_path)
     with pytest.raises(UserError, match="every checkpoint is damaged"):
-        newest_whole([found], ALONE)
+        newest_intact([found], ALONE)
     with pytest.raises(UserError, match="its checkpoints are damaged or gone"):
         list_resumable(tmp_path)
 
@@ -293,17 +364,12 @@ def test_a_place_that_cannot_be_written_is_one_line_and_the_old_stay(tmp_path: P
     assert find_damage(tmp_path / "step-00000005") == []
 
 
-@contextmanager
-def full_disk(*arguments: Any) -> Iterator[BinaryIO]:
-    with Path("/dev/full").open("wb") as file:
-        yield file
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full disk")
 def test_a_full_disk_is_one_line_and_the_old_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, 5)
     # The tensors' file goes to a device that is always full, as a disk may be by then.
-    monkeypatch.setattr("torch.distributed.checkpoint.filesystem.FileSystem.create_stream", full_disk)
+    full = Path("/dev/full")
+    monkeypatch.setattr("scalevit.checkpoint.tensors.open", lambda *_: full.open("wb"), raising=False)
     saver = Saver(tmp_path, ALONE, CheckpointConfig())
     saver.save(OneRank(6.0), None, RunState(step=6), {"config": {}, "data": {}}, None)
     with pytest.raises(UserError, match=r"cannot be written .*No space left on device"):

@@ -94,10 +94,15 @@ def test_deepspeeds_own_form_is_read(results: dict[str, Any], folder: Path, cell
     groups = build_optimizer(model, resume_worker.OPTIMIZER).param_groups
     path = folder / f"{name(cell)}-native"
     assert is_deepspeed(path)
-    native = read_deepspeed(path, [names[id(parameter)] for group in groups for parameter in group["params"]])
-    assert (native.step, native.optimizer_steps) == (resume_worker.SAVED_AT, resume_worker.SAVED_AT)
-    for part in ("weights", "exp_avg", "exp_avg_sq"):
-        for own, tensor in getattr(native, part).items():
+    order = [names[id(parameter)] for group in groups for parameter in group["params"]]
+    native = read_deepspeed(path, order, set().union(*groups))
+    assert native.step == resume_worker.SAVED_AT
+    assert native.scalars == {"step": dict.fromkeys(order, torch.tensor(float(resume_worker.SAVED_AT)))}
+    parts = {"weights": native.weights, **{f"optimizer.{key}": tensors for key, tensors in native.tensors.items()}}
+    assert sorted(parts) == ["optimizer.exp_avg", "optimizer.exp_avg_sq", "weights"]
+    for part, tensors in parts.items():
+        assert tensors.keys() == set(order)
+        for own, tensor in tensors.items():
             assert torch.equal(tensor, ours[f"{part}.{own}"]), (part, own)
     assert native.shapes == {own: parameter.shape for own, parameter in model.named_parameters()}
 

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 import parity_worker
 from launching import Ranks
-from scalevit.runs.folder import describe_environment
+from scalevit.runs.environment import describe_environment
 
 Cell = dict[str, Any]
 Results = dict[str, dict[str, Any]]
@@ -107,7 +107,13 @@ def expected_of(one: Cell, skipped: int = 0) -> dict[str, Any]:
     steps = one.get("steps", parity_worker.STEPS)
     micro_batches = one["ranks"] * one["accumulation"]
     return parity_worker.reference(
-        one["reduction"], micro_batches, one.get("clip"), steps, skipped, one.get("depth", 4)
+        one["reduction"],
+        micro_batches,
+        one.get("clip"),
+        steps,
+        skipped,
+        one.get("depth", 4),
+        one.get("optimizer", "adamw"),
     )
 
 

@@ -2,7 +2,7 @@
 
 A cell is a dict: `id`, `settings` (config overrides of the engine), `reduction`, `accumulation`, and what it changes:
 `checkpointing`, `clip`, `precision`, `loss_scale`, `compile`, `meta_init`, `steps`, `count`, `depth`,
-`width`.
+`width`, `optimizer` (a key of OPTIMIZERS).
 
 Usage: RANK=.. WORLD_SIZE=.. MASTER_ADDR=.. MASTER_PORT=.. python parity_worker.py CELLS.json RESULTS.pt
 """
@@ -23,8 +23,7 @@ from scalevit.config.loading import load_config
 from scalevit.config.model import KernelsConfig, ModelConfig
 from scalevit.config.training import OptimizerConfig
 from scalevit.distributed import World
-from scalevit.engines.base import Setup
-from scalevit.engines.factory import build_engine
+from scalevit.engines.base import EngineSpec
 from scalevit.models.build import build_model
 from scalevit.models.fused_mlp import fuse_mlps
 from scalevit.models.meta_init import initial_values
@@ -32,7 +31,7 @@ from scalevit.models.mlps import transformer_blocks
 from scalevit.models.reductions.grouped import GroupedReduction
 from scalevit.models.reductions.none import NoReduction
 from scalevit.models.reductions.shallow import ShallowReduction
-from scalevit.training.optimizers import build_optimizer
+from scalevit.training.optimizers import build_optimizer, update_scope
 from scalevit.tying import uses_per_parameter
 from wire import WireCounter
 
@@ -41,6 +40,17 @@ REDUCTIONS = {"baseline": NoReduction(), "grouped": GroupedReduction(), "shallow
 # noise (softmax does not see it), and other biases have single elements near zero, so that with 1e-5 the weights differ
 # by up to 4e-5 between orders of summation, depending on the CPU. Half of all gradients are larger than 5e-3 here.
 OPTIMIZER = OptimizerConfig(lr=2e-3, weight_decay=0.05, args={"eps": 1e-3})
+# Sign updates turn rounding into whole steps where a gradient is nothing else; a small rate keeps that small.
+OPTIMIZERS = {
+    "adamw": OPTIMIZER,
+    "momentum": OptimizerConfig(name="momentum", lr=0.05, args={"momentum": 0.9}),
+    "lion": OptimizerConfig(name="lion", lr=1e-5),
+    "nadamw": OptimizerConfig(name="nadamw", lr=2e-3, args={"eps": 1e-3}),
+    "adan": OptimizerConfig(name="adan", lr=2e-3, args={"eps": 1e-3}),
+    "lamb": OptimizerConfig(name="lamb", lr=2e-3, args={"eps": 1e-3}),
+    "muon": OptimizerConfig(name="muon", lr=2e-5),  # it orthogonalises in bf16, whose rounding the rate scales
+    "adafactor": OptimizerConfig(name="adafactorbv", lr=2e-3, args={"min_dim_size_to_factor": 16}),
+}
 MICRO_BATCH, STEPS, SEED = 4, 20, 3
 
 
@@ -66,11 +76,17 @@ def micro_batch(step: int, index: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @cache
 def reference(
-    reduction: str, micro_batches: int, clip: float | None, steps: int, skipped: int = 0, depth: int = 4
+    reduction: str,
+    micro_batches: int,
+    clip: float | None,
+    steps: int,
+    skipped: int = 0,
+    depth: int = 4,
+    optimizer_name: str = "adamw",
 ) -> dict[str, Any]:
     """The same training in plain PyTorch, one process, with the first `skipped` steps not taken."""
     model = tiny_model(reduction, depth)
-    optimizer = build_optimizer(model, OPTIMIZER)
+    optimizer = build_optimizer(model, OPTIMIZERS[optimizer_name])
     losses, norms = [], []
     for step in range(steps):
         total = 0.0
@@ -92,9 +108,9 @@ def reference(
 def run_cell(cell: dict[str, Any], world: World) -> dict[str, Any]:
     accumulation = cell["accumulation"]
     config = load_config(None, [*cell["settings"], f"train.precision={cell.get('precision', 'fp32')}"])
-    model, setup = _prepare(cell, world)
+    model, spec = _prepare(cell, world)
     uses = uses_per_parameter(model)
-    engine = build_engine(model, setup, config.engine)
+    engine = config.engine.build(model, spec)
     engine.train()
     if "loss_scale" in cell:
         engine.loss_scale.value = cell["loss_scale"]
@@ -109,16 +125,17 @@ def run_cell(cell: dict[str, Any], world: World) -> dict[str, Any]:
                 index = a * world.size + world.rank
                 images, labels = micro_batch(step, index)
                 torch.manual_seed(step * 100 + index)
-                loss = F.cross_entropy(engine(images).float(), labels)
+                loss = F.cross_entropy(engine.forward(images).float(), labels)
                 engine.backward(loss, last=a == accumulation - 1)
                 total += loss.detach() / (world.size * accumulation)
-            outcome = engine.step(OPTIMIZER.lr)
+            outcome = engine.step(OPTIMIZERS[cell.get("optimizer", "adamw")].lr)
         result["wire"] = wire.counts() if wire else {}  # the last step's
         result["losses"].append(world.all_reduce_sum(total).item())
         result["norms"].append(outcome.grad_norm)
         result["skipped"] += outcome.skipped
     result["weights"] = engine.gather(engine.local_parameters())
-    result["optimizer_steps"] = engine.moments().steps
+    steps = {int(step) for step in engine.optimizer_state().scalars.get("step", {}).values()}
+    result["optimizer_steps"] = steps.pop() if len(steps) == 1 else None
     result["parameters"] = sum(tensor.numel() for tensor in result["weights"].values())
     assert engine.module.training
     _check_other_weights(engine)
@@ -127,15 +144,17 @@ def run_cell(cell: dict[str, Any], world: World) -> dict[str, Any]:
     return result
 
 
-def _prepare(cell: dict[str, Any], world: World) -> tuple[nn.Module, Setup]:
+def _prepare(cell: dict[str, Any], world: World) -> tuple[nn.Module, EngineSpec]:
     sizes = cell.get("depth", 4), cell.get("width", 32)
     on_meta = cell.get("meta_init", False)
     model = tiny_model(cell["reduction"], *sizes, device="meta" if on_meta else "cpu")
     values = partial(initial_values, model_config(*sizes), REDUCTIONS[cell["reduction"]], seed=SEED)
-    setup = Setup(
+    optimizer = OPTIMIZERS[cell.get("optimizer", "adamw")]
+    spec = EngineSpec(
         world=world,
         blocks=transformer_blocks(model),
-        optimizer=partial(build_optimizer, config=OPTIMIZER),
+        optimizer=partial(build_optimizer, config=optimizer),
+        update_scope=update_scope(optimizer.name, optimizer.args),
         micro_batch=MICRO_BATCH,
         accumulation=cell["accumulation"],
         precision=cell.get("precision", "fp32"),
@@ -144,7 +163,7 @@ def _prepare(cell: dict[str, Any], world: World) -> tuple[nn.Module, Setup]:
         compile=cell.get("compile"),
         initial_values=values if on_meta else None,
     )
-    return fuse_mlps(model, KernelsConfig(), torch.device("cpu")), setup
+    return fuse_mlps(model, KernelsConfig(), torch.device("cpu")), spec
 
 
 def _check_other_weights(engine) -> None:
@@ -152,12 +171,12 @@ def _check_other_weights(engine) -> None:
     images, _ = micro_batch(0, 0)
     engine.eval()
     with torch.no_grad():
-        own = engine(images).clone()
+        own = engine.forward(images).clone()
         zeros = {name: torch.zeros_like(t) for name, t in engine.local_parameters().items()}
         with engine.using(zeros):
-            assert (engine(images) == 0).all(), "zero weights must give zero logits"
+            assert (engine.forward(images) == 0).all(), "zero weights must give zero logits"
             assert any(tensor.any() for tensor in zeros.values()), "meanwhile the own weights lie here"
-        assert torch.equal(engine(images), own), "the own weights are back"
+        assert torch.equal(engine.forward(images), own), "the own weights are back"
         assert not any(tensor.any() for tensor in zeros.values()), "and so are the others"
     engine.train()
 

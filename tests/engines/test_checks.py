@@ -1,5 +1,6 @@
-"""What an engine cannot do on this machine or with these ranks is told before any process group exists."""
+"""What an engine cannot do on this machine or with these ranks is refused before any process group exists."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,6 @@ from deepspeed.ops.op_builder import AsyncIOBuilder
 
 from scalevit.distributed import World
 from scalevit.engines.deepspeed.settings import DeepSpeedSettings
-from scalevit.engines.factory import check_engine
 from scalevit.engines.fsdp.settings import FsdpSettings
 from scalevit.errors import UserError
 
@@ -19,12 +19,12 @@ def world(size: int) -> World:
 
 def test_shards_must_divide_the_ranks() -> None:
     with pytest.raises(UserError) as error:
-        check_engine(FsdpSettings(shard_size=3), world(4))
-    assert str(error.value) == "config: engine.shard_size = 3 does not divide the 4 ranks of this run"
+        FsdpSettings(shard_size=3).check(world(4))
+    assert str(error.value) == "shard_size = 3: does not divide the 4 ranks of this run"
     with pytest.raises(UserError, match="shard_size = 8"):
-        check_engine(FsdpSettings(shard_size=8), world(4))
+        FsdpSettings(shard_size=8).check(world(4))
     for size in (1, 2, 4, None):
-        check_engine(FsdpSettings(shard_size=size), world(4))
+        FsdpSettings(shard_size=size).check(world(4))
 
 
 def test_an_offload_to_nvme_says_what_it_lacks(tmp_path: Path) -> None:
@@ -32,6 +32,6 @@ def test_an_offload_to_nvme_says_what_it_lacks(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     settings = DeepSpeedSettings(stage=3, offload_optimizer="nvme", nvme_path=str(missing))
     with pytest.raises(UserError) as error:
-        check_engine(settings, world(2))
+        settings.check(world(2))
     assert "\n" not in str(error.value)
-    assert (f"engine.nvme_path = {str(missing)!r}" if able else "libaio") in str(error.value)
+    assert (f"nvme_path = {json.dumps(str(missing))}" if able else "libaio") in str(error.value)

@@ -7,7 +7,7 @@ import torch
 
 from parity_worker import micro_batch, tiny_model
 from scalevit.config.model import KernelsConfig
-from scalevit.engines.base import _compile
+from scalevit.engines.base import compile_blocks
 from scalevit.models.fused_mlp import fuse_mlps
 from scalevit.models.mlps import transformer_blocks
 
@@ -34,7 +34,7 @@ def test_every_block_is_compiled_and_keeps_its_name() -> None:
     fuse_mlps(model, KernelsConfig(), torch.device("cpu"))
     names = list(model.state_dict())
     expected = _train(model)
-    _compile(blocks, backend)
+    compile_blocks(blocks, backend)
     assert list(model.state_dict()) == names
     gradients = _train(model)
     assert len(graphs) == depth, "each drop-path rate is a program, none breaks in two, and none is left out"

@@ -39,8 +39,8 @@ def test_the_interpreter_is_what_triton_says_it_is(value, status):
     """TRITON_INTERPRET=0 is off, whatever its truth as a string."""
     script = """
 import sys, torch
-from scalevit.kernels import why_not_fused
-sys.exit(bool(why_not_fused(torch.device("cpu"))))
+from scalevit.kernels import unsupported_reason
+sys.exit(bool(unsupported_reason(torch.device("cpu"))))
 """
     environment = os.environ | {"TRITON_INTERPRET": value}
     done = subprocess.run([sys.executable, "-c", script], env=environment, timeout=SECONDS)

@@ -18,7 +18,7 @@ from scalevit.models.reductions.grouped import GroupedReduction
 from scalevit.models.reductions.none import NoReduction
 from scalevit.models.reductions.shallow import ShallowReduction
 from scalevit.models.reductions.thin import ThinReduction
-from scalevit.tying import connected_units, tied_names, uses_per_parameter
+from scalevit.tying import group_by_shared_parameters, tied_names, uses_per_parameter
 
 TINY = ModelConfig(
     name="vit_tiny_patch16_224",
@@ -116,16 +116,16 @@ def test_tied_names_and_uses() -> None:
     assert uses["blocks.0.norm1.weight"] == 1
     assert "blocks.1.mlp.fc1.weight" not in uses
     b = model.blocks
-    assert connected_units(list(b)) == [[b[0], b[1]], [b[2], b[3]], [b[4], b[5]]]
+    assert group_by_shared_parameters(list(b)) == [[b[0], b[1]], [b[2], b[3]], [b[4], b[5]]]
 
 
 def test_blocks_that_share_are_one_unit_wherever_they_stand() -> None:
     model = build_model(TINY, GroupedReduction(groups=[[0, 3], [1, 5]]), seed=SEED)
     b = model.blocks
-    assert connected_units(list(b)) == [[b[0], b[3]], [b[1], b[5]], [b[2]], [b[4]]]
+    assert group_by_shared_parameters(list(b)) == [[b[0], b[3]], [b[1], b[5]], [b[2]], [b[4]]]
     b[2].mlp = b[0].mlp
     b[2].attn = b[5].attn  # joins the first two
-    assert connected_units(list(b)) == [[b[0], b[1], b[2], b[3], b[5]], [b[4]]]
+    assert group_by_shared_parameters(list(b)) == [[b[0], b[1], b[2], b[3], b[5]], [b[4]]]
 
 
 def test_building_leaves_the_callers_random_state_alone() -> None:

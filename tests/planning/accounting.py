@@ -20,7 +20,7 @@ from scalevit.config.loading import load_config
 from scalevit.models.build import build_model
 from scalevit.planning.activations import trace
 from scalevit.planning.engines import Layout, account
-from scalevit.runs.folder import describe_environment
+from scalevit.runs.environment import describe_environment
 
 BUCKET = 2_000_000  # elements: above the model's, as DeepSpeed's 5e8 are above most models'
 _ZERO = f"engine.native.zero_optimization.reduce_bucket_size={BUCKET}"

@@ -22,8 +22,7 @@ from scalevit.config.loading import load_config
 from scalevit.config.model import ModelConfig
 from scalevit.config.training import OptimizerConfig
 from scalevit.distributed import World
-from scalevit.engines.base import Engine, Setup
-from scalevit.engines.factory import build_engine
+from scalevit.engines.base import Engine, EngineSpec
 from scalevit.models.build import build_model
 from scalevit.models.mlps import transformer_blocks
 from scalevit.models.reductions.grouped import GroupedReduction
@@ -125,9 +124,9 @@ def held(engine: Engine, ema: Ema, before: dict[int, int]) -> dict[str, int]:
 def run_case(case: dict[str, Any], world: World) -> dict[str, Any]:
     before = everything()
     model = build_model(MODEL, REDUCTIONS[case["reduction"]], seed=0)
-    engine = build_engine(
+    engine = load_config(None, case["settings"]).engine.build(
         model,
-        Setup(
+        EngineSpec(
             world=world,
             blocks=transformer_blocks(model),
             optimizer=partial(build_optimizer, config=OptimizerConfig()),
@@ -135,7 +134,6 @@ def run_case(case: dict[str, Any], world: World) -> dict[str, Any]:
             accumulation=case["accumulation"],
             precision="fp32",
         ),
-        load_config(None, case["settings"]).engine,
     )
     ema = Ema(engine.local_parameters(), 0.9)
     engine.train()
@@ -146,7 +144,7 @@ def run_case(case: dict[str, Any], world: World) -> dict[str, Any]:
         for a in range(case["accumulation"]):
             images, targets = torch.zeros(MICRO_BATCH, 3, 16, 16), torch.zeros(MICRO_BATCH, 5)
             with peak:
-                loss = F.cross_entropy(engine(images), targets)
+                loss = F.cross_entropy(engine.forward(images), targets)
                 engine.backward(loss, last=a == case["accumulation"] - 1)
             del images, targets, loss
         if step == 2:

@@ -226,7 +226,7 @@ def test_the_command_prints_tables(capsys: pytest.CaptureFixture[str]) -> None:
         (["--gpus", "-4"], ["--gpus -4", "at least 1"]),
         (["--gpus", "2", "--nodes", "0"], ["--nodes 0"]),
         (["--gpus", "3", "--nodes", "2"], ["--gpus 3", "--nodes 2"]),
-        (["--gpus", "3"], ["train.global_batch", "train.micro_batch", "3 ranks"]),
+        (["--gpus", "3"], ["train.global_batch", "micro_batch", "3 ranks"]),
         (["--gpus", "2", "--device", "h20"], ["h20", "nearest: h200"]),
         (["--gpus", "2", "--device", "missing.json"], ["missing.json", "cannot be read"]),
         (["--gpus", "2", "train.epoch=3"], ["train.epoch", "nearest: train.epochs"]),

@@ -1,12 +1,12 @@
 """DeepSpeed's own checkpoints, read without running code from them.
 
-DeepSpeed 0.19.8 loads its files with `weights_only=False`, which runs whatever a pickle says. Here four harmless
-classes of DeepSpeed's are allowed, and nothing else.
+DeepSpeed 0.19.8 loads its files with `weights_only=False`, which runs whatever code a pickle contains. Here four
+harmless classes of DeepSpeed are allowed, and nothing else.
 """
 
 import pickle
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,19 +15,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scalevit.engines.optimizer_access import ScalarCollector, kept_scalars, kept_tensors
+from scalevit.engines.state import Scalar
 from scalevit.errors import UserError
+
+# Keys in the files, as deepspeed.checkpoint.constants has them (checked beside `internals.PRIVATE_NAMES`).
+SINGLE_PARTITION_OF_FP32_GROUPS, BASE_OPTIMIZER_STATE = "single_partition_of_fp32_groups", "base_optimizer_state"
+FP32_FLAT_GROUPS, OPTIMIZER_STATE_DICT = "fp32_flat_groups", "optimizer_state_dict"
+PARAM_SHAPES, PARAM_SLICE_MAPPINGS, ZERO_STAGE = "param_shapes", "param_slice_mappings", "zero_stage"
+ZERO_FILE_PREFIX, OPTIM_FILE_SUFFIX, MODEL_FILE_SUFFIX = "zero_pp_rank_", "_optim_states.pt", "_model_states.pt"
 
 
 @dataclass
-class Native:
-    """What training goes on from: whole tensors, flat and fp32, by parameter name."""
+class DeepSpeedCheckpoint:
+    """What training resumes from: whole tensors, flat, by parameter name."""
 
     step: int
-    optimizer_steps: int
     shapes: dict[str, torch.Size]
     weights: dict[str, Tensor]
-    exp_avg: dict[str, Tensor] = field(default_factory=dict)
-    exp_avg_sq: dict[str, Tensor] = field(default_factory=dict)
+    """In fp32."""
+    tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    """The optimizer's, by tensor name and parameter name."""
+    scalars: dict[str, dict[str, Scalar]] = field(default_factory=dict)
+    """The optimizer's, by name and parameter name; as in `OptimizerState`."""
 
 
 def is_deepspeed(path: Path) -> bool:
@@ -39,52 +49,57 @@ def _tag(path: Path) -> Path | None:
     latest = path / "latest"
     try:
         tagged = path / latest.read_text().strip() if latest.is_file() else path
-        return tagged if next(tagged.glob("*_model_states.pt"), None) else None
+        return tagged if next(tagged.glob("*" + MODEL_FILE_SUFFIX), None) else None
     except (OSError, ValueError):
-        return None  # a `latest` that is no name
+        return None  # `latest` does not contain a name
 
 
-def read_deepspeed(path: Path, optimizer_names: Sequence[str]) -> Native:
+def read_deepspeed(path: Path, optimizer_names: Sequence[str], group_settings: Collection[str]) -> DeepSpeedCheckpoint:
     """Reads a checkpoint of any ZeRO stage and number of ranks, without tensor or pipeline parallelism.
 
     Args:
-        optimizer_names: the parameters in the order in which the optimizer has them, which stage 0 does not write down.
+        optimizer_names: the parameters in the optimizer's order, which stage 0 does not record.
+        group_settings: the keys of the optimizer's parameter groups before its first step: numbers under other keys are
+            its state.
 
     Raises:
-        UserError: a file is missing, damaged, holds code, or is of a kind that is not known here.
+        UserError: a file is missing, damaged, contains code, or has a layout that is not known here.
     """
     folder = _tag(path)
     if folder is None:
-        raise UserError(f"{path}: holds no checkpoint of DeepSpeed's")
-    models = sorted(folder.glob("*_model_states.pt"))
+        raise UserError(f"{path}: contains no DeepSpeed checkpoint")
+    models = sorted(folder.glob("*" + MODEL_FILE_SUFFIX))
     with _readable(folder):
         model = _load(models[0])
         optimizers = [_load(file)["optimizer_state_dict"] for file in _in_rank_order(folder)]
         if not isinstance(model["global_steps"], int) or model["global_steps"] < 0:
             raise ValueError(f"global_steps is {model['global_steps']!r}")
-        stage = int(optimizers[0]["zero_stage"]) if optimizers else 0
+        stage = int(optimizers[0][ZERO_STAGE]) if optimizers else 0
         if stage == 0:
-            return _read_replicated(model, optimizer_names)
-        return (_read_partitioned if stage == 3 else _read_fragments)(model, optimizers)
+            return _read_replicated(model, optimizer_names, group_settings)
+        return (_read_partitioned if stage == 3 else _read_fragments)(model, optimizers, group_settings)
 
 
 def _in_rank_order(folder: Path) -> list[Path]:
     files = {
-        int(f.name.split("zero_pp_rank_")[1].split("_")[0]): f for f in folder.glob("*zero_pp_rank_*_optim_states.pt")
+        int(file.name.split(ZERO_FILE_PREFIX)[1].split("_")[0]): file
+        for file in folder.glob(f"*{ZERO_FILE_PREFIX}*{OPTIM_FILE_SUFFIX}")
     }
     if sorted(files) != list(range(len(files))):
-        raise UserError(f"{folder}: the optimizer states of some ranks are missing, it has those of {sorted(files)}")
+        raise UserError(
+            f"{folder}: the optimizer states of some ranks are missing; found those of ranks {sorted(files)}"
+        )
     return [files[rank] for rank in range(len(files))]
 
 
 def _load(path: Path) -> dict[str, Any]:
-    from scalevit.engines.deepspeed.engine import CLASSES_IN_CHECKPOINTS
+    from scalevit.engines.deepspeed.internals import CLASSES_IN_CHECKPOINTS
 
     with torch.serialization.safe_globals(CLASSES_IN_CHECKPOINTS):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-# What torch.load raises on a damaged file, and we on one that is laid out otherwise.
+# What torch.load raises on a damaged file, and this module on another layout.
 _DAMAGED = (
     OSError, EOFError, RuntimeError, LookupError, TypeError, ValueError, AttributeError, AssertionError, struct.error
 )  # fmt: skip
@@ -96,86 +111,122 @@ def _readable(folder: Path) -> Iterator[None]:
         yield
     except pickle.UnpicklingError as error:
         reason = str(error).split("\n")[0]
-        raise UserError(f"{folder}: a file holds more than tensors and was not loaded ({reason})") from None
+        raise UserError(f"{folder}: a file contains more than tensors and was not loaded ({reason})") from None
     except _DAMAGED as error:
         raise UserError(
-            f"{folder}: cannot be read as a checkpoint of DeepSpeed's ({type(error).__name__}: {error})"
+            f"{folder}: cannot be read as a DeepSpeed checkpoint ({type(error).__name__}: {error})"
         ) from error
 
 
-def _read_replicated(model: dict[str, Any], names: Sequence[str]) -> Native:
+def _read_replicated(model: dict[str, Any], names: Sequence[str], settings: Collection[str]) -> DeepSpeedCheckpoint:
     """Stage 0: the module's state dict, and the optimizer's as torch writes it."""
-    state = model["optimizer"]["state"]
+    optimizer = model["optimizer"]
+    state = optimizer["state"]
     if len(state) not in (0, len(names)):
         raise ValueError(f"an optimizer of {len(state)} parameters, the config's model has {len(names)}")
     weights = {name: model["module"][name].float() for name in names}
-    moments: dict[str, dict[str, Tensor]] = {
-        key: {name: state[index][key].flatten() for index, name in enumerate(names)} if state else {}
-        for key in ("exp_avg", "exp_avg_sq")
-    }
-    return Native(
-        step=model["global_steps"],
-        optimizer_steps=int(state[0]["step"]) if state else 0,
-        shapes={name: tensor.shape for name, tensor in weights.items()},
-        weights={name: tensor.flatten() for name, tensor in weights.items()},
-        **moments,
-    )
+    read = _begin(model)
+    read.shapes = {name: tensor.shape for name, tensor in weights.items()}
+    read.weights = {name: tensor.flatten() for name, tensor in weights.items()}
+    collector = ScalarCollector()
+    for group in optimizer["param_groups"]:
+        for index in group["params"]:
+            own = state.get(index, {})
+            for key, value in kept_tensors(own).items():
+                if value.shape != weights[names[index]].shape:
+                    raise ValueError(f"{key} of {names[index]} has a shape of its own, which is not supported")
+                read.tensors.setdefault(key, {})[names[index]] = value.flatten()
+            collector.add([names[index]], kept_scalars(own), _counters(group, settings) if state else {})
+    read.scalars = collector.scalars
+    return read
 
 
-def _read_fragments(model: dict[str, Any], ranks: list[dict[str, Any]]) -> Native:
+@dataclass(frozen=True)
+class _Layout:
+    """Where the stages from 1 on keep what."""
+
+    weights: str
+    optimizer: str
+
+
+_FRAGMENTS = _Layout(SINGLE_PARTITION_OF_FP32_GROUPS, BASE_OPTIMIZER_STATE)
+_PARTITIONS = _Layout(FP32_FLAT_GROUPS, OPTIMIZER_STATE_DICT)
+
+
+def _read_fragments(
+    model: dict[str, Any], ranks: list[dict[str, Any]], settings: Collection[str]
+) -> DeepSpeedCheckpoint:
     """Stages 1 and 2: each rank has a range of each group's flat buffer, and says which parameters are where in it."""
-    native = _begin(model, _steps(ranks[0]["base_optimizer_state"], "state"))
-    for group, shapes in enumerate(model["param_shapes"]):
+    read = _begin(model)
+    for group, shapes in enumerate(model[PARAM_SHAPES]):
         for name, shape in shapes.items():
-            for key, kept in _kinds(native):
+            for key, kept in _targets(read, ranks, _FRAGMENTS, group):
                 parts = []
                 for rank in ranks:
-                    address = rank["param_slice_mappings"][group].get(name)
+                    address = rank[PARAM_SLICE_MAPPINGS][group].get(name)
                     if address is not None:
-                        flat = _flat(rank, "single_partition_of_fp32_groups", "base_optimizer_state", group, key)
+                        flat = _flat(rank, _FRAGMENTS, group, key)
                         parts.append(flat[address.start : address.start + address.numel])
                 kept[name] = _join(name, parts, shape)
-            native.shapes[name] = shape
-    return native
+            read.shapes[name] = shape
+    _read_scalars(read, model, ranks[0][BASE_OPTIMIZER_STATE], settings)
+    return read
 
 
-def _read_partitioned(model: dict[str, Any], ranks: list[dict[str, Any]]) -> Native:
+def _read_partitioned(
+    model: dict[str, Any], ranks: list[dict[str, Any]], settings: Collection[str]
+) -> DeepSpeedCheckpoint:
     """Stage 3: each rank has an equal part of every parameter, the last ones padded, one after another in a group."""
-    native = _begin(model, _steps(ranks[0]["optimizer_state_dict"], "state"))
-    for group, shapes in enumerate(model["param_shapes"]):
+    read = _begin(model)
+    for group, shapes in enumerate(model[PARAM_SHAPES]):
         start = 0
         for name, shape in shapes.items():
             numel = -(-shape.numel() // len(ranks))
-            for key, kept in _kinds(native):
-                flats = [_flat(rank, "fp32_flat_groups", "optimizer_state_dict", group, key) for rank in ranks]
+            for key, kept in _targets(read, ranks, _PARTITIONS, group):
+                flats = [_flat(rank, _PARTITIONS, group, key) for rank in ranks]
                 parts = [flat[start : start + numel] for flat in flats]
                 kept[name] = _join(name, [torch.cat(parts)[: shape.numel()]], shape)
-            native.shapes[name] = shape
+            read.shapes[name] = shape
             start += numel
-    return native
+    _read_scalars(read, model, ranks[0][OPTIMIZER_STATE_DICT], settings)
+    return read
 
 
-def _begin(model: dict[str, Any], optimizer_steps: int) -> Native:
-    return Native(step=model["global_steps"], optimizer_steps=optimizer_steps, shapes={}, weights={})
+def _begin(model: dict[str, Any]) -> DeepSpeedCheckpoint:
+    return DeepSpeedCheckpoint(step=model["global_steps"], shapes={}, weights={})
 
 
-def _steps(optimizer: dict[str, Any], key: str) -> int:
-    state = optimizer[key]
-    first = state[min(state)] if state else {}
-    return int(first.get("step", optimizer["param_groups"][0].get("step", 0)))
+def _read_scalars(
+    read: DeepSpeedCheckpoint, model: dict[str, Any], optimizer: dict[str, Any], settings: Collection[str]
+) -> None:
+    """The scalars of each group's flat buffer belong to all parameters in it."""
+    collector = ScalarCollector()
+    for group, shapes in enumerate(model[PARAM_SHAPES]):
+        if own := optimizer["state"].get(group):
+            collector.add(shapes, kept_scalars(own), _counters(optimizer["param_groups"][group], settings))
+    read.scalars = collector.scalars
 
 
-def _kinds(native: Native) -> list[tuple[str | None, dict[str, Tensor]]]:
-    moments = [("exp_avg", native.exp_avg), ("exp_avg_sq", native.exp_avg_sq)] if native.optimizer_steps else []
-    return [(None, native.weights), *moments]
+def _counters(group: dict[str, Any], settings: Collection[str]) -> dict[str, Scalar]:
+    """The numbers that an optimizer has added to its group."""
+    found = {key: value for key, value in group.items() if key not in settings}
+    return {key: value for key, value in found.items() if isinstance(value, bool | int | float)}
 
 
-def _flat(rank: dict[str, Any], weights: str, optimizer: str, group: int, key: str | None) -> Tensor:
-    return rank[weights][group] if key is None else rank[optimizer]["state"][group][key]
+def _targets(
+    read: DeepSpeedCheckpoint, ranks: list[dict[str, Any]], layout: _Layout, group: int
+) -> list[tuple[str | None, dict[str, Tensor]]]:
+    """What there is to read of a group: the weights (None) and the optimizer's tensors, each with its place."""
+    state = ranks[0][layout.optimizer]["state"].get(group, {})
+    return [(None, read.weights), *((key, read.tensors.setdefault(key, {})) for key in kept_tensors(state))]
+
+
+def _flat(rank: dict[str, Any], layout: _Layout, group: int, key: str | None) -> Tensor:
+    return rank[layout.weights][group] if key is None else rank[layout.optimizer]["state"][group][key]
 
 
 def _join(name: str, parts: list[Tensor], shape: torch.Size) -> Tensor:
-    whole = torch.cat([part.float() for part in parts])
+    whole = torch.cat(list(parts))
     if whole.numel() != shape.numel():
         raise ValueError(f"{name} has {whole.numel()} elements instead of {shape.numel()}")
     return whole

@@ -1,48 +1,42 @@
-"""DeepSpeed ZeRO, stages 0 to 3, with torch's AdamW and fp32 weights; bf16 and fp16 are autocast inside the module.
+"""DeepSpeed ZeRO, stages 0 to 3, with a torch optimizer and fp32 weights; bf16 and fp16 are autocast inside the module.
 
 DeepSpeed's own precision modes are not used: its stages wrap different optimizers under them and disagree, while in
 fp32 all stages agree with one process. It compiles nothing: the optimizer is a client's, and on a CPU its shared-memory
-reduction is replaced by gloo.
+reduction is replaced by gloo. Private names of DeepSpeed are in `internals`.
 """
 
-import logging
-import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-
-if not torch.cuda.is_available():
-    # Without it DeepSpeed looks for every accelerator it knows and warns that it found none.
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
-import deepspeed
 import torch.distributed as dist
-from deepspeed.ops.op_builder import AsyncIOBuilder
-from deepspeed.runtime.config import DeepSpeedConfigError
-from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-from deepspeed.runtime.zero.config import DeepSpeedZeroConfig, ZeroStageEnum
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from scalevit.engines.base import Engine, EngineSpec, StepResult
+from scalevit.engines.deepspeed import internals
+from scalevit.engines.deepspeed.settings import DeepSpeedSettings
+from scalevit.engines.optimizer_access import (
+    ScalarCollector,
+    kept_scalars,
+    kept_tensors,
+    placed_scalar,
+    scalars_of,
+)
+from scalevit.engines.precision import clip_factor
+from scalevit.engines.state import OptimizerState, StateTensor, TensorSlice
+from scalevit.errors import UserError
+
+# isort: split
+# After internals, which chooses DeepSpeed's accelerator.
+import deepspeed
 from deepspeed.utils import (
     safe_get_local_optimizer_state,
     safe_set_local_fp32_param,
     safe_set_local_optimizer_state,
     set_z3_leaf_module,
 )
-from deepspeed.utils.tensor_fragment import fragment_address
-from pydantic import ValidationError
-from torch import Tensor, nn
-
-from scalevit.engines.base import Engine, Setup, StepResult, clip_factor, step_counter
-from scalevit.engines.deepspeed.settings import DeepSpeedSettings
-from scalevit.engines.state import Moments, Piece
-from scalevit.errors import UserError
-
-# What DeepSpeed's own checkpoints hold beside tensors and plain values.
-CLASSES_IN_CHECKPOINTS: list[Any] = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
-
-_LINEAR = nn.functional.linear
 
 
 class DeepSpeedEngine(Engine):
@@ -50,32 +44,32 @@ class DeepSpeedEngine(Engine):
 
     name = "deepspeed"
 
-    def __init__(self, module: nn.Module, setup: Setup, settings: DeepSpeedSettings):
+    def __init__(self, module: nn.Module, spec: EngineSpec, settings: DeepSpeedSettings):
         self.stage = settings.stage
         self.settings = settings
-        super().__init__(module, setup)
+        super().__init__(module, spec)
 
     def _shard(self, module: nn.Module) -> nn.Module:
-        _quieten()
+        internals.reduce_log_level()
         if self.world.device.type == "cpu":
-            # DeepSpeed would compile its own reduction over /dev/shm for a minute, and leave 67 MB there per run.
-            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+            internals.keep_gloo()
         if self.stage == 3:
-            for block in self.setup.blocks:
+            for block in self.spec.blocks:
                 set_z3_leaf_module(block, True)
         deepspeed.init_distributed()  # takes over the process group that exists
-        if self.setup.initial_values is not None:
-            self._materialise(module, self.setup.initial_values())
-        self.optimizer = self.setup.optimizer(module)
+        if self.spec.initial_values is not None:
+            self._materialise(module, self.spec.initial_values())
+        self.optimizer = self._build_optimizer(module)
         try:
             self.engine, *_ = deepspeed.initialize(
                 model=module, optimizer=self.optimizer, config=self._native_config(), dist_init_required=False
             )
-        except (ValidationError, DeepSpeedConfigError) as error:
+        except (ValidationError, internals.DeepSpeedConfigError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"config: engine.native is refused by DeepSpeed: {reason[:300]}") from error
         if self.stage == 3:
-            self._reduce_parameters_of_leaves_once()
+            internals.reduce_parameters_of_leaves_once(self.engine.optimizer, self.engine.module)
+            internals.step_each_group_once(self.optimizer, self.engine.optimizer, self.group_counters)
         return self.engine.module
 
     def _materialise(self, module: nn.Module, values: Iterable[tuple[str, Tensor]]) -> None:
@@ -94,45 +88,24 @@ class DeepSpeedEngine(Engine):
                 setattr(module.get_submodule(owner), key, parameter.data if is_buffer else parameter)
             if is_buffer:
                 continue
-            if first is None:
-                first = parameter
-                deepspeed.zero.Init(
-                    module=nn.ParameterList([parameter]), config_dict_or_path=self._native_config(), dtype=torch.float32
-                )
-            else:
-                first.convert_to_zero_parameters(param_list=[parameter])
+            internals.shard_parameter(parameter, first, self._native_config())
+            first = parameter if first is None else first
         assert not names, f"without initial values: {sorted(names)[:4]}"
 
-    def _reduce_parameters_of_leaves_once(self) -> None:
-        """Puts ZeRO-3's hooks for leaves right: the blocks, which are gathered as one and not module by module.
-
-        That takes fewer and larger messages, leaves the inside of a block to the compiler, and serves kernels that read
-        parameters of modules they do not call. But DeepSpeed 0.19.8 reduces a leaf's gradients after each of its uses
-        and stops where two leaves share a parameter. Reducing a parameter when its gradient is complete, as outside
-        of leaves, is right for both.
-        """
-        zero = self.engine.optimizer
-        for hook in [*zero._leaf_module_hooks, *zero._grad_acc_hooks]:
-            hook.remove()
-        zero._leaf_module_hooks.clear()
-        zero._grad_acc_hooks.clear()
-        for parameter in self.engine.module.parameters():
-            vars(parameter).pop("ds_z3_leaf_module", None)
-        zero.create_reduce_and_remove_grad_hooks()
-
     def _native_config(self) -> dict[str, Any]:
-        limit = self.setup.clip_grad_norm
+        limit = self.spec.clip_grad_norm
         native = {
             "steps_per_print": None,
+            "zero_allow_untested_optimizer": True,  # training checks itself which optimizers may step flat tensors
             **self.settings.native,
             "zero_optimization": {**self.settings.native.get("zero_optimization", {}), **self._zero_config()},
-            "train_micro_batch_size_per_gpu": self.setup.micro_batch,
-            "gradient_accumulation_steps": self.setup.accumulation,
+            "train_micro_batch_size_per_gpu": self.spec.micro_batch,
+            "gradient_accumulation_steps": self.spec.accumulation,
             # Stage 0 clips in `step` below, where the norm is known anyway.
             "gradient_clipping": limit if limit is not None and self.stage > 0 else 0.0,
         }
         if self.settings.offload_optimizer is not None:
-            # Torch's AdamW steps on the CPU as well; DeepSpeed's would be compiled for a minute first.
+            # A torch optimizer steps on the CPU as well; DeepSpeed's AdamW would be compiled for a minute first.
             native["zero_force_ds_cpu_optimizer"] = False
         return native
 
@@ -152,7 +125,7 @@ class DeepSpeedEngine(Engine):
                 zero[key]["nvme_path"] = settings.nvme_path
         return zero
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return self.engine(images)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
@@ -164,8 +137,7 @@ class DeepSpeedEngine(Engine):
             self.engine.backward(loss * self.loss_scale.value)
 
     def step(self, lr: float) -> StepResult:
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = lr
+        self._set_lr(self.engine.optimizer.param_groups, lr)
         result = self._step_replicated() if self.stage == 0 else self._step_sharded()
         self.loss_scale.update(overflow=result.skipped)
         return result
@@ -182,7 +154,7 @@ class DeepSpeedEngine(Engine):
         if not norm < float("inf"):
             self.engine.zero_grad()
             return StepResult(norm, skipped=True)
-        factor = clip_factor(norm, self.setup.clip_grad_norm) / self.loss_scale.value
+        factor = clip_factor(norm, self.spec.clip_grad_norm) / self.loss_scale.value
         if factor != 1.0:
             torch._foreach_mul_(gradients, factor)
         self.engine.step()
@@ -191,9 +163,7 @@ class DeepSpeedEngine(Engine):
     def close(self) -> None:
         self.engine.destroy()
         if self.stage == 3:
-            # DeepSpeed replaced it for the whole process, by one that does not keep gathered weights for the backward.
-            # Later engines would use that one too, and it rounds differently.
-            nn.functional.linear = _LINEAR
+            internals.restore_linear()
 
     # --- state ----------------------------------------------------------------------------------------------
 
@@ -206,14 +176,9 @@ class DeepSpeedEngine(Engine):
         """Unique parameters with the attributes that ZeRO hangs on them."""
         yield from self.module.named_parameters()
 
-    def refresh(self) -> None:
+    def invalidate_gathered(self) -> None:
         if self.stage == 3:
-            # Small parameters stay gathered for good: throw the copies away and gather them anew.
-            zero = self.engine.optimizer
-            zero._partition_all_parameters()
-            if zero.persistent_parameters:
-                zero.persistent_parameters[0].partition(zero.persistent_parameters)
-                zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+            internals.gather_again(self.engine.optimizer)
 
     def gather(self, local: Mapping[str, Tensor]) -> dict[str, Tensor]:
         full = {}
@@ -227,153 +192,140 @@ class DeepSpeedEngine(Engine):
                 full[name] = whole.to("cpu", copy=True)
         return full
 
-    def pieces(self, local: Mapping[str, Tensor]) -> dict[str, Piece]:
-        world, pieces = self.world, {}
+    def slices(self, local: Mapping[str, Tensor]) -> dict[str, TensorSlice]:
+        world, slices = self.world, {}
         for name, parameter in self._named_parameters():
             flat = local[name].view(-1)
             if self.stage < 3:
-                pieces[name] = Piece(flat, 0, parameter.shape, replica=world.rank, replicas=world.size)
+                slices[name] = TensorSlice(flat, 0, parameter.shape, replica=world.rank, replicas=world.size)
             else:
                 # Every rank holds as many elements: the last ones' are padding.
                 start = min(world.rank * flat.numel(), parameter.ds_numel)
-                pieces[name] = Piece(flat[: parameter.ds_numel - start], start, parameter.ds_shape)
-        return pieces
+                slices[name] = TensorSlice(flat[: parameter.ds_numel - start], start, parameter.ds_shape)
+        return slices
 
-    def adopt_weights(self) -> None:
+    def commit_parameters(self) -> None:
         # ZeRO optimizes its own sharded fp32 copy, and overwrites the module's weights from it at every step.
         if self.stage == 3:
             for _, parameter in self._named_parameters():
                 safe_set_local_fp32_param(parameter, parameter.ds_tensor.data)
         elif self.stage > 0:
+            zero = self.engine.optimizer
+            flats = internals.flat_tensors(zero, self.stage)
             for _, parameter in self._named_parameters():
-                for ours, storage, theirs in self._partition_of(parameter):
-                    storage.data[theirs] = parameter.data.view(-1)[ours]
-        self.refresh()
+                if (found := internals.partition_of(zero, parameter)) is not None:
+                    ours, number, theirs = found
+                    flats[number].data[theirs] = parameter.data.view(-1)[ours]
+        self.invalidate_gathered()
 
-    def moment_pieces(self) -> dict[str, Piece]:
-        return {name: piece.empty_like() for name, piece in self._moments_as_pieces(None).items()}
+    # --- optimizer state ------------------------------------------------------------------------------------
 
-    def moments(self) -> Moments:
-        states = list(self.optimizer.state.values())
-        if not states or not all("exp_avg" in state for state in states):
-            return Moments(0, {}, {})  # before the first step
-        exp_avg, exp_avg_sq = (self._moments_as_pieces(key) for key in ("exp_avg", "exp_avg_sq"))
-        return Moments(int(states[0]["step"]), exp_avg, exp_avg_sq)
+    def optimizer_state_layout(self, tensors: Mapping[str, StateTensor]) -> dict[str, dict[str, TensorSlice]]:
+        own = self._optimized_slices(None) if self.stage > 0 else {}
+        return {
+            key: {
+                name: (self._whole(torch.empty(shape, device="meta")) if self.stage == 0 else own[name])
+                .empty_like(described.dtype)
+                for name, shape in described.shapes.items()
+            }
+            for key, described in tensors.items()
+        }  # fmt: skip
 
-    def load_moments(self, moments: Moments) -> None:
-        if not moments.steps:
+    def optimizer_state(self) -> OptimizerState:
+        tensors: dict[str, dict[str, TensorSlice]] = {}
+        scalars = ScalarCollector()
+        sharded: set[str] = set()
+        for number, (stepped, names) in enumerate(self._stepped()):
+            group_number = self._group_number(number)
+            group = self.optimizer.param_groups[group_number]
+            with self._swapped_in(number):
+                state = self.optimizer.state.get(stepped, {})
+                scalars.add(names, kept_scalars(state), self.group_counters.of(group_number, group))
+                for key, value in kept_tensors(state).items():
+                    if self.stage == 0:
+                        tensors.setdefault(key, {})[names[0]] = self._whole(value)
+                    else:
+                        sharded.add(key)
+        for key in sorted(sharded):
+            tensors[key] = self._optimized_slices(key)
+        return OptimizerState(type(self.optimizer).__name__, tensors, scalars.scalars)
+
+    def load_optimizer_state(self, state: OptimizerState) -> None:
+        if state.is_empty:
             self.optimizer.state.clear()
             return
-        for index, storage in enumerate(self._optimized_tensors()):
-            with self._on_hand(index):
-                self.optimizer.state[storage] = {
-                    "step": step_counter(self.optimizer, moments.steps, storage.device),
-                    "exp_avg": torch.zeros_like(storage),
-                    "exp_avg_sq": torch.zeros_like(storage),
-                }
-        for key, kept in (("exp_avg", moments.exp_avg), ("exp_avg_sq", moments.exp_avg_sq)):
-            if self.stage == 3:
-                for name, parameter in self._named_parameters():
-                    padded = torch.zeros_like(parameter.ds_tensor, dtype=torch.float32)
-                    padded[: kept[name].values.numel()] = kept[name].values
-                    safe_set_local_optimizer_state(parameter, padded, key)
-            else:
-                for name, piece in self._moments_as_pieces(key).items():
-                    piece.values.copy_(kept[name].values)
+        for number, (stepped, names) in enumerate(self._stepped()):
+            # The parameters of a flat tensor have the same scalars: they are stepped together.
+            own, counters = scalars_of(state, names[0])
+            group_number = self._group_number(number)
+            group = self.optimizer.param_groups[group_number]
+            self.group_counters.replace(group_number, group, counters)
+            with self._swapped_in(number):
+                kept: dict[str, Any] = {k: placed_scalar(k, v, group, stepped.device) for k, v in own.items()}
+                for key, slices in state.tensors.items():
+                    if self.stage > 0:
+                        kept[key] = torch.zeros_like(stepped, dtype=next(iter(slices.values())).values.dtype)
+                    elif names[0] in slices:
+                        whole = slices[names[0]]
+                        kept[key] = whole.values.view(whole.shape).to(stepped.device, copy=True)
+                self.optimizer.state[stepped] = kept
+        if self.stage > 0:
+            for key, slices in state.tensors.items():
+                self._fill_optimized(key, slices)
+
+    def _fill_optimized(self, key: str, slices: Mapping[str, TensorSlice]) -> None:
+        """Stages 1 to 3: copies slices into one of the optimizer's tensors."""
+        if self.stage < 3:
+            for name, own in self._optimized_slices(key).items():
+                own.values.copy_(slices[name].values)
+            return
+        for name, parameter in self._named_parameters():
+            values = slices[name].values
+            padded = torch.zeros_like(parameter.ds_tensor, dtype=values.dtype)
+            padded[: values.numel()] = values
+            safe_set_local_optimizer_state(parameter, padded, key)
 
     def save_native(self, folder: Path, tag: str, step: int) -> None:
         """Writes DeepSpeed's own checkpoint, for programs that use DeepSpeed without scalevit."""
         self.engine.global_steps = step
         self.engine.save_checkpoint(str(folder), tag=tag)
 
-    @contextmanager
-    def _on_hand(self, group: int) -> Iterator[None]:
-        """Has one group of the optimizer's tensors in memory, where they lie on NVMe otherwise."""
-        zero = self.engine.optimizer
-        if self.stage < 3 or not zero._swappable_optimizer_subgroup(group):
-            yield
-            return
-        zero._optimizer_states_and_gradient_swap_in(group)
-        yield
-        zero._optimizer_states_and_gradient_swap_out(group)
-
-    def _moments_as_pieces(self, key: str | None) -> dict[str, Piece]:
-        """One of AdamW's moments; (key None) what is laid out like them."""
-        if self.stage == 0 or (self.stage == 3 and key is None):
-            local = self.local_parameters()
-            return self.pieces(
-                local if key is None else {n: self.optimizer.state[p][key] for n, p in self._named_parameters()}
-            )
-        if self.stage == 3:
-            return self.pieces({n: safe_get_local_optimizer_state(p, key) for n, p in self._named_parameters()})
-        pieces = {}
-        for name, parameter in self._named_parameters():
-            for ours, storage, theirs in self._partition_of(parameter):
-                values = storage.data if key is None else self.optimizer.state[storage][key]
-                pieces[name] = Piece(values[theirs], ours.start, parameter.shape)
-        return pieces
-
-    def _optimized_tensors(self) -> list[Tensor]:
-        """What AdamW keeps state for: the parameters, or ZeRO's flat fp32 partitions."""
+    def _stepped(self) -> list[tuple[Tensor, list[str]]]:
+        """What the optimizer steps, with the names of the parameters in it: parameters, or ZeRO's flat tensors."""
         if self.stage == 0:
-            return list(self.module.parameters())
-        zero = self.engine.optimizer
-        return zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
+            own = {id(parameter): name for name, parameter in self._named_parameters()}
+            groups = self.optimizer.param_groups
+            return [(parameter, [own[id(parameter)]]) for group in groups for parameter in group["params"]]
+        zero, own = self.engine.optimizer, {id(p): name for name, p in self._named_parameters()}
+        flats = internals.flat_tensors(zero, self.stage)
+        parameters = internals.parameters_of_flat(zero, self.stage)
+        return [(flat, [own[id(p)] for p in inside]) for flat, inside in zip(flats, parameters, strict=True)]
 
-    def _partition_of(self, parameter: Any) -> list[tuple[slice, Tensor, slice]]:
-        """Stages 1 and 2: which elements of a parameter this rank optimizes, and where: at most one
-        (elements of the flat parameter, ZeRO's flat fp32 tensor, elements of that).
+    def _group_number(self, number: int) -> int:
+        """The parameter group of what `_stepped` has under a number."""
+        if self.stage > 0:
+            return internals.group_of_flat(self.engine.optimizer, self.stage, number)
+        sizes = [len(group["params"]) for group in self.optimizer.param_groups]
+        return next(index for index in range(len(sizes)) if number < sum(sizes[: index + 1]))
 
-        DeepSpeed's own `safe_get_full_optimizer_state` is no use here: it links the states after the first parameter
-        group's first step, when the second group has none, and raises ever after (deepspeed 0.19.8).
-        """
-        mapping = parameter._hp_mapping
-        if mapping is None:
-            return []
-        ours, theirs = mapping.lp_fragment_address, mapping.hp_fragment_address
-        storage = self.engine.optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
-        return [
-            (
-                slice(ours.start, ours.start + ours.numel),
-                storage,
-                slice(theirs.start, theirs.start + theirs.numel),
-            )
-        ]
+    def _swapped_in(self, number: int) -> Any:
+        return internals.swapped_in(self.engine.optimizer, self.stage, number)
 
+    def _optimized_slices(self, key: str | None) -> dict[str, TensorSlice]:
+        """Stages 1 to 3: one of the optimizer's tensors; (key None) what is laid out like them."""
+        if self.stage == 3:
+            if key is None:
+                return self.slices(self.local_parameters())
+            return self.slices({n: safe_get_local_optimizer_state(p, key) for n, p in self._named_parameters()})
+        zero, slices = self.engine.optimizer, {}
+        flats = internals.flat_tensors(zero, self.stage)
+        buffers = [flat.data if key is None else self.optimizer.state[flat][key] for flat in flats]
+        for name, parameter in self._named_parameters():
+            found = internals.partition_of(zero, parameter)
+            ours, number, theirs = found or (slice(0, 0), 0, slice(0, 0))
+            slices[name] = TensorSlice(buffers[number][theirs], ours.start, parameter.shape)
+        return slices
 
-def check_native(settings: DeepSpeedSettings) -> None:
-    """Makes sure that DeepSpeed can read its own settings. Needs no process group.
-
-    Raises:
-        UserError: it refuses one.
-    """
-    try:
-        DeepSpeedZeroConfig(**settings.native.get("zero_optimization", {}))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise UserError(
-            f"config: engine.native.zero_optimization.{key} is refused by DeepSpeed: {first['msg']}"
-        ) from None
-
-
-def check_offload(settings: DeepSpeedSettings) -> None:
-    """Makes sure that this machine can offload to NVMe where the config asks for it. Needs no process group.
-
-    Raises:
-        UserError: DeepSpeed's asynchronous file operations cannot be built here, or there is no such folder.
-    """
-    if settings.nvme_path is None:
-        return
-    if not AsyncIOBuilder().is_compatible(verbose=False):
-        raise UserError(
-            "config: an offload to nvme needs DeepSpeed's async_io, which cannot be built here: install libaio's "
-            "development files (Debian: libaio-dev), or offload to cpu"
-        )
-    if not os.access(settings.nvme_path, os.W_OK | os.X_OK):
-        raise UserError(f"config: engine.nvme_path = {settings.nvme_path!r} is no folder that can be written to")
-
-
-def _quieten() -> None:
-    """DeepSpeed announces every setting; its warnings and errors stay."""
-    deepspeed.utils.logger.setLevel(logging.WARNING)
+    def _whole(self, value: Tensor) -> TensorSlice:
+        """Stage 0: a tensor that every rank holds."""
+        return TensorSlice(value.reshape(-1), 0, value.shape, self.world.rank, self.world.size)

@@ -1,13 +1,20 @@
 """The settings of DeepSpeed ZeRO."""
 
-import difflib
 import json
-from typing import Any, Literal
+import os
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import model_validator
+from pydantic import ValidationError, model_validator
 
 from scalevit.config.base import FilePath
-from scalevit.engines.settings import EngineSettings, Precision
+from scalevit.engines.settings import EngineSettings, PrecisionName, UpdateScope
+from scalevit.errors import SettingError, UserError, nearest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from scalevit.distributed import World
+    from scalevit.engines.base import Engine, EngineSpec
 
 # Native DeepSpeed settings that follow from other keys of this config.
 _SET_ELSEWHERE = {
@@ -34,7 +41,7 @@ _SET_ELSEWHERE = {
     "compile": "train.compile",
     "wandb": "the tracking section",
 }
-# What DeepSpeed reads at the top level of its config; it ignores any other name in silence.
+# What DeepSpeed reads at the top level of its config; it silently ignores any other name.
 _NATIVE_SETTINGS = (
     "zero_optimization",
     "zero_allow_untested_optimizer",
@@ -64,11 +71,11 @@ class DeepSpeedSettings(EngineSettings):
     stage: Literal[0, 1, 2, 3] = 1
     """0 replicates; 1 shards the optimizer state, 2 the gradients too, 3 the parameters too."""
     overlap_comm: bool | None = None
-    """Reduce gradients while the backward goes on; null leaves it to DeepSpeed (at stage 3 yes, else no)."""
+    """Reduce gradients during the backward; null: DeepSpeed's default (at stage 3 yes, else no)."""
     offload_optimizer: Literal["cpu", "nvme"] | None = None
-    """Where the optimizer state lies and steps, from stage 1 on; nvme at stage 3 alone."""
+    """Where the optimizer state is kept and updated, from stage 1 on; nvme only at stage 3."""
     offload_parameters: Literal["cpu", "nvme"] | None = None
-    """Where sharded parameters lie while they are not in use, at stage 3."""
+    """Where sharded parameters are kept while they are not in use, at stage 3."""
     nvme_path: FilePath | None = None
     """Folder on each node's NVMe for what is offloaded to nvme."""
     native: dict[str, Any] = {}
@@ -76,15 +83,57 @@ class DeepSpeedSettings(EngineSettings):
 
     @property
     def offloads(self) -> bool:
-        """Whether parameters lie in the CPU's memory."""
+        """Whether parameters are kept in the CPU's memory."""
         return self.offload_parameters is not None
 
-    def check_training(self, *, precision: Precision, meta_init: bool) -> None:
+    def check_training(self, *, precision: PrecisionName, meta_init: bool) -> None:
         if meta_init and self.stage < 3:
             raise ValueError(
                 f"train.meta_init = true needs engine.name = fsdp or engine.stage = 3: stage {self.stage} holds "
                 "the whole model on each rank"
             )
+
+    def check(self, world: "World") -> None:
+        if self.native:
+            self._check_native()
+        if self.nvme_path is not None:
+            self._check_nvme(self.nvme_path)
+
+    def _check_native(self) -> None:
+        """Has DeepSpeed read its own settings."""
+        from scalevit.engines.deepspeed.internals import DeepSpeedZeroConfig
+
+        try:
+            DeepSpeedZeroConfig(**self.native.get("zero_optimization", {}))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise SettingError(
+                "native", self.native, f"DeepSpeed refuses zero_optimization.{key}: {first['msg']}"
+            ) from None
+
+    @staticmethod
+    def _check_nvme(path: str) -> None:
+        """Makes sure that this machine can offload to NVMe."""
+        from scalevit.engines.deepspeed.internals import AsyncIOBuilder
+
+        if not AsyncIOBuilder().is_compatible(verbose=False):
+            raise UserError(
+                "config: an offload to nvme needs DeepSpeed's async_io, which cannot be built here: install libaio's "
+                "development files (Debian: libaio-dev), or offload to cpu"
+            )
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise SettingError("nvme_path", path, "is not a writable folder")
+
+    def update_scope(self, world: "World") -> UpdateScope:
+        # From stage 1 on the optimizer steps flat tensors, which hold parts of many parameters.
+        return "elements" if self.stage else "matrices"
+
+    def build(self, module: "nn.Module", spec: "EngineSpec") -> "Engine":
+        # Imported here: DeepSpeed takes seconds to import, and an FSDP run needs none of it.
+        from scalevit.engines.deepspeed.engine import DeepSpeedEngine
+
+        return DeepSpeedEngine(module, spec, self)
 
     @model_validator(mode="after")
     def _no_conflicts(self) -> "DeepSpeedSettings":
@@ -96,9 +145,9 @@ class DeepSpeedSettings(EngineSettings):
                 raise ValueError(f"native.{key} is set by {_SET_ELSEWHERE[key]}: remove it here")
         for key in self.native:
             if key not in _NATIVE_SETTINGS:
-                near = difflib.get_close_matches(key, _NATIVE_SETTINGS, n=1)
-                nearest = f"; nearest: {near[0]}" if near else ""
-                raise ValueError(f"native.{key} is not a DeepSpeed setting that scalevit forwards{nearest}")
+                near = nearest(key, _NATIVE_SETTINGS, cutoff=0.6)
+                hint = f"; nearest: {near}" if near else ""
+                raise ValueError(f"native.{key} is not a DeepSpeed setting that scalevit forwards{hint}")
         return self
 
     @model_validator(mode="after")

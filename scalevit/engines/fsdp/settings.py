@@ -1,10 +1,17 @@
 """The settings of PyTorch FSDP2."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveInt
 
-from scalevit.engines.settings import EngineSettings, Precision
+from scalevit.engines.settings import EngineSettings, PrecisionName, UpdateScope
+from scalevit.errors import SettingError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from scalevit.distributed import World
+    from scalevit.engines.base import Engine, EngineSpec
 
 
 class FsdpSettings(EngineSettings):
@@ -12,24 +19,37 @@ class FsdpSettings(EngineSettings):
 
     name: Literal["fsdp"] = "fsdp"
     shard_size: PositiveInt | None = None
-    """Ranks that together hold one copy of the model, neighbours in rank; null: all of them. Fewer is HSDP, for example
-    the GPUs of a node: each such group holds a copy, and only gradients cross between groups."""
+    """Number of ranks, neighbours in rank, that together hold one copy of the model; null: all ranks. Fewer is HSDP,
+    for example the GPUs of a node: each such group holds a copy, and only gradients cross between groups."""
     reshard_after_forward: bool = True
     """Free the gathered parameters of a block between its forward and its backward; false gathers once per step."""
     mixed_precision: Literal["autocast", "policy"] = "autocast"
     """autocast: gathers fp32, casts per operation, as DeepSpeed's engine does; policy: FSDP2's MixedPrecisionPolicy,
-    gathers in train.precision (half the bytes), reduces in fp32, and LayerNorm and softmax compute in it too."""
+    gathers in train.precision (half the bytes), reduces in fp32; LayerNorm and softmax also compute in it."""
     cpu_offload: bool = False
     """Keep sharded parameters, gradients and optimizer state in the CPU's memory."""
     prefetch: PositiveInt | None = None
-    """Blocks whose parameters are gathered ahead of the one that computes, forward and backward; null leaves it to
-    FSDP2 (one ahead)."""
+    """Number of blocks whose parameters are gathered ahead of the one that computes, forward and backward; null:
+    FSDP2's default (one ahead)."""
 
     @property
     def offloads(self) -> bool:
-        """Whether parameters lie in the CPU's memory."""
+        """Whether parameters are kept in the CPU's memory."""
         return self.cpu_offload
 
-    def check_training(self, *, precision: Precision, meta_init: bool) -> None:
+    def check_training(self, *, precision: PrecisionName, meta_init: bool) -> None:
         if self.mixed_precision == "policy" and precision == "fp32":
             raise ValueError("engine.mixed_precision = policy needs train.precision = bf16 or fp16, not fp32")
+
+    def check(self, world: "World") -> None:
+        if self.shard_size is not None and world.size % self.shard_size:
+            raise SettingError("shard_size", self.shard_size, f"does not divide the {world.size} ranks of this run")
+
+    def update_scope(self, world: "World") -> UpdateScope:
+        # Shards are DTensors, whose norms and means are reduced over ranks; what is not sharded is whole.
+        return "matrices" if (self.shard_size or world.size) == 1 else "tensors"
+
+    def build(self, module: "nn.Module", spec: "EngineSpec") -> "Engine":
+        from scalevit.engines.fsdp.engine import FsdpEngine
+
+        return FsdpEngine(module, spec, self)

@@ -1,31 +1,21 @@
 """The seam of losses. Knows settings and tensors; must not import torch at module level."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from scalevit.config.base import Part
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-
-class MixedLabels(NamedTuple):
-    """Labels of a batch after mixing: each image is `weight` of its own label and 1 - `weight` of its partner's."""
-
-    labels: "Tensor"
-    """(b,) int64."""
-    partners: "Tensor"
-    """(b,) int64; equal to `labels` where nothing was mixed."""
-    weight: float
-    """Of the own label, 0 to 1; the same for all images of the batch."""
+    from scalevit.data.transforms.mixing import MixedLabels
 
 
 class Loss(Part):
-    """A training loss; `name` names the kind. It makes its targets from labels, so smoothing and thresholds are its
-    own settings."""
+    """A training loss. It makes its targets from labels, so label smoothing and thresholds are its own settings."""
 
     name: str
 
-    def __call__(self, logits: "Tensor", labels: MixedLabels) -> "Tensor":
+    def __call__(self, logits: "Tensor", labels: "MixedLabels") -> "Tensor":
         """logits (b, classes) float32 -> the loss of each image (b,).
 
         Raises:
@@ -33,9 +23,27 @@ class Loss(Part):
         """
         raise NotImplementedError
 
+    def mean(self, logits: "Tensor", labels: "MixedLabels") -> "Tensor":
+        """The mean of `__call__` over the batch, a scalar. A loss may compute it in one reduction instead."""
+        return self(logits, labels).mean()
+
     def check_classes(self, num_classes: int) -> None:
         """Finds settings that do not fit a number of classes.
 
         Raises:
             ValueError: what does not fit, with the config keys.
         """
+
+
+def soft_targets(labels: "MixedLabels", num_classes: int, smoothing: float) -> "Tensor":
+    """(b, num_classes) float32, as timm's `mixup_target` makes them: smoothed one-hot vectors of both labels, weighted.
+
+    Args:
+        labels: (b,), on any device.
+        num_classes: width of the targets.
+        smoothing: share of each target that is spread over all classes.
+    """
+    from timm.data.mixup import mixup_target
+
+    own, partner = (mixup_target(of, num_classes, smoothing=smoothing) for of in (labels.labels, labels.partners))
+    return own * labels.weight + partner * (1.0 - labels.weight)

@@ -1,10 +1,15 @@
 """Cross-entropy with soft targets (timm's SoftTargetCrossEntropy, label smoothing as in timm's mixup_target)."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from scalevit.training.losses.base import Loss
+from scalevit.training.losses.base import Loss, soft_targets
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from scalevit.data.transforms.mixing import MixedLabels
 
 
 class CrossEntropyLoss(Loss):
@@ -13,6 +18,20 @@ class CrossEntropyLoss(Loss):
     name: Literal["cross_entropy"] = "cross_entropy"
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Share of the target that is spread over all classes (timm's default)."""
+
+    def __call__(self, logits: "Tensor", labels: "MixedLabels") -> "Tensor":
+        return self._cross_entropy(logits, labels, "none")
+
+    def mean(self, logits: "Tensor", labels: "MixedLabels") -> "Tensor":
+        """One sum over images and classes, as torch and timm's recipes report it: the mean of the images' own sums has
+        the same gradient but is rounded differently."""
+        return self._cross_entropy(logits, labels, "mean")
+
+    def _cross_entropy(self, logits: "Tensor", labels: "MixedLabels", reduction: str) -> "Tensor":
+        import torch.nn.functional as F
+
+        targets = soft_targets(labels, logits.shape[1], self.label_smoothing)
+        return F.cross_entropy(logits, targets, reduction=reduction)
 
     def check_classes(self, num_classes: int) -> None:
         if num_classes == 1 and self.label_smoothing:

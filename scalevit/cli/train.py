@@ -1,0 +1,36 @@
+"""`scalevit train`: from a config to a run and its results."""
+
+import argparse
+
+from scalevit.cli.parsing import add_config
+from scalevit.config.loading import load_config
+
+_EXAMPLES = """\
+examples:
+  scalevit train --config quickstart                                      one process
+  deepspeed --module scalevit train --config grouped train.epochs=90      all GPUs of this machine
+  torchrun --nproc-per-node 8 -m scalevit train --config fsdp             the same with torchrun
+
+The same command resumes an interrupted run."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _EXAMPLES
+    add_config(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Trains, and prints the results on rank 0.
+
+    Raises:
+        UserError: a mistake in the config, the data or the run folder.
+    """
+    config = load_config(arguments.config, arguments.overrides)
+    # Imported late: a mistake in the config is reported before torch and timm are loaded, which takes seconds.
+    from scalevit.cli.summary_table import print_summary
+    from scalevit.training.run import prepare
+
+    prepared = prepare(config)
+    summary = prepared.train()
+    if prepared.world.is_first:
+        print_summary(summary, prepared.folder.path)

@@ -1,0 +1,39 @@
+"""Mixed precision: number formats, the loss scale of fp16, and clipping. Must not know engines."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+Precision = Literal["bf16", "fp16", "fp32"]
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass
+class LossScale:
+    """Dynamic loss scaling for fp16 (Micikevicius et al. 2018, section 3.2), with torch.amp.GradScaler's numbers."""
+
+    value: float = 1.0
+    grown_steps: int = 0
+    enabled: bool = False
+
+    @classmethod
+    def for_precision(cls, precision: Precision) -> "LossScale":
+        """Enabled for fp16, else constantly 1."""
+        return cls(value=2.0**16, enabled=True) if precision == "fp16" else cls()
+
+    def update(self, overflow: bool, growth_interval: int = 2000) -> None:
+        """After a step: halves the scale if the gradient overflowed, doubles it after an interval without overflow."""
+        if not self.enabled:
+            return
+        if overflow:
+            self.value, self.grown_steps = max(self.value / 2, 1.0), 0
+        else:
+            self.grown_steps += 1
+            if self.grown_steps == growth_interval:
+                self.value, self.grown_steps = self.value * 2, 0
+
+
+def clip_factor(grad_norm: float, limit: float | None) -> float:
+    """The factor for a gradient of that norm, as in torch.nn.utils.clip_grad_norm_ and DeepSpeed."""
+    return 1.0 if limit is None else min(1.0, limit / (grad_norm + 1e-6))

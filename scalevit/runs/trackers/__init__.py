@@ -1,0 +1,7 @@
+"""Trackers, one file each. A new one is its file and one line here."""
+
+from scalevit.runs.trackers.csv_tracker import CsvTracker
+from scalevit.runs.trackers.tensorboard_tracker import TensorBoardTracker
+from scalevit.runs.trackers.wandb_tracker import WandbTracker
+
+TRACKERS = (WandbTracker, TensorBoardTracker, CsvTracker)

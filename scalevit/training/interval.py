@@ -1,0 +1,53 @@
+"""Means and sums since the last training record."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scalevit.distributed import World
+from scalevit.training.step import StepReport
+
+
+class Interval:
+    """What a training record reports of the steps since the one before."""
+
+    def __init__(self, world: World):
+        self._world = world
+        self.latest_loss = math.nan
+        """Of the last step on a CPU, else of the last record: on a GPU reading it would wait for the step."""
+        self._reset()
+
+    def _reset(self) -> None:
+        self._losses: dict[str, Tensor] = {}
+        self.steps, self._seconds, self._skipped, self._grad_norm = 0, 0.0, 0, math.nan
+
+    def add(self, report: StepReport) -> None:
+        """One optimizer step."""
+        for name, loss in report.losses.items():
+            self._losses[name] = self._losses[name] + loss if name in self._losses else loss
+        self.steps += 1
+        self._seconds += report.seconds
+        self._skipped += report.result.skipped
+        self._grad_norm = report.result.grad_norm
+        if self._world.device.type == "cpu":
+            self.latest_loss = report.losses["loss"].item()
+
+    def take(self, images_per_step: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The mean losses over ranks and steps, and the rest of the record; starts the next interval. Collective.
+
+        Args:
+            images_per_step: over all ranks.
+        """
+        sums = self._world.all_reduce_sum(torch.stack(list(self._losses.values())))
+        means = (sums / (self._world.size * self.steps)).tolist()
+        losses = dict(zip(self._losses, means, strict=True))
+        self.latest_loss = losses["loss"]
+        rest = {
+            "grad_norm": self._grad_norm,
+            "skipped": self._skipped,
+            "images_per_second": self.steps * images_per_step / self._seconds,
+        }
+        self._reset()
+        return losses, rest

@@ -1,0 +1,167 @@
+"""Opens the data of a run: from the config's sections to loaders. Knows the rooms of `data`; no process group."""
+
+from dataclasses import dataclass
+from typing import TypedDict
+
+from scalevit.config.tree import Config
+from scalevit.data.builtin import ensure_digits
+from scalevit.data.faults import Fault
+from scalevit.data.loading.base import TrainingBatches
+from scalevit.data.loading.dataset import ShardDataset
+from scalevit.data.loading.evaluation_loader import EvaluationLoader
+from scalevit.data.loading.readers import open_reader
+from scalevit.data.loading.stream_loader import StreamLoader
+from scalevit.data.loading.train_loader import TrainLoader
+from scalevit.data.order.batching import order_rank
+from scalevit.data.order.shuffle import Order
+from scalevit.data.shards.index import load_index
+from scalevit.data.transforms.base import Channels, Transform
+from scalevit.data.transforms.device import DeviceTransform
+from scalevit.data.transforms.fast import FastEvaluation, FastTraining
+from scalevit.data.transforms.mixing import BatchMixing
+from scalevit.data.transforms.timm_pipeline import evaluation_transform, training_transform
+from scalevit.distributed import World
+from scalevit.errors import SettingError
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run reads."""
+
+    train: TrainingBatches
+    evaluation: EvaluationLoader
+    mixing: BatchMixing
+
+    @property
+    def index_faults(self) -> list[Fault]:
+        """Samples that the indexes leave out."""
+        return [*self.train.index_faults, *self.evaluation.dataset.index.faults]
+
+
+def open_data(config: Config, world: World) -> RunData:
+    """Finds shards, checks labels and batch sizes, and lays out the order. Needs no process group.
+
+    Raises:
+        UserError: shards are missing or damaged.
+        SettingError: a label is out of range, or the ranks cannot share a batch; see `setting_keys.DATA_KEYS`.
+    """
+    augmentation = config.data.augmentation
+    return RunData(
+        train=_open_training(config, world),
+        evaluation=open_evaluation(config, world),
+        mixing=BatchMixing(mixup=augmentation.mixup, cutmix=augmentation.cutmix, probability=augmentation.mixup_prob),
+    )
+
+
+def open_evaluation(config: Config, world: World) -> EvaluationLoader:
+    """The validation images only.
+
+    Raises:
+        UserError, SettingError: as `open_data`.
+    """
+    return EvaluationLoader(
+        _open_dataset(config, config.data.validation, _evaluation_transform(config)),
+        batch=config.evaluation.batch,
+        **_placement(config, world),
+        finish=_device_transform(config),
+    )
+
+
+def _open_training(config: Config, world: World) -> TrainingBatches:
+    data, train = config.data, config.train
+    finish = _device_transform(config, random_erasing=data.augmentation.random_erasing)
+    if data.stream_samples_per_epoch is None:
+        dataset = _open_dataset(config, data.train, _training_transform(config), seed=config.seed)
+        _check_size(train.global_batch, len(dataset))
+        return TrainLoader(
+            dataset,
+            Order(len(dataset), config.seed),
+            global_batch=train.global_batch,
+            micro_batch=train.micro_batch,
+            repeats=data.augmentation.aug_repeats,
+            **_placement(config, world),
+            finish=finish,
+        )
+    if data.augmentation.aug_repeats > 1:
+        raise SettingError("repeats", data.augmentation.aug_repeats, "must be 1: a stream shows each image once")
+    _check_size(train.global_batch, data.stream_samples_per_epoch)
+    return StreamLoader(
+        data.train,
+        _training_transform(config),
+        samples=data.stream_samples_per_epoch,
+        num_classes=config.model.num_classes,
+        seed=config.seed,
+        label_key=data.label_key,
+        global_batch=train.global_batch,
+        micro_batch=train.micro_batch,
+        **_placement(config, world),
+        finish=finish,
+    )
+
+
+def _check_size(global_batch: int, samples: int) -> None:
+    if global_batch > samples:
+        raise SettingError("global_batch", global_batch, f"must be at most the {samples} training images")
+
+
+def _open_dataset(config: Config, path: str, transform: Transform, seed: int = 0) -> ShardDataset:
+    data = config.data
+    if data.builtin == "digits":
+        ensure_digits(data.train, data.validation)
+    index = load_index(path, label_key=data.label_key)
+    index.check_labels(config.model.num_classes)
+    cache_bytes = None if data.cache_gb is None else int(data.cache_gb * 1e9)
+    return ShardDataset(index, transform, seed, open_reader(index, cache=data.cache, cache_bytes=cache_bytes))
+
+
+def _training_transform(config: Config) -> Transform:
+    augmentation = config.data.augmentation
+    mean, _ = _normalisation(config)
+    build = FastTraining if config.data.transforms == "fast" else training_transform
+    return build(
+        image_size=config.model.image_size,
+        mean=mean,
+        crop_scale=augmentation.crop_scale,
+        crop_ratio=augmentation.crop_ratio,
+        hflip=augmentation.hflip,
+        color_jitter=augmentation.color_jitter,
+        auto_augment=augmentation.auto_augment,
+        interpolation=augmentation.interpolation,
+    )
+
+
+def _evaluation_transform(config: Config) -> Transform:
+    assert config.data.crop_pct is not None, "see with_model_defaults"
+    build = FastEvaluation if config.data.transforms == "fast" else evaluation_transform
+    return build(image_size=config.model.image_size, crop_pct=config.data.crop_pct)
+
+
+def _normalisation(config: Config) -> tuple[Channels, Channels]:
+    mean, std = config.data.mean, config.data.std
+    assert mean is not None, "see with_model_defaults"
+    assert std is not None, "see with_model_defaults"
+    return mean, std
+
+
+def _device_transform(config: Config, random_erasing: float = 0.0) -> DeviceTransform:
+    mean, std = _normalisation(config)
+    return DeviceTransform(mean=mean, std=std, random_erasing=random_erasing)
+
+
+class _Placement(TypedDict):
+    """A loader's place among its peers."""
+
+    rank: int
+    world_size: int
+    workers: int
+    pin_memory: bool
+
+
+def _placement(config: Config, world: World) -> _Placement:
+    return {
+        # The ranks of a node read the same chunks, however they are numbered.
+        "rank": order_rank(world.rank, world.size, world.local_size),
+        "world_size": world.size,
+        "workers": config.data.workers,
+        "pin_memory": world.device.type == "cuda",
+    }

@@ -1,0 +1,113 @@
+"""Which checkpoint a run resumes from, and what must not have changed since.
+
+Reads records, no tensors. The order of the data is compared by `check_fingerprint` once the loader is open.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from scalevit.checkpoint.folder import list_resumable, read_record
+from scalevit.config.tree import SECTIONS, Config
+from scalevit.errors import SettingError, UserError, naming_settings
+from scalevit.models.build import build_model
+from scalevit.models.mlps import transformer_blocks
+from scalevit.models.reductions import REDUCTIONS
+from scalevit.runs.folder import RunFolder
+
+# Of the model section; they act at initialisation or during training only.
+_FREE_MODEL_SETTINGS = {"initial_weights", "drop_path"}
+
+
+def find_resumable(config: Config, folder: RunFolder) -> list[Path]:
+    """The checkpoints that a run may resume from, the newest first; [] for a new run.
+
+    Raises:
+        UserError: `train.resume` does not fit what the folder holds, or the checkpoints are those of another run.
+    """
+    found = list_resumable(folder.checkpoints)
+    resume = config.train.resume
+    if not found:
+        if resume is True:
+            raise UserError(f"train.resume = true, but {folder.checkpoints} holds no checkpoint")
+        return []
+    if resume is False:
+        raise UserError(
+            f"train.resume = false, but {folder.path} holds the checkpoints of a run: choose another name, or remove it"
+        )
+    before = _newest_config(found)
+    if before is not None:
+        check_same_run(before, config, f"run folder {folder.path}")
+    return found
+
+
+def check_same_run(before: Mapping[str, Any], now: Config, where: str) -> None:
+    """Refuses to resume a run with a config that makes another run of it.
+
+    The one list of what must not change: the model without `initial_weights` and `drop_path`, the structure of its
+    reduction, the seed, and the order of the data (which `check_fingerprint` compares). Everything else may change.
+
+    Args:
+        before: whole config of the checkpoint, plain JSON values.
+        now: of this start.
+        where: what holds the first, for the message.
+
+    Raises:
+        UserError: they differ; names the first section that does.
+    """
+    present = now.model_dump(mode="json")
+    same = {
+        "model": _fixed_part(before["model"]) == _fixed_part(present["model"]),
+        "reduction": before["reduction"] == present["reduction"] or _same_structure(before["reduction"], now),
+        "seed": before["seed"] == present["seed"],
+    }
+    for section, is_same in same.items():
+        if not is_same:
+            raise UserError(
+                f"{where}: was made with another {section} ({before[section]}): choose another name, or remove it"
+            )
+
+
+def _fixed_part(model: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in model.items() if key not in _FREE_MODEL_SETTINGS}
+
+
+def _same_structure(before: Mapping[str, Any], now: Config) -> bool:
+    """Whether a model that was reduced with other settings has the same parameters."""
+    parts = {part.kind(): part for part in REDUCTIONS}
+    try:
+        earlier = parts[before["strategy"]].model_validate(before)
+    except (KeyError, ValidationError):  # settings of another version
+        return False
+    shapes = now.model.model_copy(update={"initial_weights": None})
+    with naming_settings(SECTIONS):
+        depth = len(transformer_blocks(build_model(shapes, now.reduction, seed=0, device="meta")))
+    try:
+        return earlier.structure(depth) == now.reduction.structure(depth)
+    except SettingError:  # a model of another depth, which the comparison of the model reports
+        return False
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The settings that differ between two whole configs, each as "key: before -> now"."""
+    return [f"{key}: {old} -> {new}" for key, old, new in _differences(before, now)]
+
+
+def _differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for name in {**before, **now}:
+            yield from _differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
+    elif before != now:
+        yield key, before, now
+
+
+def _newest_config(checkpoints: Sequence[Path]) -> dict[str, Any] | None:
+    """The config of the newest checkpoint whose record can be read; damage is reported when the run starts."""
+    for checkpoint in checkpoints:
+        try:
+            return read_record(checkpoint)["config"]
+        except UserError:
+            continue
+    return None
