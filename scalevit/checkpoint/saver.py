@@ -7,14 +7,12 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import asdict
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
 
-from scalevit import __version__
 from scalevit.checkpoint.folder import (
     best_checkpoint,
     clean_up,
@@ -34,6 +32,7 @@ from scalevit.distributed import World
 from scalevit.engines.base import Engine
 from scalevit.engines.state import TensorSlice
 from scalevit.errors import UserError
+from scalevit.runs.environment import package_versions
 
 Result = TypeVar("Result")
 
@@ -196,13 +195,8 @@ class Saver:
 
 def versions() -> dict[str, str]:
     """Versions of what wrote a checkpoint; packages that are not installed are left out."""
-    found = {"scalevit": __version__}
-    for name in ("torch", "timm", "deepspeed"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    found = package_versions(("scalevit", "torch", "timm", "deepspeed"))
+    return {name: version for name, version in found.items() if version is not None}
 
 
 def _copy(own: TensorSlice) -> TensorSlice:

@@ -13,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from scalevit import __version__
+
 PACKAGES = (
     "scalevit",
     "torch",
@@ -69,6 +71,8 @@ def git_commit() -> str | None:
 
 
 def _version(package: str) -> str | None:
+    if package == "scalevit":
+        return __version__  # also of a checkout that is not installed
     try:
         return version(package)
     except PackageNotFoundError:

@@ -250,7 +250,7 @@ def test_packages_that_are_not_installed_have_no_version(tmp_path: Path, monkeyp
     def nothing_is_installed(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr("scalevit.checkpoint.saver.version", nothing_is_installed)
+    monkeypatch.setattr("scalevit.runs.environment.version", nothing_is_installed)
     save(tmp_path, 5)
     assert read_record(tmp_path / "step-00000005")["versions"] == {"scalevit": scalevit.__version__}
 

@@ -31,7 +31,7 @@ class StubEngine:
         self.calls: list[Any] = []
         self._skipped = skipped
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return self.model(images.flatten(1))
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
@@ -92,7 +92,7 @@ def test_the_loss_is_the_mean_over_micro_batches_and_the_last_backward_completes
     expected = []
     for batch in batches(2):
         _, labels = BatchMixing(mixup=0.0, cutmix=0.0, probability=0.0)(batch.images, batch.labels)
-        expected.append(loss.mean(engine(batch.images), labels))
+        expected.append(loss.mean(engine.forward(batch.images), labels))
     assert report.losses.keys() == {"loss"}
     torch.testing.assert_close(report.losses["loss"], torch.stack(expected).mean().detach())
     assert report.faults == [FAULT]
