@@ -83,9 +83,9 @@ docs: setup
 
 # From a copy: setuptools would put what an earlier build left into the wheel.
 wheel: setup
-	@folder=$$(mktemp -d) && trap 'rm -r "$$folder"' EXIT && \
-		cp -r pyproject.toml README.md LICENSE scalevit kernels configs "$$folder" && \
-		$(RUN) python -m pip wheel --quiet --no-deps --wheel-dir dist "$$folder"
+	@folder=$$(mktemp -d) && trap 'rm -r "$$folder"' EXIT && mkdir -p dist && \
+		cp -r pyproject.toml README.md LICENSE scalevit kernels configs "$$folder" && cd "$$folder" && \
+		$(RUN) python -c 'from setuptools import build_meta; build_meta.build_wheel("$(CURDIR)/dist")' > /dev/null
 
 gpu: $(if $(VENV),setup)
 	@$(if $(VENV),$(VENV)/bin/python,$(PYTHON)) tests/gpu_session.py --output "$${OUT:-docs/results}"
