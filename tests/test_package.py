@@ -111,4 +111,4 @@ def test_all_public_names_exist() -> None:
     for name in scalevit.__all__:
         assert getattr(scalevit, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'create_modell'"):
-        scalevit.create_modell
+        _ = scalevit.create_modell
