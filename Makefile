@@ -18,6 +18,8 @@ OLDEST := .venv-oldest
 stamp = $(1)/.installed-$(shell cat pyproject.toml $(2) | cksum | cut -d' ' -f1)
 STAMP := $(call stamp,$(VENV),constraints.txt)
 OLDEST_STAMP := $(call stamp,$(OLDEST),constraints-oldest.txt)
+# In a variable, because make would take the comma for the end of an argument.
+EXTRAS := '.[dev,docs]'
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
 .PHONY: setup quickstart test test-isa test-oldest lint gpu schema docs wheel
@@ -44,7 +46,7 @@ define install
 endef
 
 $(STAMP):
-	$(call install,$(VENV),constraints.txt,--editable '.[dev,docs]')
+	$(call install,$(VENV),constraints.txt,--editable $(EXTRAS))
 
 $(OLDEST_STAMP):
 	$(call install,$(OLDEST),constraints-oldest.txt,torch triton numpy pytest,--editable .)
