@@ -18,6 +18,8 @@ OLDEST := .venv-oldest
 stamp = $(1)/.installed-$(shell cat pyproject.toml $(2) | cksum | cut -d' ' -f1)
 STAMP := $(call stamp,$(VENV),constraints.txt)
 OLDEST_STAMP := $(call stamp,$(OLDEST),constraints-oldest.txt)
+# In a variable, because make would take the comma for the end of an argument.
+EXTRAS := '.[dev,docs]'
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
 .PHONY: setup quickstart test test-isa test-oldest lint gpu schema docs wheel
@@ -44,7 +46,7 @@ define install
 endef
 
 $(STAMP):
-	$(call install,$(VENV),constraints.txt,--editable '.[dev,docs]')
+	$(call install,$(VENV),constraints.txt,--editable $(EXTRAS))
 
 $(OLDEST_STAMP):
 	$(call install,$(OLDEST),constraints-oldest.txt,torch triton numpy pytest,--editable .)
@@ -85,9 +87,9 @@ docs: setup
 
 # From a copy: setuptools would put what an earlier build left into the wheel.
 wheel: setup
-	@folder=$$(mktemp -d) && trap 'rm -r "$$folder"' EXIT && \
-		cp -r pyproject.toml README.md LICENSE scalevit kernels configs "$$folder" && \
-		$(RUN) python -m pip wheel --quiet --no-deps --wheel-dir dist "$$folder"
+	@folder=$$(mktemp -d) && trap 'rm -r "$$folder"' EXIT && mkdir -p dist && \
+		cp -r pyproject.toml README.md LICENSE scalevit kernels configs "$$folder" && cd "$$folder" && \
+		$(RUN) python -c 'from setuptools import build_meta; build_meta.build_wheel("$(CURDIR)/dist")' > /dev/null
 
 gpu: $(if $(VENV),setup)
 	@$(if $(VENV),$(VENV)/bin/python,$(PYTHON)) tests/support/gpu_session.py --output "$${OUT:-docs/results}"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scalevit.errors import SettingError, UserError, naming_settings, settings_of
+from scalevit.errors import SettingError, UserError, naming_settings, require, settings_of
 
 
 @pytest.mark.parametrize(
@@ -23,3 +23,9 @@ def test_settings_are_named_by_their_keys(argument: str, keys: dict[str, str], m
 def test_a_section_is_named_before_its_fields() -> None:
     with pytest.raises(SettingError, match=r"^reduction\.scale = -1: must be positive$"), settings_of("reduction"):
         raise SettingError("scale", -1, "must be positive")
+
+
+def test_a_missing_package_is_one_line_with_its_extra() -> None:
+    require("json", extra="nothing")
+    with pytest.raises(UserError, match=r"'no_such_package' is not installed; pip install 'scalevit\[wandb\]'"):
+        require("no_such_package", extra="wandb")

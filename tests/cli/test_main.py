@@ -1,0 +1,102 @@
+"""The command: help of everything, unknown names, launchers' arguments, one line for a user's mistake."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launching import ROOT, environment
+from scalevit.cli import bench, main, parsing
+
+COMMANDS = list(main._COMMANDS)
+BENCHMARKS = list(bench._BENCHMARKS)
+ACTIONS = ["shards write", "shards index", "shards verify", "shards plan", "checkpoint inspect", "checkpoint convert"]
+
+
+def ended(arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ending:
+        main.main(arguments.split())
+    captured = capsys.readouterr()
+    return ending.value.code, captured.out, captured.err
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS, *ACTIONS, *(f"bench {name}" for name in BENCHMARKS)])
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = ended(f"{command} --help", capsys)
+    assert (status, err) == (0, "")
+    assert out.startswith(f"usage: scalevit {command}".strip())
+
+
+def test_help_lists_the_commands_and_the_benchmarks(capsys: pytest.CaptureFixture[str]) -> None:
+    overview, benchmarks = ended("--help", capsys)[1], ended("bench --help", capsys)[1]
+    assert [name for name in COMMANDS if f"\n  {name} " not in overview] == []
+    assert [name for name in BENCHMARKS if f"\n  {name} " not in benchmarks] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ("trian --config quickstart", ["'trian'", "nearest: train"]),
+        ("bench dat", ["'dat'", "nearest: data"]),
+        ("bench data --rounds 0", ["--rounds = 0", "at least 1"]),
+        ("bench train --config quickstart --steps 1", ["--steps = 1", "at least 2"]),
+        ("train --config qickstart", ["qickstart", "nearest preset: quickstart"]),
+        ("train --config quickstart train.epoch=3", ["train.epoch = 3", "nearest: train.epochs"]),
+        ("train train.epoch=3 --config quickstart seed=3", ["train.epoch = 3"]),
+        ("--local_rank=0 train --local_rank 0 --config quickstart seed=x", ['seed = "x"', "an integer"]),
+        ("evaluate --config quickstart", ["model.initial_weights = null"]),
+        ("describe --config quickstart reduction.strategy=grupped", ["grupped", "nearest: grouped"]),
+    ],
+)
+def test_a_mistake_is_one_line(arguments: str, parts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = ended(arguments, capsys)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    for part in parts:
+        assert part in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"), [("", "COMMAND"), ("bench", "BENCHMARK"), ("train", "--config"), ("shards", "ACTION")]
+)
+def test_what_is_missing_is_named(arguments: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = ended(arguments, capsys)
+    assert status == 2
+    assert err.splitlines()[-1].endswith(f"the following arguments are required: {name}")
+
+
+def test_help_and_schema_import_no_torch() -> None:
+    program = (
+        "import sys; from scalevit.cli.main import main\n"
+        "for arguments in (['--help'], ['train', '--help'], ['bench', '--help'], ['schema']):\n"
+        "    try: main(arguments)\n"
+        "    except SystemExit: pass\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'timm')))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], env=environment(), stdout=subprocess.DEVNULL).returncode == 0
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
+def test_the_launch_scripts_run_from_a_checkout_alone(script: str, tmp_path: Path) -> None:
+    """In an isolated interpreter, which sees neither PYTHONPATH nor this folder, and with no installed scalevit."""
+    blocker = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'scalevit' not in repr(f)]; "
+    program = f"{blocker}import runpy; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    path = str(ROOT / "launch" / script)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", program, path, "--config", "qickstart"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "nearest preset: quickstart" in done.stderr
+
+
+def test_a_status_of_a_command_is_the_process_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a_command.py").write_text("def add_arguments(parser): ...\ndef run(arguments): return 3\n")
+    monkeypatch.syspath_prepend(os.fspath(tmp_path))
+    with pytest.raises(SystemExit, match="3"):
+        parsing.run_module("a_command", "a command", "ends with 3", [])
