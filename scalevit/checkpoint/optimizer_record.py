@@ -5,7 +5,7 @@
      "scalars": [{"name": "step", "value": 7.0, "dtype": "float32", "parameters": null}]}
 
 `shapes` null: every parameter has the tensor, in its own shape; else shapes by parameter. `dtype` null: a number of
-Python's; else a tensor without dimensions. `parameters` null: the scalar belongs to every parameter; else only to these.
+Python's; else a tensor without dimensions. `parameters` null: the scalar belongs to every parameter; else to these.
 """
 
 from collections.abc import Mapping
