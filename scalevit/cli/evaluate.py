@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
     loader = open_evaluation(config, world)
     shard = prepare_engine(config, world)
     if world.device.type == "cpu":
-        prepare_cpu(ranks_per_node=world.local_size, loaders=config.data.workers)
+        prepare_cpu(ranks_per_node=world.ranks_per_node, loaders=config.data.workers)
     with world.process_group(offloads=config.engine.offloads):
         accuracy = evaluate(shard(), loader, channels_last=config.train.channels_last)
     if world.is_first:

@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
     data = open_data(config, world)
     shard = prepare_engine(config, world)
     if world.device.type == "cpu":
-        prepare_cpu(ranks_per_node=world.local_size, loaders=config.data.workers)
+        prepare_cpu(ranks_per_node=world.ranks_per_node, loaders=config.data.workers)
     with world.process_group(offloads=config.engine.offloads):
         summary = Trainer(config, world, shard(), data, folder, costs).fit(resume_from=checkpoints)
     if world.is_first:

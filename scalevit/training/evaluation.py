@@ -40,7 +40,7 @@ def evaluate(
     totals = torch.zeros(4, dtype=torch.float64, device=device)  # weight, top-1, top-5, loss
     batches = iter(loader)
     for _ in range(len(loader)):
-        with engine.world.agreeing_on_errors():
+        with engine.world.collective_errors():
             batch = next(batches)
         if faults is not None:
             faults += batch.faults

@@ -187,7 +187,7 @@ def _place(config: Config, world: World, finish: DeviceTransform) -> dict[str, A
     """Where a loader stands among its peers, and what it leaves to the device."""
     return {
         # So that the ranks of a node read the same chunks, whatever their numbers.
-        "rank": order_rank(world.rank, world.size, world.local_size),
+        "rank": order_rank(world.rank, world.size, world.ranks_per_node),
         "world_size": world.size,
         "workers": config.data.workers,
         "pin_memory": world.device.type == "cuda",

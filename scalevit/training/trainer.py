@@ -155,7 +155,7 @@ class Trainer:
         started = time.perf_counter()
         self.lr = self.schedule.lr(self._schedule_epoch())
         # All of the step's data first: a rank whose data fails must say so before its peers wait for its gradients.
-        with record_function("data wait"), self.world.agreeing_on_errors():
+        with record_function("data wait"), self.world.collective_errors():
             batches = list(islice(micro_batches, accumulation))
         loss = torch.zeros((), device=self.world.device)
         for index, batch in enumerate(batches):
@@ -257,7 +257,7 @@ class Trainer:
     def _record_faults(self) -> None:
         """Collective: lists the bad samples that any rank met, and stops the run beyond data.max_faults."""
         faults, self._new_faults = self.world.gather(self._new_faults), []
-        with self.world.agreeing_on_errors(), naming_data_settings():
+        with self.world.collective_errors(), naming_data_settings():
             self.faults.add(faults, step=self.state.step)
 
     def _save_weights(self, name: str, *, averaged: bool) -> None:
@@ -265,7 +265,7 @@ class Trainer:
         assert self.ema is not None or not averaged
         local = self.ema.tensors if averaged and self.ema is not None else self.engine.local_parameters()
         full = self.engine.gather(local)
-        with self.world.agreeing_on_errors():
+        with self.world.collective_errors():
             if self.world.is_first:
                 write_weights(
                     self.run.path / f"{name}.safetensors",
@@ -285,12 +285,12 @@ class Trainer:
     def _open(self, resume_from: Sequence[Path]) -> None:
         """Takes over a checkpoint's state and opens the run folder."""
         names = ", ".join(checkpoint.name for checkpoint in resume_from)
-        self.world.agree_on("what can be resumed from", names or None)
+        self.world.check_equal_across_ranks("what can be resumed from", names or None)
         if resume_from:
             checkpoint = newest_intact(resume_from, self.world)
             found = read_record(checkpoint)["data"]
             if found is not None:  # a run of another program's: its order is not ours anyway
-                with self.world.agreeing_on_errors():
+                with self.world.collective_errors():
                     check_fingerprint(found, self.data.train.fingerprint, f"checkpoint {checkpoint}", DATA_KEYS)
             self.state = restore(checkpoint, self.engine, self.ema.tensors if self.ema else None)
             self.throughput.add(self.state.timed_images, self.state.seconds)
@@ -299,7 +299,7 @@ class Trainer:
         device = self.world.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         environment = describe_environment(self.world.size, name)
-        with self.world.agreeing_on_errors():  # only the first rank writes, but all must leave if it cannot
+        with self.world.collective_errors():  # only the first rank writes, but all must leave if it cannot
             self.state.wandb_id = self.run.open(environment, step=self.state.step, wandb_id=self.state.wandb_id)
         self._record_faults()
 
