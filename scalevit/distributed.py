@@ -26,7 +26,7 @@ class World:
     rank: int
     size: int
     local_rank: int
-    local_size: int
+    ranks_per_node: int
     device: torch.device
 
     @classmethod
@@ -37,7 +37,7 @@ class World:
             rank=int(os.environ.get("RANK", "0")),
             size=size,
             local_rank=local_rank,
-            local_size=int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", size))),
+            ranks_per_node=int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", size))),
             device=torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu"),
         )
 
@@ -79,7 +79,7 @@ class World:
         return values
 
     @contextmanager
-    def agreeing_on_errors(self) -> Iterator[None]:
+    def collective_errors(self) -> Iterator[None]:
         """If any rank raises a `UserError` in the block, every rank raises the first one at its end.
 
         Collective. Without it the others would wait in a collective operation for a rank that has ended.
@@ -104,7 +104,7 @@ class World:
             dist.all_gather_object(everyone, items)
         return [item for part in everyone for item in part]
 
-    def agree_on(self, what: str, value: str | None) -> None:
+    def check_equal_across_ranks(self, what: str, value: str | None) -> None:
         """Makes sure that all ranks have the same value. Collective.
 
         Raises:

@@ -62,7 +62,7 @@ def compare_training(configs: Sequence[Config], *, steps: int, output: Path | No
     for config in configs:
         check_engine(config, world)
     if world.device.type == "cpu":
-        prepare_cpu(ranks_per_node=world.local_size)
+        prepare_cpu(ranks_per_node=world.ranks_per_node)
     with world.process_group(offloads=any(config.engine.offloads for config in configs)):
         for config in configs:
             rows.append(_measure(config, world, steps, first=rows[0] if rows else None))

@@ -34,7 +34,7 @@ def newest_intact(candidates: Sequence[Path], world: World) -> Path:
         problems = world.gather(find_damage(checkpoint, reader=world.rank, readers=world.size))
         if not problems:
             return checkpoint
-        with world.agreeing_on_errors():
+        with world.collective_errors():
             if world.is_first:
                 _quarantine(checkpoint, problems[0])
     folder = candidates[0].parent
@@ -81,7 +81,7 @@ def restore(checkpoint: Path, engine: Engine, ema: Mapping[str, Tensor] | None) 
     parts |= {_OPTIMIZER + name: slices for name, slices in engine.optimizer_state_layout(described).items()}
     if ema is not None and "ema" in record["parts"]:
         parts["ema"] = _empty(engine.slices(ema))
-    with engine.world.agreeing_on_errors():
+    with engine.world.collective_errors():
         read_parts(checkpoint, parts)
     with torch.no_grad():
         _copy(weights, parts["weights"])

@@ -51,7 +51,7 @@ class CheckpointConfig(Section):
     keep_best: bool = True
     """Also keep the checkpoint with the best top-1 (of the EMA, if enabled) among those that were evaluated."""
     asynchronous: bool = True
-    """Continue training while a checkpoint is written. In both cases each rank needs host memory for two copies of its
+    """Continue training while a checkpoint is written. In both cases each rank needs host memory for a copy of its
     part of the state."""
 
 

@@ -3,7 +3,7 @@
 Knows `torch.optim.Optimizer` and no particular optimizer.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -37,6 +37,22 @@ def kept_scalars(state: Mapping[str, Any]) -> dict[str, Scalar]:
     return scalars
 
 
+def group_scalars(group: Group, settings: Collection[str]) -> dict[str, Scalar]:
+    """The numbers, or tensors without dimensions, that an optimizer has added to a parameter group; copies.
+
+    Args:
+        settings: the keys of the group before the first step.
+
+    Raises:
+        TypeError: it has added something else, which no checkpoint could hold.
+    """
+    added = {key: value for key, value in group.items() if key not in settings and value is not None}
+    scalars = kept_scalars(added)
+    for key in added.keys() - scalars.keys():
+        raise TypeError(f"{key} of a parameter group is a {type(added[key]).__name__}")
+    return scalars
+
+
 def placed_scalar(key: str, value: Scalar, group: Group, device: torch.device) -> Scalar:
     """A scalar as the optimizer wants it back: a copy, where torch.optim.Optimizer.load_state_dict would put it."""
     if not isinstance(value, Tensor):
@@ -59,14 +75,13 @@ class GroupCounters:
         Args:
             number: index of the group in the optimizer.
         """
-        own = self._settings[number]
-        return {key: value for key, value in group.items() if key not in own and isinstance(value, bool | int | float)}
+        return group_scalars(group, self._settings[number])
 
     def replace(self, number: int, group: Group, counters: Mapping[str, Scalar]) -> None:
-        """Sets the counters of a group; those that are not named are removed."""
+        """Sets the counters of a group to copies; those that are not named are removed."""
         for key in self.of(number, group):
             del group[key]
-        group.update(counters)
+        group.update({key: value.clone() if isinstance(value, Tensor) else value for key, value in counters.items()})
 
 
 class ScalarCollector:

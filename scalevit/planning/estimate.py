@@ -81,7 +81,7 @@ def make_plan(config: Config, device: Device, *, gpus: int, nodes: int) -> Plan:
             raise UserError(f"{name} {number}: must be at least 1")
     if gpus % nodes:
         raise UserError(f"--gpus {gpus}: must be a multiple of --nodes {nodes}, the devices of all nodes together")
-    world = World(rank=0, size=gpus, local_rank=0, local_size=gpus, device=torch.device("meta"))
+    world = World(rank=0, size=gpus, local_rank=0, ranks_per_node=gpus, device=torch.device("meta"))
     with naming_settings({key: f"engine.{key}" for key in type(config.engine).model_fields}):
         config.engine.check(world)
     ignored = [*not_estimated(config.engine), *(["train.compile"] if config.train.compile else [])]

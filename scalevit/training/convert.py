@@ -137,7 +137,7 @@ def native_to_checkpoint(native: DeepSpeedCheckpoint, run_folder: Path, config: 
         "world_size": 1,
         "versions": versions(),
     }
-    one_rank = World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu"))
+    one_rank = World(rank=0, size=1, local_rank=0, ranks_per_node=1, device=torch.device("cpu"))
     slices = {f"{part}.{name}": own for part, held in parts.items() for name, own in held.items()}
     Saver(folder, one_rank, CheckpointConfig()).write(native.step, slices, record)
     return checkpoint_path(folder, native.step)

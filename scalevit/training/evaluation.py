@@ -83,7 +83,7 @@ def evaluate(
     totals = torch.zeros(1 + len(METRICS), dtype=torch.float64, device=device)  # sum of weights, then of metrics
     batches = iter(loader)
     for _ in range(len(loader)):
-        with engine.world.agreeing_on_errors(), naming_data_settings():
+        with engine.world.collective_errors(), naming_data_settings():
             batch = next(batches)
         if faults is not None:
             faults += batch.faults

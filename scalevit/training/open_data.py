@@ -160,7 +160,7 @@ class _Placement(TypedDict):
 def _placement(config: Config, world: World) -> _Placement:
     return {
         # The ranks of a node read the same chunks, however they are numbered.
-        "rank": order_rank(world.rank, world.size, world.local_size),
+        "rank": order_rank(world.rank, world.size, world.ranks_per_node),
         "world_size": world.size,
         "workers": config.data.workers,
         "pin_memory": world.device.type == "cuda",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from scalevit.config.training import OptimizerConfig
-from scalevit.engines.optimizer_access import kept_scalars, kept_tensors
+from scalevit.engines.optimizer_access import group_scalars, kept_scalars, kept_tensors
 from scalevit.engines.settings import UPDATE_SCOPES, UpdateScope
 from scalevit.errors import SettingError, nearest
 
@@ -114,14 +114,16 @@ def _check_state(name: str, args: Mapping[str, Any]) -> None:
         SettingError: it cannot.
     """
     optimizer, _ = _run(name, args, _values(_SMALL), _gradients(_SMALL))
-    for state in optimizer.state.values():
-        try:
+    fresh = _fresh(name, args)
+    try:
+        for state in optimizer.state.values():
             kept_scalars(state)
-        except TypeError as error:
-            raise SettingError("optimizer", name, f"its state cannot be saved ({error})") from None
+        group_scalars(optimizer.param_groups[0], fresh.param_groups[0])
+    except TypeError as error:
+        raise SettingError("optimizer", name, f"its state cannot be saved ({error})") from None
     if hasattr(optimizer, "train") or hasattr(optimizer, "eval"):
         raise SettingError("optimizer", name, "it has a training and an evaluation mode, which engines do not switch")
-    before, after = (_numbers(one.param_groups[0]) for one in (_fresh(name, args), optimizer))
+    before, after = (_numbers(one.param_groups[0]) for one in (fresh, optimizer))
     if changed := [key for key, value in before.items() if after.get(key) != value]:
         raise SettingError("optimizer", name, f"its state cannot be saved (it changes its setting {changed[0]})")
 

@@ -41,7 +41,7 @@ class Profiler:
             UserError: the folder cannot be written; reported before the first step.
         """
         if self._enabled:
-            with self._world.agreeing_on_errors(), self._writing():
+            with self._world.collective_errors(), self._writing():
                 self._folder.mkdir(parents=True, exist_ok=True)
                 self._probe.touch()
                 self._probe.unlink()
@@ -102,7 +102,7 @@ class Profiler:
         recorded, self._profile = self._profile, None
         assert recorded is not None
         recorded.stop()
-        with self._world.agreeing_on_errors(), self._writing():
+        with self._world.collective_errors(), self._writing():
             recorded.export_chrome_trace(str(self._trace))
             if self._on_cuda:
                 torch.cuda.memory._dump_snapshot(str(self._folder / f"memory_rank{self._world.rank}.pickle"))

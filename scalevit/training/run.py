@@ -191,7 +191,7 @@ def device_name(device: torch.device) -> str:
 
 def _process_group(config: Config, world: World) -> AbstractContextManager[None]:
     if world.device.type == "cpu":
-        prepare_cpu(ranks_per_node=world.local_size, loaders=config.data.workers)
+        prepare_cpu(ranks_per_node=world.ranks_per_node, loaders=config.data.workers)
     return world.process_group(offloads=config.engine.offloads)
 
 

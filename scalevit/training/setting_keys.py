@@ -28,7 +28,7 @@ TRACKER_KEYS = {part.kind(): f"tracking.{part.kind()}" for part in TRACKERS}
 
 @contextmanager
 def naming_data_settings() -> Iterator[None]:
-    """Names config keys in the errors of `scalevit.data`. Within `World.agreeing_on_errors`, not around it: what other
+    """Names config keys in the errors of `scalevit.data`. Within `World.collective_errors`, not around it: what other
     ranks report has been turned into text.
 
     Raises:

@@ -81,7 +81,7 @@ class TrainingStep:
         started = time.perf_counter()
         engine = self._engine
         # All of the step's data first: a rank whose data fails must say so before its peers wait for its gradients.
-        with record_function("data wait"), engine.world.agreeing_on_errors(), naming_data_settings():
+        with record_function("data wait"), engine.world.collective_errors(), naming_data_settings():
             batches = list(islice(micro_batches, self._accumulation))
         losses: dict[str, Tensor] = {}
         for index, batch in enumerate(batches):

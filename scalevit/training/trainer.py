@@ -129,12 +129,12 @@ class Trainer:
     def _start(self, resume_from: Sequence[Path]) -> None:
         """Restores a checkpoint, if there is one, and opens run folder and trackers."""
         names = ", ".join(checkpoint.name for checkpoint in resume_from)
-        self.world.agree_on("what can be resumed from", names or None)
+        self.world.check_equal_across_ranks("what can be resumed from", names or None)
         config = self.config.model_dump(mode="json")
         if resume_from:
             self._resume(newest_intact(resume_from, self.world), config)
         # Only rank 0 writes, but all must leave if it cannot.
-        with self.world.agreeing_on_errors(), naming_settings(TRACKER_KEYS):
+        with self.world.collective_errors(), naming_settings(TRACKER_KEYS):
             self.folder.open(config, self.environment)
             if self.world.is_first:
                 info = RunInfo(self.config.name, self.folder.path, config, self.state.step)
@@ -144,7 +144,7 @@ class Trainer:
     def _resume(self, checkpoint: Path, config: Mapping[str, Any]) -> None:
         record = read_record(checkpoint)
         if record["data"] is not None:  # a converted checkpoint knows no order of samples
-            with self.world.agreeing_on_errors():
+            with self.world.collective_errors():
                 check_fingerprint(record["data"], self.data.train.fingerprint, f"checkpoint {checkpoint}", DATA_KEYS)
         self.state = restore(checkpoint, self.engine, self.ema.tensors if self.ema else None)
         self.throughput.add(self.state.timed_images, self.state.seconds)
@@ -236,14 +236,14 @@ class Trainer:
         )
 
     def _log(self, record: Record) -> None:
-        with self.world.agreeing_on_errors():
+        with self.world.collective_errors():
             if self.world.is_first:
                 self.tracking.log(record)
 
     def _record_faults(self) -> None:
         """Lists the bad samples that any rank met, and ends the run beyond the limit."""
         faults, self._new_faults = self.world.gather(self._new_faults), []
-        with self.world.agreeing_on_errors(), naming_data_settings():
+        with self.world.collective_errors(), naming_data_settings():
             self.faults.add(faults, step=self.state.step)
 
     # --- evaluation and saving ------------------------------------------------------------------------------
@@ -284,7 +284,7 @@ class Trainer:
     def _save_weights(self, prefix: str, weight_set: str) -> None:
         """Writes a weights file into the run folder, for use elsewhere."""
         full = self.weight_sets.gather(weight_set)
-        with self.world.agreeing_on_errors():
+        with self.world.collective_errors():
             if self.world.is_first:
                 write_weights(
                     self.folder.weights(file_name(prefix, weight_set)),
@@ -301,7 +301,7 @@ class Trainer:
         for weight_set in self.weight_sets.names:
             self._save_weights("final", weight_set)
         summary = self._summarise()
-        with self.world.agreeing_on_errors():
+        with self.world.collective_errors():
             self.folder.write_summary(summary.to_json())
         self.tracking.close(summary)
         return summary

@@ -28,7 +28,7 @@ from scalevit.engines.state import OptimizerState, StateTensor, TensorSlice
 from scalevit.errors import UserError
 from scalevit.training.ema import Ema
 
-ALONE = World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu"))
+ALONE = World(rank=0, size=1, local_rank=0, ranks_per_node=1, device=torch.device("cpu"))
 
 
 class OneRank:

@@ -2,7 +2,7 @@
 
 A cell is a dict: `id`, `settings` (config overrides of the engine), `reduction`, `accumulation`, and what it changes:
 `checkpointing`, `clip`, `precision`, `loss_scale`, `compile`, `meta_init`, `steps`, `count`, `depth`,
-`width`, `optimizer` (a key of OPTIMIZERS).
+`width`, `optimizer` (a key of OPTIMIZERS), `refused` (the engine is).
 
 Usage: RANK=.. WORLD_SIZE=.. MASTER_ADDR=.. MASTER_PORT=.. python parity_worker.py CELLS.json RESULTS.pt
 """
@@ -24,6 +24,7 @@ from scalevit.config.model import KernelsConfig, ModelConfig
 from scalevit.config.training import OptimizerConfig
 from scalevit.distributed import World
 from scalevit.engines.base import EngineSpec
+from scalevit.errors import UserError
 from scalevit.models.build import build_model
 from scalevit.models.fused_mlp import fuse_mlps
 from scalevit.models.meta_init import initial_values
@@ -48,6 +49,7 @@ OPTIMIZERS = {
     "nadamw": OptimizerConfig(name="nadamw", lr=2e-3, args={"eps": 1e-3}),
     "adan": OptimizerConfig(name="adan", lr=2e-3, args={"eps": 1e-3}),
     "lamb": OptimizerConfig(name="lamb", lr=2e-3, args={"eps": 1e-3}),
+    "novograd": OptimizerConfig(name="novograd"),
     "muon": OptimizerConfig(name="muon", lr=2e-5),  # it orthogonalises in bf16, whose rounding the rate scales
     "adafactor": OptimizerConfig(name="adafactorbv", lr=2e-3, args={"min_dim_size_to_factor": 16}),
 }
@@ -110,6 +112,11 @@ def run_cell(cell: dict[str, Any], world: World) -> dict[str, Any]:
     config = load_config(None, [*cell["settings"], f"train.precision={cell.get('precision', 'fp32')}"])
     model, spec = _prepare(cell, world)
     uses = uses_per_parameter(model)
+    if cell.get("refused"):
+        try:
+            config.engine.build(model, spec)
+        except UserError as error:
+            return {"refused": str(error)}
     engine = config.engine.build(model, spec)
     engine.train()
     if "loss_scale" in cell:

@@ -14,7 +14,7 @@ from scalevit.errors import UserError
 
 
 def world(size: int) -> World:
-    return World(rank=0, size=size, local_rank=0, local_size=size, device=torch.device("cpu"))
+    return World(rank=0, size=size, local_rank=0, ranks_per_node=size, device=torch.device("cpu"))
 
 
 def test_shards_must_divide_the_ranks() -> None:

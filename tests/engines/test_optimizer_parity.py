@@ -27,9 +27,13 @@ CELLS = [
 ]
 
 
+# Reads norms, which shards would allow, but with operations that they do not have.
+REFUSED = cell("fsdp", 2, optimizer="novograd", refused=True, depth=DEPTH)
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return run_cells(CELLS, tmp_path_factory.mktemp("optimizers"))
+    return run_cells([*CELLS, REFUSED], tmp_path_factory.mktemp("optimizers"))
 
 
 @pytest.mark.parametrize("one", CELLS, ids=lambda one: one["id"])
@@ -40,3 +44,10 @@ def test_an_optimizer_computes_as_in_one_process(results: Results, one: Cell) ->
         assert deviation < 1e-5, f"{what} deviates by {deviation:.1e}"
     moved = max((expected["weights"][name] - tensor).abs().max().item() for name, tensor in ours["initial"].items())
     assert moved > 3 * OPTIMIZERS[one["optimizer"]].lr / 10, "it trains"
+
+
+def test_an_optimizer_that_fails_on_shards_is_refused_before_the_first_step(results: Results) -> None:
+    message = results[REFUSED["id"]]["refused"]
+    assert message.startswith("optimizer NvNovoGrad cannot step FSDP2's shards (")
+    assert message.endswith("; one shard works")
+    assert "\n" not in message

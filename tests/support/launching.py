@@ -70,7 +70,9 @@ class Ranks:
         self._processes = []
         for rank, log in enumerate(self._logs):
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-            env = environment(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **{k: str(v) for k, v in place.items()})
+            path = with_support(os.environ.get("PYTHONPATH"))
+            places = {k: str(v) for k, v in place.items()}
+            env = environment(PYTHONPATH=path, MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **places)
             with log.open("w") as file:
                 self._processes.append(
                     subprocess.Popen([sys.executable, script, *arguments], env=env, stdout=file, stderr=file)

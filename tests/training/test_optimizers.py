@@ -78,7 +78,7 @@ def test_what_is_kept(name: str, args: dict[str, Any], kept: list[str]) -> None:
 
 
 def world(size: int) -> World:
-    return World(rank=0, size=size, local_rank=0, local_size=size, device=torch.device("cpu"))
+    return World(rank=0, size=size, local_rank=0, ranks_per_node=size, device=torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

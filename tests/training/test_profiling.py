@@ -8,7 +8,7 @@ from scalevit.config.training import TrainConfig
 from scalevit.distributed import World
 from scalevit.training.profiling import Profiler
 
-ALONE = World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu"))
+ALONE = World(rank=0, size=1, local_rank=0, ranks_per_node=1, device=torch.device("cpu"))
 SETTINGS = TrainConfig(profile=True, profile_after=1, profile_steps=1)
 
 

@@ -18,7 +18,7 @@ from scalevit.training.step import DivergenceCheck, TrainingStep
 from scalevit.training.tasks.base import DeviceBatch, Forward, TaskLoss
 from scalevit.training.tasks.classification import ClassificationTask
 
-ALONE = World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu"))
+ALONE = World(rank=0, size=1, local_rank=0, ranks_per_node=1, device=torch.device("cpu"))
 FAULT = Fault("a.tar", "k", 0, "broken")
 
 

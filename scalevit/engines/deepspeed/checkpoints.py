@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scalevit.engines.optimizer_access import ScalarCollector, kept_scalars, kept_tensors
+from scalevit.engines.optimizer_access import ScalarCollector, group_scalars, kept_scalars, kept_tensors
 from scalevit.engines.state import Scalar
 from scalevit.errors import UserError
 
@@ -136,7 +136,7 @@ def _read_replicated(model: dict[str, Any], names: Sequence[str], settings: Coll
                 if value.shape != weights[names[index]].shape:
                     raise ValueError(f"{key} of {names[index]} has a shape of its own, which is not supported")
                 read.tensors.setdefault(key, {})[names[index]] = value.flatten()
-            collector.add([names[index]], kept_scalars(own), _counters(group, settings) if state else {})
+            collector.add([names[index]], kept_scalars(own), group_scalars(group, settings) if state else {})
     read.scalars = collector.scalars
     return read
 
@@ -203,14 +203,8 @@ def _read_scalars(
     collector = ScalarCollector()
     for group, shapes in enumerate(model[PARAM_SHAPES]):
         if own := optimizer["state"].get(group):
-            collector.add(shapes, kept_scalars(own), _counters(optimizer["param_groups"][group], settings))
+            collector.add(shapes, kept_scalars(own), group_scalars(optimizer["param_groups"][group], settings))
     read.scalars = collector.scalars
-
-
-def _counters(group: dict[str, Any], settings: Collection[str]) -> dict[str, Scalar]:
-    """The numbers that an optimizer has added to its group."""
-    found = {key: value for key, value in group.items() if key not in settings}
-    return {key: value for key, value in found.items() if isinstance(value, bool | int | float)}
 
 
 def _targets(
