@@ -1,10 +1,13 @@
 """The settings of PyTorch FSDP2."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveInt
 
 from scalevit.engines.settings import EngineSettings, Precision
+
+if TYPE_CHECKING:
+    from scalevit.engines.cost import EngineCost, ParameterLayout
 
 
 class FsdpSettings(EngineSettings):
@@ -29,6 +32,26 @@ class FsdpSettings(EngineSettings):
     def offloads(self) -> bool:
         """Whether parameters lie in the CPU's memory."""
         return self.cpu_offload
+
+    @property
+    def label(self) -> str:
+        return "FSDP2" if self.shard_size is None else f"HSDP, {self.shard_size} shards"
+
+    @property
+    def overlaps_communication(self) -> bool:
+        return True
+
+    @property
+    def not_estimated(self) -> list[str]:
+        ignored = [name for name in ("cpu_offload", "prefetch") if getattr(self, name)]
+        return [*ignored, *(["mixed_precision"] if self.mixed_precision == "policy" else [])]
+
+    def cost(
+        self, layout: "ParameterLayout", ranks: int, accumulation: int, *, optimizer_tensors: int, ema: bool
+    ) -> "EngineCost":
+        from scalevit.engines.fsdp.cost import fsdp_cost
+
+        return fsdp_cost(self, layout, ranks, accumulation, optimizer_tensors=optimizer_tensors, ema=ema)
 
     def check_training(self, *, precision: Precision, meta_init: bool) -> None:
         if self.mixed_precision == "policy" and precision == "fp32":
