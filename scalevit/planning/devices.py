@@ -155,7 +155,9 @@ def load_device(name: str) -> Device:
         if device.name == name:
             if isinstance(device, Device):
                 return device
-            raise SettingError("device", name, f"the table has only its peak FLOP/s, not its memory and links; {allowed}")
+            raise SettingError(
+                "device", name, f"the table has only its peak FLOP/s, not its memory and links; {allowed}"
+            )
     close = nearest(name, device_names())
     raise SettingError("device", name, f"unknown{f'; nearest: {close}' if close else ''} ({allowed})")
 
