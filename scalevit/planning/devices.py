@@ -97,7 +97,8 @@ _TABLE = (
             memory_bandwidth=2.039e12,
             link_bandwidth=300e9,
             network_bandwidth=25e9,
-            source="NVIDIA A100 80 GB data sheet (SXM); NVLink 600 GB/s in both directions; 200 Gbit/s per GPU (DGX A100)",
+            source="NVIDIA A100 80 GB data sheet (SXM); NVLink 600 GB/s in both directions; "
+            "200 Gbit/s per GPU (DGX A100)",
         ),
         r"(NVIDIA )?A100(-SXM4?-(40|80)GB|-PCIE-(40|80)GB| 80GB PCIe)",
     ),

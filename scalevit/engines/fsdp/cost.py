@@ -1,4 +1,7 @@
-"""What FSDP2 holds on a rank and sends in a step, around an fp32 model. Formulas; knows no model and no process group."""
+"""What FSDP2 holds on a rank and sends in a step, around an fp32 model.
+
+Formulas; knows no model and no process group.
+"""
 
 from collections.abc import Iterable
 
