@@ -89,7 +89,9 @@ def main(argv: Sequence[str]) -> None:
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
     print_rows(rows, device)
     if arguments.output is not None:
-        write_rows(rows, arguments.output, {"date": date.today().isoformat(), **describe_environment(world.size, device)})
+        write_rows(
+            rows, arguments.output, {"date": date.today().isoformat(), **describe_environment(world.size, device)}
+        )
 
 
 def benchmark(configs: Sequence[Config], world: World, *, steps: int) -> list[BenchRow]:
@@ -207,4 +209,4 @@ def write_rows(rows: Sequence[BenchRow], folder: Path, about: dict[str, object])
         write_whole(folder / "bench_train.json", (json.dumps({**about, "rows": records}, indent=1) + "\n").encode())
         write_whole(folder / "bench_train.csv", text.getvalue().encode())
     except OSError as error:
-        raise UserError(f"--output {folder}: cannot be written ({error.strerror})") from None
+        raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
