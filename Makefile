@@ -1,11 +1,14 @@
 # make setup       a virtual environment in .venv with everything pinned in constraints.txt
 # make quickstart  train a small grouped ViT on handwritten digits (minutes on a laptop CPU)
 # make test        the test suite that needs no GPU
+# make test-isa    the numeric tests again with another instruction set (AVX2) and other orders of summation
 # make test-oldest the kernel tests against the oldest supported torch and Triton
 # make lint        formatting, lint and types
 # make gpu         tests and benchmarks that need a GPU, within 9 minutes; says so and ends well without one.
 #                  `make gpu VENV= PYTHON=python3` takes a Python that has torch already and installs nothing
-# make schema      write configs/schema.json anew
+# make schema      write configs/schema.json and docs/config.md from the config classes
+# make docs        the documentation as a site in build/site; a dead link is an error
+# make wheel       the package in dist/
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -17,7 +20,7 @@ STAMP := $(call stamp,$(VENV),constraints.txt)
 OLDEST_STAMP := $(call stamp,$(OLDEST),constraints-oldest.txt)
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: setup quickstart test test-oldest lint gpu schema
+.PHONY: setup quickstart test test-isa test-oldest lint gpu schema docs wheel
 
 setup: $(STAMP)
 
@@ -41,7 +44,7 @@ define install
 endef
 
 $(STAMP):
-	$(call install,$(VENV),constraints.txt,--editable '.[dev]')
+	$(call install,$(VENV),constraints.txt,--editable '.[dev,docs]')
 
 $(OLDEST_STAMP):
 	$(call install,$(OLDEST),constraints-oldest.txt,torch triton numpy pytest,--editable .)
@@ -52,7 +55,17 @@ quickstart: setup
 test: setup
 	@$(RUN) python -m pytest -m "not gpu and not slow"
 
-# The gate of compiled kernels for Hopper alone: spills differ between versions of Triton.
+# What torch, MKL, oneDNN and numpy's OpenBLAS run on a CPU without AVX-512, MKL without FMA: a tolerance that holds on
+# this machine only fails here.
+ISA := OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=avx2 MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=AVX2 OPENBLAS_CORETYPE=Haswell
+NUMERIC := tests/kernels/test_error_bounds.py tests/kernels/test_fused_mlp_arguments.py tests/models \
+	tests/engines/test_parity.py \
+	$(foreach m,test_fused_mlp_numerics test_gelu_kernels,'tests/kernels/test_interpreted.py::test_interpreted[$(m)]')
+
+test-isa: setup
+	@$(RUN) $(ISA) python -m pytest -m "not gpu and not slow" $(NUMERIC)
+
+# Of the compiled kernels only Hopper's are checked: spills differ between versions of Triton.
 test-oldest: $(OLDEST_STAMP)
 	@$(OLDEST)/bin/python -m pytest -m "not gpu and not slow" tests/kernels -k "not shipped_tile or sm_90"
 
@@ -62,7 +75,17 @@ lint: setup
 	@$(RUN) mypy
 
 schema: setup
-	@$(RUN) scalevit schema > configs/schema.json
+	@$(RUN) scalevit schema > configs/.schema.json && mv configs/.schema.json configs/schema.json
+	@$(RUN) scalevit schema --markdown > docs/.config.md && mv docs/.config.md docs/config.md
+
+docs: setup
+	@$(RUN) mkdocs build --quiet --strict
+
+# From a copy: setuptools would put what an earlier build left into the wheel.
+wheel: setup
+	@folder=$$(mktemp -d) && trap 'rm -r "$$folder"' EXIT && \
+		cp -r pyproject.toml README.md LICENSE scalevit kernels configs "$$folder" && \
+		$(RUN) python -m pip wheel --quiet --no-deps --wheel-dir dist "$$folder"
 
 gpu: $(if $(VENV),setup)
-	@$(if $(VENV),$(VENV)/bin/python,$(PYTHON)) tests/gpu_session.py --output "$${OUT:-docs/results}"
+	@$(if $(VENV),$(VENV)/bin/python,$(PYTHON)) tests/support/gpu_session.py --output "$${OUT:-docs/results}"

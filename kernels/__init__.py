@@ -1,10 +1,11 @@
 """Fused GELU-linear kernels for the MLP of a Vision Transformer, with shared and narrowed weights.
 
-Knows tensors, strides and devices; nothing of modules, engines or configs. Needs torch, and Triton where it
-runs fused; imports and works on a machine without an accelerator and without Triton.
+The package depends on torch, and on Triton where the kernels run. It can be imported and used on a machine without an
+accelerator and without Triton. Must not know modules, engines or configs, nor any other package of scalevit.
 """
 
-from .mlp import fused_mlp, why_not_fused
-from .reference import eager_mlp, reference_mlp
+from scalevit.kernels.mlp import fused_mlp
+from scalevit.kernels.reference import eager_mlp, reference_mlp
+from scalevit.kernels.support import unsupported_reason
 
-__all__ = ["eager_mlp", "fused_mlp", "reference_mlp", "why_not_fused"]
+__all__ = ["eager_mlp", "fused_mlp", "reference_mlp", "unsupported_reason"]

@@ -1,24 +1,35 @@
-"""The benchmark's two pictures. Imports matplotlib, which nothing else here does."""
+"""The benchmark's two figures. matplotlib is optional and imported only when they are drawn."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import matplotlib
+from scalevit.kernels.bench_results import TOKENS, BenchRow
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-if TYPE_CHECKING:
-    from .bench import Result
-
-BYTES = 2  # for each element; the roofline is drawn for 2-byte dtypes
+BYTES = 2  # per element; the roofline is drawn for 2-byte dtypes
+PLOTS_MISSING = "no figures are drawn: matplotlib is not installed (pip install 'scalevit[plots]')"
 
 
-def plot_speedup(results: Sequence[Result], device: str, path: Path) -> None:
-    """Speed-up over eager of forward + backward: one group of bars for each shape and batch."""
+def can_plot() -> bool:
+    """Whether matplotlib is installed."""
+    return find_spec("matplotlib") is not None
+
+
+def write_plots(folder: Path, results: Sequence[BenchRow], about: Mapping[str, object]) -> None:
+    """Writes speedup.png and roofline.png. Needs matplotlib."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    plot_speedup(results, str(about["device"]), folder / "speedup.png")
+    plot_roofline(results, about, folder / "roofline.png")
+
+
+def plot_speedup(results: Sequence[BenchRow], device: str, path: Path) -> None:
+    """Speed-up over eager of forward + backward: one group of bars per shape and batch."""
+    from matplotlib import pyplot as plt
+
     full = [r for r in results if r.what == "full"]
     cases = list(dict.fromkeys((r.shape, r.batch, r.autocast) for r in full))
     names = list(dict.fromkeys(r.provider for r in full))
@@ -43,8 +54,10 @@ def plot_speedup(results: Sequence[Result], device: str, path: Path) -> None:
     plt.close(figure)
 
 
-def plot_roofline(results: Sequence[Result], about: Mapping[str, object], path: Path) -> None:
-    """TFLOP/s of forward + backward against operations for each byte, under the measured ceilings."""
+def plot_roofline(results: Sequence[BenchRow], about: Mapping[str, object], path: Path) -> None:
+    """TFLOP/s of forward + backward against operations per byte, under the measured ceilings."""
+    from matplotlib import pyplot as plt
+
     gemm, copy = float(str(about["gemm_ceiling_tflops"])), float(str(about["copy_ceiling_bytes_per_second"]))
     full = [r for r in results if r.what == "full"]
     figure, axes = plt.subplots(figsize=(6, 4))
@@ -53,7 +66,7 @@ def plot_roofline(results: Sequence[Result], about: Mapping[str, object], path: 
     for name in dict.fromkeys(r.provider for r in full):
         mine = [r for r in full if r.provider == name]
         axes.loglog([_intensity(r) for r in mine], [r.tflops for r in mine], "o", markersize=4, label=name)
-    axes.set_xlabel("operations for each byte that must move at least")
+    axes.set_xlabel("operations per byte of minimum traffic")
     axes.set_ylabel("TFLOP/s")
     axes.set_title(f"fused MLP on {about['device']}, forward + backward")
     axes.legend(fontsize=7)
@@ -62,8 +75,8 @@ def plot_roofline(results: Sequence[Result], about: Mapping[str, object], path: 
     plt.close(figure)
 
 
-def _intensity(r: Result) -> float:
-    """Operations over the bytes of each product's operands and result, read or written once."""
-    m = r.batch * 197
+def _intensity(r: BenchRow) -> float:
+    """Operations per byte of each product's operands and result, each read or written once."""
+    m = r.batch * TOKENS
     each = m * r.d + m * r.h + r.d * r.h
     return 2 * m * r.d * r.h / (BYTES * each)

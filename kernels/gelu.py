@@ -1,13 +1,15 @@
-"""GELU and its derivative as Triton device functions, and pointwise kernels of them.
+"""GELU and its derivative as Triton device functions, and pointwise kernels that apply them.
 
-Two forms: the exact one (erf), which is what timm's ViTs use, and tanh for models trained with it.
+There are two forms: the exact one (erf), which timm's ViTs use, and the tanh approximation for models trained with it.
 
 The exact form has two implementations. For fp32 and fp64 it calls erf. For bf16 and fp16 it evaluates
 `Phi(x) = 1 - q if x >= 0 else q` with `q = exp2(P(|x|))` and P of degree 5: 9 instructions where libdevice's
-erf takes 32, and the epilogue of a short GEMM (K = 768) is bound by exactly those instructions. Its absolute
-error is 8.4e-7 for gelu and 1.2e-6 for gelu', below half a bf16 or fp16 step wherever the value is not itself
-that small. P was fitted by weighted least squares to log2(Phi(-z)) on [0, 6]; its leading coefficient is
-negative, so q goes to 0 and not to infinity for every larger |x|.
+erf takes 32, and these instructions limit the epilogue of a short GEMM (K = 768). The absolute error is 8.4e-7 for
+gelu and 1.2e-6 for gelu', below half a bf16 or fp16 step except where the value itself is that small. P was fitted by
+weighted least squares to log2(Phi(-z)) on [0, 6]; its leading coefficient is negative, so q tends to 0 and not to
+infinity for larger |x|.
+
+Must not know matrix products or tiles.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# The interpreter multiplies raw bit patterns in a bf16 `tl.dot` and truncates fp32 -> bf16 (Triton 3.6 and
-# 3.7 at least), so the kernels take another path there. Fixed when Triton decorates the kernels: at import.
+# The interpreter multiplies raw bit patterns in a bf16 `tl.dot` and truncates fp32 -> bf16 (at least in Triton 3.6 and
+# 3.7), so the kernels use other code there. Triton reads the setting when it decorates the kernels: at import.
 INTERPRET = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -47,7 +49,7 @@ def _exact_cdf(x):
 @triton.jit
 def _tanh_cdf(x):
     """The logistic function that the tanh form uses for Phi, and its derivative."""
-    # Beyond |x| = 20 both are saturated; unclamped, x**3 overflows and 0 * inf makes a NaN of a finite input.
+    # Beyond |x| = 20 both are saturated; without the clamp x**3 overflows and 0 * inf is NaN for a finite input.
     c = tl.minimum(tl.maximum(x, -20.0), 20.0)
     u = 2.0 * SQRT_TWO_OVER_PI * c * (1.0 + TANH_CUBIC * c * c)
     s = 1.0 / (1.0 + tl.exp2(u * -LOG2_E))
@@ -57,9 +59,9 @@ def _tanh_cdf(x):
 
 @triton.jit
 def gelu_and_grad(x, ACTIVATION: tl.constexpr, EXACT: tl.constexpr):
-    """(gelu(x), gelu'(x)) of an fp32 or fp64 block; what the caller does not use costs nothing.
+    """(gelu(x), gelu'(x)) of an fp32 or fp64 block; the compiler removes a result that the caller does not use.
 
-    ACTIVATION is "gelu", "gelu_tanh" or "none" (x and 1). EXACT picks erf over the polynomial.
+    ACTIVATION is "gelu", "gelu_tanh" or "none" (x and 1). EXACT selects erf instead of the polynomial.
     """
     if ACTIVATION == "none":
         return x, tl.full(x.shape, 1.0, x.dtype)
@@ -74,9 +76,9 @@ def gelu_and_grad(x, ACTIVATION: tl.constexpr, EXACT: tl.constexpr):
 
 @triton.jit
 def round_to(x, dtype: tl.constexpr):
-    """`x` in `dtype`, rounded to nearest even, in the interpreter too."""
+    """`x` in `dtype`, rounded to nearest even, also in the interpreter."""
     if INTERPRET and dtype == tl.bfloat16:
-        # NaNs skip the carry, which would turn some of them into infinity or zero.
+        # NaNs are not rounded: the carry would turn some of them into infinity or zero.
         bits = x.to(tl.float32).to(tl.int32, bitcast=True)
         carried = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
         bits = tl.where(x == x, carried, bits)
@@ -85,7 +87,7 @@ def round_to(x, dtype: tl.constexpr):
         return x.to(dtype)
 
 
-# Pointwise kernels, for the pieces that the tuning table gives to the library's GEMM.
+# Pointwise kernels, for the products that a plan leaves to torch's matrix product.
 
 
 @triton.jit
@@ -93,7 +95,7 @@ def gelu_forward_kernel(
     pre, post, slope, SIZE, ACTIVATION: tl.constexpr, SAVE_SLOPE: tl.constexpr, EXACT: tl.constexpr,
     ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """post = act(pre), and slope = act'(pre); each output may lie over pre."""
+    """post = act(pre), and slope = act'(pre); each output may use pre's memory."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     value, derivative = gelu_and_grad(tl.load(pre + at, mask=at < SIZE, other=0.0).to(ACC), ACTIVATION, EXACT)
     tl.store(post + at, round_to(value, post.dtype.element_ty), mask=at < SIZE)
@@ -117,21 +119,26 @@ def gelu_backward_kernel(
 
 
 def numerics(dtype: torch.dtype) -> dict[str, object]:
-    """The constexprs that follow from the dtype: whether GELU calls erf, and what sums accumulate in."""
+    """The constexprs that depend on the dtype: whether GELU calls erf, and the dtype of accumulators."""
     return {
         "EXACT": dtype in (torch.float32, torch.float64),
         "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
     }
 
 
-# Elements to a program: 8 for each of 128 threads, so that 2-byte loads are 16 bytes wide.
+def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums over channels or tokens; "ACC" of `numerics` for torch."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+# Elements per program: 8 for each of 128 threads, so that 2-byte loads are 16 bytes wide.
 POINTWISE_BLOCK = 1024
 
 
 def gelu_forward(pre: Tensor, *, activation: str, save: str) -> tuple[Tensor, Tensor | None]:
-    """(post, saved) of a contiguous pre-activation, which is overwritten or kept, never copied.
+    """(post, saved) of a contiguous pre-activation, which is overwritten or returned, never copied.
 
-    save: "slope" returns act'(pre) in pre's memory, "pre" returns pre itself, "none" puts post there.
+    save: "slope" returns act'(pre) in pre's memory, "pre" returns pre itself, "none" writes post into pre's memory.
     """
     post = pre if save == "none" else torch.empty_like(pre)
     if pre.numel():
@@ -143,9 +150,9 @@ def gelu_forward(pre: Tensor, *, activation: str, save: str) -> tuple[Tensor, Te
 
 
 def gelu_backward(dpost: Tensor, saved: Tensor, *, activation: str, save: str) -> tuple[Tensor, Tensor | None]:
-    """(dpre, post): dpre in dpost's memory; post recomputed where `saved` is the pre-activation, else None.
+    """(dpre, post): dpre in dpost's memory; post recomputed if `saved` is the pre-activation, else None.
 
-    dpost, saved: contiguous, of one shape. save: what `saved` is, "slope" or "pre".
+    dpost, saved: contiguous, of equal shape. save: what `saved` is, "slope" or "pre".
     """
     post = torch.empty_like(saved) if save == "pre" else None
     if dpost.numel():

@@ -1,12 +1,12 @@
 """The two fused GEMMs of the MLP, as Triton kernels and their launchers.
 
-    linear_gelu    post = gelu(x @ w.T + b), and what the backward needs   fc1; with "none" any linear
-    linear_dgelu   dpre = (dy @ w) * gelu'(pre), and bias sums by row block  fc2's dgrad; "none" any dgrad
+    linear_gelu    post = gelu(x @ w.T + b), and what the backward needs     fc1; with "none" any linear layer
+    linear_dgelu   dpre = (dy @ w) * gelu'(pre), and bias sums per row block  fc2's dgrad; with "none" any dgrad
     reduce_rows    the second, deterministic stage of the bias gradient
 
-One source serves every target: operands come through tensor descriptors (TMA on Hopper and Blackwell) where
-the tile says so and alignment allows, and through pointers with any strides otherwise. No atomics anywhere:
-two runs give the same bits. This module knows 2-D tensors; `mlp.py` puts the pieces together.
+One source serves every target: operands are read through tensor descriptors (TMA on Hopper and Blackwell) if the tile
+asks for them and the alignment allows it, and through pointers with any strides otherwise. There are no atomics, so two
+runs give bitwise equal results. Must not know anything but 2-D tensors and tiles: `products.py` uses these launchers.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .gelu import INTERPRET, gelu_and_grad, numerics, round_to
-from .tuning import UNALIGNED, Tile
+from scalevit.kernels.gelu import INTERPRET, accumulator_dtype, gelu_and_grad, numerics, round_to
+from scalevit.kernels.tuning.tables import UNALIGNED, Tile
 
 INTERPRETED: bool = INTERPRET.value
-# Programs for each "SM" under the interpreter: few, so that its small problems also loop persistently.
+# Number of SMs that the interpreter assumes: few, so that persistent programs loop in small problems too.
 INTERPRETED_SMS = 2
 
 
 @triton.jit
 def tile_of(index, tiles_m, tiles_n, GROUP_M: tl.constexpr):
-    """Row and column of a tile: GROUP_M row blocks sweep the columns together; the weights stay in L2."""
+    """Row and column of a tile: GROUP_M row blocks go through the columns together, so that the weights stay in L2."""
     per_group = GROUP_M * tiles_n
     first = (index // per_group) * GROUP_M
     rows = min(tiles_m - first, GROUP_M)
@@ -72,7 +72,7 @@ def _matmul_tile(
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     B_TRANSPOSED: tl.constexpr, DESCRIPTORS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """a[row:row+BM, :] @ b[:, col:col+BN] in ACC; with B_TRANSPOSED a described `b` is (N, K) in memory."""
+    """a[row:row+BM, :] @ b[:, col:col+BN] in ACC; B_TRANSPOSED: a `b` read through a descriptor is (N, K) in memory."""
     acc = tl.zeros((BM, BN), ACC)
     if DESCRIPTORS:
         for k in range(0, K, BK):
@@ -102,9 +102,9 @@ def _halves(acc, BM: tl.constexpr, BN: tl.constexpr):
 
 @triton.jit
 def _column_parts(acc, BM: tl.constexpr, BN: tl.constexpr, PARTS: tl.constexpr):
-    """An accumulator as PARTS (1, 2 or 4) blocks of columns, left to right, without a trip through memory.
+    """An accumulator as PARTS (1, 2 or 4) blocks of columns, left to right, split in registers.
 
-    The epilogue then holds the temporaries of one part at a time: whole tiles spill registers.
+    The epilogue then holds the temporaries of one part at a time; for whole tiles it would spill registers.
     """
     tl.static_assert(PARTS == 1 or PARTS == 2 or PARTS == 4)
     if PARTS == 1:
@@ -130,7 +130,7 @@ def _linear_gelu_epilogue(
         cols = col + tl.arange(0, BN)
         acc += tl.load(bias + cols, mask=cols < N, other=0.0).to(acc.dtype)[None, :]
     if SAVE == "pre":
-        # The backward sees the rounded value only, so the forward uses the same one.
+        # The backward reads only the rounded value, so the forward uses the same one.
         kept = round_to(acc, saved.dtype if DESCRIPTORS else saved.dtype.element_ty)
         _store(saved, kept, row, col, M, N, stride_saved, BM, BN, DESCRIPTORS)
         acc = kept.to(acc.dtype)
@@ -222,7 +222,7 @@ def linear_dgelu_kernel(
 
 @triton.jit
 def reduce_rows_kernel(source, target, P, N, width, stride, BP: tl.constexpr, BN: tl.constexpr):
-    """Sums source (P, N) over its rows, in an order that depends on P alone.
+    """Sums source (P, N) over its rows, in an order that depends only on P.
 
     Column n goes to target[n // width, n % width], rows of target being `stride` elements apart.
     """
@@ -240,10 +240,10 @@ def reduce_rows_kernel(source, target, P, N, width, stride, BP: tl.constexpr, BN
 
 
 def aligned_tile(tile: Tile, unaligned: Tile, *tensors: Tensor | None) -> Tile:
-    """The tile, or the pointer tile `unaligned` unless every tensor is as wide loads and descriptors want it.
+    """The tile if every tensor meets the requirements of wide loads and descriptors, else the pointer tile `unaligned`.
 
-    That is: base on 16 bytes, unit inner stride, and for (M, N) rows of 16 n elements, 16 n apart. The gate of
-    `resources.py` compiles tiles for just that, and the unaligned ones for anything.
+    The requirements: a base address divisible by 16 bytes, unit inner stride, and for (M, N) a row length and a row
+    stride divisible by 16 elements. The compile report checks tiles for such tensors, and the unaligned ones for any.
     """
     aligned = all(
         t is None
@@ -264,13 +264,13 @@ def descriptor(tensor: Tensor | None, rows: int, cols: int) -> TensorDescriptor 
 
 
 def precision(dtype: torch.dtype) -> str:
-    """How an fp32 product runs: as torch's own setting says. Other dtypes have one way."""
+    """The precision of an fp32 product, from torch's own setting. Other dtypes have only one."""
     tf32 = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
     return "tf32" if tf32 else "ieee"
 
 
 def grid(tile: Tile, m: int, n: int, device: torch.device) -> tuple[int]:
-    """Programs for an (m, n) result: one for each tile and split, or a persistent few for each SM."""
+    """Number of programs for an (m, n) result: one per tile and split, or a fixed number of persistent ones per SM."""
     tiles = triton.cdiv(m, tile.block_m) * triton.cdiv(n, tile.block_n) * tile.splits
     if tile.ctas_per_sm == 0:
         return (tiles,)
@@ -282,6 +282,7 @@ def grid(tile: Tile, m: int, n: int, device: torch.device) -> tuple[int]:
 
 
 def blocks(tile: Tile) -> dict[str, int]:
+    """The tile as a kernel's constexprs and launch options."""
     return {
         "BM": tile.block_m, "BN": tile.block_n, "BK": tile.block_k, "GROUP_M": tile.group_m,
         "PARTS": tile.parts, "num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True,
@@ -324,9 +325,9 @@ def linear_dgelu(
     """(dy @ w) * act'(pre) in one kernel.
 
     dy: (M, K), w: (K, N), any strides; saved: (M, N) contiguous, what `linear_gelu` returned for the same
-    `save` ("slope", "pre"), or None with "none" (a plain matrix product). Returns dpre: (M, N); post: (M,
-    N) recomputed if `save` is "pre", else None; with `partial_sums` the column sums of dpre over each row
-    block, fp32 (fp64 for fp64), for `reduce_rows`, else None.
+    `save` ("slope", "pre"), or None for "none" (a plain matrix product). Returns dpre: (M, N); post: (M, N),
+    recomputed if `save` is "pre", else None; with `partial_sums` the column sums of dpre over each row block,
+    fp32 (fp64 for fp64), for `reduce_rows`, else None.
     """
     (m, k), n = dy.shape, w.shape[1]
     dpre = torch.empty((m, n), dtype=dy.dtype, device=dy.device)
@@ -334,8 +335,8 @@ def linear_dgelu(
     tile = aligned_tile(tile, UNALIGNED, dy, w, dpre, saved)
     partials = None
     if partial_sums:
-        wide = torch.float64 if dy.dtype == torch.float64 else torch.float32
-        partials = torch.empty((triton.cdiv(m, tile.block_m), n), dtype=wide, device=dy.device)
+        rows = triton.cdiv(m, tile.block_m)
+        partials = torch.empty((rows, n), dtype=accumulator_dtype(dy.dtype), device=dy.device)
     if m == 0:
         return dpre, post, partials
     part = tile.block_n // tile.parts
@@ -355,7 +356,7 @@ def linear_dgelu(
     return dpre, post, partials
 
 
-# Rows and columns of one step of the sum over many row blocks.
+# Rows and columns that one step of the sum over many row blocks reads.
 REDUCE_MANY = (16, 64)
 
 

@@ -1,20 +1,22 @@
-"""Timing of GPU work, for the tuner and the benchmark: events, rotated inputs, percentiles.
+"""Timing of GPU work for the tuner and the benchmark: events, rotated inputs, percentiles, the environment.
 
-On a CPU it times with the wall clock; that is for testing the callers, not for numbers.
+On a CPU it uses the wall clock; that is for tests of the callers, not for results. Must not know what is timed.
 """
 
 from __future__ import annotations
 
+import datetime
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import triton
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Microseconds of one call: 20th, 50th and 80th percentile, over `calls` calls."""
+    """Microseconds of one call: 20th, 50th and 80th percentile of `calls` calls."""
 
     p20: float
     p50: float
@@ -22,8 +24,17 @@ class Timing:
     calls: int
 
 
-def copies_past_cache(bytes_each: int, device: torch.device) -> int:
-    """How many copies of the inputs to rotate so that none is still in the L2 cache at its turn."""
+def environment(device: torch.device, command: str) -> dict[str, object]:
+    """What a result must be stored with: device, versions, date and command."""
+    name = "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    date = datetime.datetime.now().isoformat(timespec="seconds")
+    return {
+        "device": name, "torch": torch.__version__, "triton": triton.__version__, "date": date, "command": command
+    }  # fmt: skip
+
+
+def cold_cache_copies(bytes_each: int, device: torch.device) -> int:
+    """How many copies of the inputs to rotate so that none is still in the L2 cache when it is used again."""
     if device.type == "cpu":
         return 1
     cache = torch.cuda.get_device_properties(device).L2_cache_size
@@ -33,7 +44,7 @@ def copies_past_cache(bytes_each: int, device: torch.device) -> int:
 def time_calls(
     calls: Sequence[Callable[[], object]], device: torch.device, *, seconds: float = 0.3, at_least: int = 10
 ) -> Timing:
-    """Times the calls in rotation for about `seconds`, after warming each up (which also compiles)."""
+    """Times the calls in rotation for about `seconds`, after two warm-up calls of each (which also compile)."""
     for call in calls:
         call()
         call()

@@ -1,9 +1,10 @@
 """The weight gradient dy.T @ x as a Triton kernel, split over tokens with a fixed-order sum.
 
 A weight gradient has a small result (768 x 3072) and a long inner dimension (50,432 tokens): its 72 tiles of
-128 x 256 fill 55 % of an H200. Splitting the tokens fills it. The splits' partial results are added in a
-fixed order by `reduce_rows`, so the bits do not depend on scheduling. Whether this beats the library is for
-the tuning table to say; not measured yet, so the shipped tables choose the library.
+128 x 256 occupy 55 % of an H200's SMs. Splitting the tokens occupies all. The splits' partial results are added in a
+fixed order by `reduce_rows`, so the result does not depend on scheduling. The tuner decides for each shape whether this
+is faster than torch's product. That has not been measured yet, so the shipped tables choose torch's.
+Must not know anything but 2-D tensors and tiles.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .gelu import numerics, round_to
-from .gelu_linear import aligned_tile, blocks, descriptor, dot, grid, precision, reduce_rows, tile_of
-from .tuning import UNALIGNED_WGRAD, Tile
+from scalevit.kernels.gelu import accumulator_dtype, numerics, round_to
+from scalevit.kernels.gelu_linear import aligned_tile, blocks, descriptor, dot, grid, precision, reduce_rows, tile_of
+from scalevit.kernels.tuning.tables import UNALIGNED_WGRAD, Tile
 
 
 @triton.jit
@@ -29,7 +30,7 @@ def weight_grad_kernel(
 ):  # fmt: skip
     """out[split] (N, K) = dy (M, N).T @ x (M, K) over the split's rows, a multiple of BK of them.
 
-    BM and BN cover N and K, BK covers tokens. PARTS is 1 here: the epilogue keeps nothing beside the result.
+    BM and BN divide N and K, BK divides tokens. PARTS is not used: the epilogue needs no temporaries.
     """
     tiles_n = tl.cdiv(N, BM)
     tiles_k = tl.cdiv(K, BN)
@@ -70,8 +71,7 @@ def weight_grad(dy: Tensor, x: Tensor, out: Tensor, *, tile: Tile) -> None:
     rows = triton.cdiv(triton.cdiv(m, tile.splits), tile.block_k) * tile.block_k
     target, stride_split, stride_out = out, 0, out.stride(0)
     if tile.splits > 1:
-        wide = torch.float64 if dy.dtype == torch.float64 else torch.float32
-        target = torch.empty((tile.splits, n, k), dtype=wide, device=dy.device)
+        target = torch.empty((tile.splits, n, k), dtype=accumulator_dtype(dy.dtype), device=dy.device)
         stride_split, stride_out = n * k, k
     operands: tuple = (dy, x)
     if tile.descriptors:

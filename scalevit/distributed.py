@@ -67,8 +67,9 @@ class World:
         alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
         for key, value in alone.items():
             os.environ.setdefault(key, value)
-        if self.size == 1:
-            # Nobody has to find it, and the launchers' default is taken as soon as two runs share a machine.
+        if self.size == 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            # Nobody has to find it, and the launchers' default is taken as soon as two runs share a machine. Under
+            # torchrun the port is that of the agent's store, which serves every rank: another one has no server.
             os.environ["MASTER_PORT"] = str(_free_port())
         on_gpu = "cpu:gloo,cuda:nccl" if offloads else "nccl"
         dist.init_process_group(

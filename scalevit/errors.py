@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 
@@ -30,21 +31,55 @@ class SettingError(UserError):
         self.argument, self.value, self.reason = argument, value, reason
         super().__init__(f"{argument} = {json.dumps(value, default=str)}: {reason}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Loader workers send errors to the training process, and `args` holds the message only."""
+        return type(self), (self.argument, self.value, self.reason)
+
 
 @contextmanager
 def naming_settings(keys: Mapping[str, str]) -> Iterator[None]:
     """Turns a `SettingError` of the block into a `UserError` that names the config key.
 
     Args:
-        keys: config key by argument, e.g. {"micro_batch": "train.micro_batch"}.
+        keys: config key by argument, e.g. {"micro_batch": "train.micro_batch"}. A section's key stands for its fields
+            too: {"model": "model"} names `model.image_size`.
     """
     try:
         yield
     except SettingError as error:
-        if error.argument not in keys:
+        section, dot, field = error.argument.partition(".")
+        key = keys.get(error.argument) or (f"{keys[section]}{dot}{field}" if section in keys else None)
+        if key is None:
             raise
         value = json.dumps(error.value, default=str)
-        raise UserError(f"config: {keys[error.argument]} = {value}: {error.reason}") from error
+        raise UserError(f"config: {key} = {value}: {error.reason}") from error
+
+
+@contextmanager
+def settings_of(argument: str) -> Iterator[None]:
+    """Names what the block's `SettingError`s name as fields of a section: `scale` becomes `reduction.scale`.
+
+    Args:
+        argument: the room's own name of the section, e.g. "reduction".
+    """
+    try:
+        yield
+    except SettingError as error:
+        raise SettingError(f"{argument}.{error.argument}", error.value, error.reason) from error
+
+
+def require(module: str, *, extra: str) -> None:
+    """Makes sure that an optional package is installed, before it is imported where it is used.
+
+    Args:
+        module: its import name, e.g. "wandb".
+        extra: the extra of scalevit that installs it, e.g. "wandb".
+
+    Raises:
+        UserError: it is missing; names the command that installs it.
+    """
+    if find_spec(module) is None:
+        raise UserError(f"the package {module!r} is not installed; pip install 'scalevit[{extra}]'")
 
 
 def nearest(given: str, valid: Iterable[str], *, cutoff: float = 0.5) -> str | None:

@@ -24,10 +24,14 @@ class Digest(NamedTuple):
 
 
 @contextmanager
-def writing_whole(path: Path) -> Iterator[Path]:
+def writing_whole(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yields a temporary path in the same folder; when the block ends, flushes it to disk and renames it to `path`.
 
     If the block fails, the temporary file is removed and `path` stays as it was.
+
+    Args:
+        durable: whether to flush. Without, the file is complete or absent after a killed process, but not after a loss
+            of power: for caches, whose files can be made again.
 
     Raises:
         OSError: the file cannot be written.
@@ -35,21 +39,23 @@ def writing_whole(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     try:
         yield temporary
-        fsync_path(temporary)
+        if durable:
+            fsync_path(temporary)
         temporary.replace(path)
-        fsync_path(path.parent)
+        if durable:
+            fsync_path(path.parent)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Replaces a file by new content in one step.
+def write_whole(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Replaces a file by new content in one step; `durable` as for `writing_whole`.
 
     Raises:
         OSError: the file cannot be written; the old content stays.
     """
-    with writing_whole(path) as temporary:
+    with writing_whole(path, durable=durable) as temporary:
         temporary.write_bytes(content)
 
 

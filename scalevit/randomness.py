@@ -1,7 +1,7 @@
 """Integer hashes and the random state of one sample.
 
-A sample's pixels must follow from (seed, position, copy) alone, whatever worker or rank makes them. Knows integers
-and the three generators that transforms draw from; must not know images, orders or loaders.
+A sample's pixels are determined by (seed, position, copy), whatever worker or rank computes them. Knows integers and
+the three generators that transforms draw from; must not know images, orders or loaders.
 """
 
 import random
@@ -25,7 +25,7 @@ def mix64(values: np.ndarray) -> np.ndarray:
 
 
 def hash64(*integers: int) -> int:
-    """One 64-bit number from several integers. Fixed for ever: checkpoints rely on the orders made from it."""
+    """One 64-bit number from several integers. It must never change: checkpoints depend on the orders made from it."""
     state = 0x9E3779B97F4A7C15
     for integer in integers:
         state = (state ^ (int(integer) & _MASK)) + 0x9E3779B97F4A7C15 & _MASK
@@ -48,7 +48,7 @@ def seed_sample(seed: int, position: int, copy: int) -> None:
 
 @contextmanager
 def preserved_random_state() -> Iterator[None]:
-    """Puts the three generators back afterwards: without workers they are the training process's own."""
+    """Restores the three generators after the block: without workers they are the training process's own."""
     import torch
 
     states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()

@@ -1,17 +1,17 @@
-"""Parameters and modules with several names: what shared MLPs are to PyTorch.
+"""Parameters with several names, and modules that share parameters: how PyTorch represents shared MLPs.
 
-Everything that walks parameters by name (weights files, EMA, engines, checkpoints) asks here which names
-mean the same thing.
+Everything that walks parameters by name (weights files, EMA, engines, checkpoints) looks up here which names belong to
+the same parameter. Knows modules of any kind.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def tied_names(model: nn.Module) -> dict[str, str]:
-    """Every further name of a shared parameter, with its canonical (first) name."""
+    """The canonical (first) name of each shared parameter, by its further names."""
     canonical: dict[int, str] = {}
     tied = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -21,6 +21,12 @@ def tied_names(model: nn.Module) -> dict[str, str]:
     return tied
 
 
+def canonical_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict with each shared tensor under its canonical name only."""
+    tied = tied_names(model)
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+
+
 def uses_per_parameter(model: nn.Module) -> dict[str, int]:
     """How many names each unique parameter has: 1, or the number of blocks that share its MLP."""
     uses = Counter(tied_names(model).values())
@@ -28,7 +34,11 @@ def uses_per_parameter(model: nn.Module) -> dict[str, int]:
 
 
 def connected_units(units: Sequence[nn.Module]) -> list[list[nn.Module]]:
-    """The units in groups that have no parameter in common, each in its old order: alone, or with those that share."""
+    """The units in groups, so that two groups have no parameter in common.
+
+    A unit that shares nothing is a group of its own. Units within a group, and groups by their first units, are in the
+    order of `units`.
+    """
     own = [set(unit.parameters()) for unit in units]
     groups: list[list[int]] = []
     for index in range(len(units)):

@@ -1,19 +1,20 @@
-"""`make gpu`, as far as a machine without a GPU shows: budgets, records, and commands that parse."""
+"""`make gpu`, as far as it can be tested without a GPU: time budgets, records, and commands that parse."""
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
 
-import gpu_session
 import pytest
 import torch
-from gpu_session import Part
 
+import gpu_session
+from gpu_session import Part
 from scalevit.kernels import bench
-from scalevit.kernels.tuning import __main__ as tuner
+from scalevit.kernels.tuning import tuner
 
 
 def test_budgets_add_up_to_under_nine_minutes(tmp_path: Path) -> None:
@@ -86,7 +87,7 @@ def test_without_a_gpu_it_says_so(tmp_path: Path, monkeypatch, capsys) -> None:
 
 
 def test_commands_parse(tmp_path: Path, monkeypatch) -> None:
-    """A part that ends at its own arguments would be seen on a lent machine only."""
+    """Otherwise an invalid argument would only be noticed on a machine with a GPU."""
     commands = {part.name: part.command for part in gpu_session.parts(tmp_path)}
     parser = argparse.ArgumentParser()
     bench.add_arguments(parser)
@@ -103,12 +104,33 @@ def test_commands_parse(tmp_path: Path, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["scalevit.kernels", "scalevit.errors"])
-def test_a_checkout_that_is_not_installed_is_found(tmp_path: Path, monkeypatch, name: str) -> None:
-    """-S leaves installed packages out, torch too; finding the modules is enough."""
-    real = subprocess.run
-    monkeypatch.setattr(subprocess, "run", lambda command, **k: real([command[0], "-S", *command[1:]], **k))
-    with gpu_session.importable(tmp_path) as environment:
-        script = f"import importlib.util as u; print(u.find_spec({name!r}).origin)"
-        done = real([sys.executable, "-S", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+def test_a_checkout_that_is_not_installed_is_found(tmp_path: Path, name: str) -> None:
+    """-S leaves out installed packages, including torch, so the module is only looked up."""
+    script = f"import importlib.util as u; print(u.find_spec({name!r}).origin)"
+    variables = gpu_session.part_environment(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", script], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
-    assert "scalevit/" in done.stdout
+    assert str(gpu_session.ROOT / "scalevit") in done.stdout
+
+
+def test_the_tool_imports_its_own_checkout(tmp_path: Path) -> None:
+    """Without an installed scalevit: finders and paths that lead to one are removed first."""
+    script = f"""
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+sys.meta_path = [f for f in sys.meta_path if "__editable__" not in str(getattr(f, "__module__", ""))]
+sys.path = [p for p in sys.path if not (Path(p) / "scalevit").exists()]
+assert find_spec("scalevit") is None
+sys.path.insert(0, {str(Path(gpu_session.__file__).parent)!r})
+import gpu_session, scalevit.kernels
+print(scalevit.kernels.__file__)
+"""
+    variables = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(gpu_session.ROOT / "scalevit" / "kernels" / "__init__.py")

@@ -9,10 +9,6 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("svg")
-matplotlib.rcParams["svg.hashsalt"] = "scalevit"  # equal input gives equal files
 import matplotlib.pyplot as plt
 
 FIGURES = Path(__file__).parent
@@ -92,6 +88,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, help="folder of run folders to collect results from")
     arguments = parser.parse_args()
+    plt.switch_backend("svg")
+    plt.rcParams["svg.hashsalt"] = "scalevit"  # equal input gives equal files
     if arguments.runs is not None:
         collect(arguments.runs)
     pipeline()

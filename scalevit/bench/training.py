@@ -4,7 +4,6 @@ Random images that are on the device already: the engine and the model are measu
 engines through a config; names no reduction and no engine.
 """
 
-import argparse
 import csv
 import gc
 import io
@@ -20,15 +19,13 @@ import torch
 import torch.nn.functional as F
 from rich.table import Table
 
-from scalevit.config.loading import load_config
 from scalevit.config.tree import Config
 from scalevit.distributed import World
 from scalevit.engines.base import Engine
 from scalevit.engines.factory import check_engine
 from scalevit.errors import UserError
 from scalevit.files import write_whole
-from scalevit.models.costs import statistics_of
-from scalevit.models.reductions import REDUCTIONS
+from scalevit.models.costs import model_costs
 from scalevit.runs.folder import describe_environment
 from scalevit.terminal import print_table
 from scalevit.training.run import prepare_engine
@@ -39,7 +36,7 @@ _WARM_UP_STEPS = 3
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One measured combination. Times are those of rank 0."""
+    """One measured config, without gradient accumulation. Times are those of rank 0."""
 
     strategy: str
     mlp: str
@@ -60,49 +57,28 @@ class BenchRow:
     """Of rank 0, on CUDA."""
 
 
-def main(argv: Sequence[str]) -> None:
-    """Measures every reduction with every way to compute MLPs, and prints the table.
+def compare_training(configs: Sequence[Config], *, steps: int, output: Path | None = None) -> None:
+    """Measures training steps of each config, and prints a table with their ratios to the first.
+
+    Args:
+        steps: measured optimizer steps per config, at least 2.
+        output: folder for bench_train.json and bench_train.csv.
 
     Raises:
-        UserError: as `load_config` and `benchmark`, or the output cannot be written.
+        UserError: an engine cannot run here, a model cannot be built, or the output cannot be written.
     """
-    kinds = [part.kind() for part in REDUCTIONS]
-    parser = argparse.ArgumentParser(prog="scalevit bench train", description="Training steps, side by side.")
-    parser.add_argument("--config", required=True, help="a JSON file, see configs/")
-    parser.add_argument("--strategies", nargs="+", default=kinds, help=f"of reduction (default: {' '.join(kinds)})")
-    parser.add_argument("--mlps", nargs="+", default=["eager", "auto"], help="values of kernels.mlp")
-    parser.add_argument("--steps", type=int, default=20, help="measured optimizer steps (default: %(default)s)")
-    parser.add_argument("--output", type=Path, help="folder for bench_train.json and bench_train.csv")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that override the file's")
-    arguments = parser.parse_intermixed_args(argv)
-    if arguments.steps < 2:
-        raise UserError(f"--steps {arguments.steps}: must be at least 2, for percentiles")
-    configs = [
-        load_config(arguments.config, [*arguments.overrides, f"reduction.strategy={strategy}", f"kernels.mlp={mlp}"])
-        for strategy in arguments.strategies
-        for mlp in arguments.mlps
-    ]
     world = World.from_environment()
-    rows = benchmark(configs, world, steps=arguments.steps)
+    rows = _measure_all(configs, world, steps)
     if not world.is_first:
         return
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
-    print_rows(rows, device)
-    if arguments.output is not None:
-        write_rows(
-            rows, arguments.output, {"date": date.today().isoformat(), **describe_environment(world.size, device)}
-        )
+    _print(rows, device)
+    if output is not None:
+        _write(rows, output, {"date": date.today().isoformat(), **describe_environment(world.size, device)})
 
 
-def benchmark(configs: Sequence[Config], world: World, *, steps: int) -> list[BenchRow]:
-    """Measures the training steps of each config, one after another, without gradient accumulation.
-
-    Args:
-        steps: measured optimizer steps, at least 2.
-
-    Raises:
-        UserError: an engine cannot run here, or a model cannot be built.
-    """
+def _measure_all(configs: Sequence[Config], world: World, steps: int) -> list[BenchRow]:
+    """Measures the configs one after another."""
     for config in configs:
         check_engine(config.engine, world)
     rows: list[BenchRow] = []
@@ -126,7 +102,7 @@ def _measure(config: Config, world: World, steps: int, first: BenchRow | None) -
     per_rank = batch / p50
     rate = per_rank * world.size
     peak = peak_flops(world.device, precision)
-    flops = statistics_of(config.model, config.reduction).training_flops
+    flops = model_costs(config.model, config.reduction).training_flops
     return BenchRow(
         strategy=config.reduction.strategy,
         mlp=config.kernels.mlp,
@@ -168,8 +144,7 @@ def _step_seconds(engine: Engine, config: Config, device: torch.device, steps: i
     return seconds
 
 
-def print_rows(rows: Sequence[BenchRow], device: str) -> None:
-    """Prints the table."""
+def _print(rows: Sequence[BenchRow], device: str) -> None:
     first = rows[0]
     table = Table(
         title=f"training steps on {first.ranks} x {device}, {first.engine}, {first.precision}, "
@@ -193,7 +168,7 @@ def print_rows(rows: Sequence[BenchRow], device: str) -> None:
     print_table(table)
 
 
-def write_rows(rows: Sequence[BenchRow], folder: Path, about: dict[str, object]) -> None:
+def _write(rows: Sequence[BenchRow], folder: Path, about: dict[str, object]) -> None:
     """Writes bench_train.json and bench_train.csv.
 
     Raises:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scalevit.checkpoint.folder import find_damage, list_checkpoints, read_record
 from scalevit.checkpoint.restore import read_parts, restore
@@ -15,17 +15,17 @@ from scalevit.checkpoint.run_state import RunState
 from scalevit.checkpoint.saver import Saver, versions
 from scalevit.config.loading import validate
 from scalevit.config.training import CheckpointConfig
-from scalevit.config.tree import Config
+from scalevit.config.tree import SECTIONS, Config
 from scalevit.distributed import World
 from scalevit.engines.base import Setup
 from scalevit.engines.deepspeed.checkpoints import Native, read_deepspeed
 from scalevit.engines.deepspeed.settings import DeepSpeedSettings
 from scalevit.engines.factory import build_engine
 from scalevit.engines.state import Piece
-from scalevit.errors import UserError
+from scalevit.errors import UserError, naming_settings
 from scalevit.models.build import build_model
-from scalevit.models.mlps import mlp_blocks
-from scalevit.models.weights.match import save_weights
+from scalevit.models.mlps import transformer_blocks
+from scalevit.models.weights.write import write_weights
 from scalevit.training.optimizers import build_optimizer
 from scalevit.tying import tied_names
 
@@ -77,10 +77,10 @@ def to_deepspeed(checkpoint: Path, target: Path, *, stage: Literal[0, 1, 2, 3], 
     """
     record = read_record(checkpoint)
     config = validate(record["config"])
-    model = build_model(config.model, config.reduction, seed=config.seed)
+    model = _model_of(config)
     setup = Setup(
         world=world,
-        blocks=mlp_blocks(model),
+        blocks=transformer_blocks(model),
         optimizer=partial(build_optimizer, config=config.optimizer),
         micro_batch=config.train.micro_batch,
         accumulation=1,
@@ -97,7 +97,7 @@ def from_deepspeed(source: Path, config: Config) -> Native:
     Raises:
         UserError: it cannot be read, or is of another model.
     """
-    model = build_model(config.model, config.reduction, seed=config.seed)
+    model = _model_of(config)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = build_optimizer(model, config.optimizer).param_groups
     native = read_deepspeed(source, [names[id(parameter)] for group in groups for parameter in group["params"]])
@@ -127,7 +127,7 @@ def native_to_checkpoint(native: Native, run_folder: Path, config: Config) -> Pa
         for part, tensors in parts.items()
         for name, values in tensors.items()
     }
-    model = build_model(config.model, config.reduction, seed=config.seed)
+    model = _model_of(config)
     record = {
         "state": asdict(RunState(step=native.step)),
         "score": None,
@@ -152,12 +152,17 @@ def native_to_weights(native: Native, target: Path, config: Config) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    model = build_model(config.model, config.reduction, seed=config.seed)
+    model = _model_of(config)
     tensors = {name: native.weights[name].view(shape) for name, shape in native.shapes.items()}
     _write_weights(target, tensors, config, tied_names(model))
+
+
+def _model_of(config: Config) -> nn.Module:
+    with naming_settings(SECTIONS):
+        return build_model(config.model, config.reduction, seed=config.seed)
 
 
 def _write_weights(target: Path, tensors: Mapping[str, Tensor], config: Config, tied: Mapping[str, str]) -> None:
     if not target.parent.is_dir():
         raise UserError(f"{target.parent}: no such folder")
-    save_weights(target, tensors, model=config.model, reduction=config.reduction, tied=tied)
+    write_weights(target, tensors, model=config.model, reduction=config.reduction, tied=tied)

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from scalevit.cli.parsing import add_config
 from scalevit.config.loading import load_config
 from scalevit.config.tree import Config
 from scalevit.errors import SettingError, UserError
+from scalevit.planning.devices import device_names, load_device
 from scalevit.terminal import print_table
 
 if TYPE_CHECKING:
@@ -19,14 +21,15 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", required=True, help="a JSON file, see configs/")
+    add_config(parser)
     parser.add_argument("--gpus", type=int, required=True, help="devices over all nodes, one rank each")
     parser.add_argument("--nodes", type=int, default=1, help="number of nodes (default: %(default)s)")
     parser.add_argument(
-        "--device", default="h200", help="h200, h100, a100, cpu, or a FILE.json with your own numbers (default: h200)"
+        "--device",
+        default="h200",
+        help=f"{', '.join(device_names())}, or a FILE.json with your own numbers (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that override the file's")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -36,7 +39,6 @@ def run(arguments: argparse.Namespace) -> None:
         UserError: as `load_config`, `load_device` and `estimate_run`.
     """
     config = load_config(arguments.config, arguments.overrides)
-    from scalevit.planning.devices import load_device
     from scalevit.planning.estimate import estimate_run
 
     with _naming_options():

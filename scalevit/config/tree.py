@@ -28,7 +28,7 @@ from scalevit.training.tasks import TASKS
 
 if TYPE_CHECKING:
     from scalevit.engines.settings import EngineSettings as EngineSection
-    from scalevit.models.mlps import Reduction as ReductionSection
+    from scalevit.models.reductions.base import Reduction as ReductionSection
     from scalevit.training.losses.base import Loss as LossSection
     from scalevit.training.tasks.base import Task as TaskSection
 else:
@@ -37,7 +37,7 @@ else:
 
 
 class TrackingConfig(Section):
-    """Where records are sent beside the run folder, a section for each tracker."""
+    """Where the records of a run are sent besides its run folder: one section per tracker."""
 
     @property
     def enabled(self) -> list[Tracker]:
@@ -58,23 +58,27 @@ class Config(Section):
     """One training run."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
-    """Name of the run and of its folder."""
+    """Name of the run and of its run folder."""
     output_dir: FilePath = "runs"
-    """Folder that holds the run folders."""
+    """Folder in which run folders are created."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
-    """Seed of every random draw of the run."""
+    """Seed of all random numbers of the run."""
     model: ModelConfig = ModelConfig()
     reduction: ReductionSection = REDUCTIONS[0]()
+    """How the parameters of the MLPs are reduced; `reduction.strategy` selects one."""
     kernels: KernelsConfig = KernelsConfig()
     data: DataConfig = DataConfig()
     task: TaskSection = TASKS[0]()
+    """What the model is trained for; `task.name` selects one."""
     loss: LossSection = LOSSES[0]()
+    """The training loss; `loss.name` selects one."""
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     train: TrainConfig = TrainConfig()
     ema: EmaConfig = EmaConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     engine: EngineSection = ENGINES[0]()
+    """How the model is sharded over ranks; `engine.name` selects one."""
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
@@ -95,3 +99,7 @@ class Config(Section):
         self.engine.check_training(precision=train.precision, meta_init=train.meta_init)
         self.loss.check_classes(self.model.num_classes)
         return self
+
+
+SECTIONS = {key: key for key in Config.model_fields}
+"""For `naming_settings` around a room that is handed whole sections, each as the argument of its own name."""

@@ -1,9 +1,9 @@
-"""A small real data set that needs no download: scikit-learn's handwritten digits (UCI, 1,797 grey images of 8 x 8).
+"""Data sets that are written as shards when they are missing, without a download.
 
-Knows the digits and the writer of shards; must not know torch.
+So far scikit-learn's handwritten digits (UCI, 1,797 grey images of 8 x 8). Knows the digits and the writer of shards;
+must not know torch.
 """
 
-import fcntl
 import glob
 import os
 import shutil
@@ -16,43 +16,42 @@ from scalevit.data.order.shuffle import permutation
 from scalevit.data.writing.sources import Sample
 from scalevit.data.writing.writer import write_samples
 from scalevit.errors import UserError
+from scalevit.files import lock
 
 _SHARD_SIZE = 256
 _VALIDATION_EVERY = 5
 
 
 def ensure_digits(train: str | os.PathLike[str], validation: str | os.PathLike[str]) -> None:
-    """Writes 1,437 digits for training and 360 for validation as shards of PNG, wherever there are none yet.
+    """Writes 1,437 digits for training and 360 for validation as shards of PNG, unless the folders have shards.
 
-    Any number of processes may call it at once: one writes, the others wait for it. A folder appears under its name
-    only when complete, so whatever was interrupted is written anew.
+    Any number of processes may call it at once: one writes, the others wait for it. A folder gets its name when it is
+    complete, so an interrupted one is written again.
 
     Raises:
-        UserError: a folder that holds something else, or cannot be written.
+        UserError: a folder holds other files, or cannot be written.
     """
     for part, folder in (("train", Path(train)), ("validation", Path(validation))):
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"digits at {folder}: is not a folder")
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            lock = os.open(folder.with_name(f".{folder.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            held = lock(folder.with_name(f".{folder.name}.lock"), wait=True)
         except OSError as error:
             if _has_shards(folder):
-                continue  # written by somebody else, in a place that is read-only here
+                continue  # written by another user, in a place that is read-only here
             raise UserError(f"digits at {folder}: cannot be written ({error.strerror})") from None
-        try:
-            # Held until closed, also by a process that is killed. The file stays: removing it would race.
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with held:
             if not _has_shards(folder):
                 samples = digits()[part]
                 classes = [str(digit) for digit in range(10)]
                 shutil.rmtree(folder.with_name(f"{folder.name}.partial"), ignore_errors=True)
                 write_samples(samples, folder, shard_size=_SHARD_SIZE, classes=classes)
-        finally:
-            os.close(lock)
 
 
 def digits() -> dict[str, list[Sample]]:
-    """The samples of "train" and "validation", shuffled; always the same. Every fifth image of those sorted by class
-    is held out, so both parts have all classes in proportion.
+    """The samples of "train" and "validation", in a fixed shuffled order. Every fifth image of those sorted by class is
+    held out, so both parts have all classes in proportion.
     """
     from sklearn.datasets import load_digits  # slow to import, and needed only once per machine
 

@@ -1,27 +1,28 @@
-"""Bad samples: what is known of each, and the list and limit of a run.
+"""Bad samples: their description, and the list and limit of a run.
 
-Nothing here decides what becomes of a bad sample: the index leaves it out, training shows another in its place, and
+Nothing here decides how a bad sample is handled: the index leaves it out, training replaces it by another, and
 evaluation counts it as wrong. Each of them reports a `Fault`. Must not know torch, ranks or configs.
 """
 
 import json
 import os
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from scalevit.errors import UserError
+from scalevit.errors import SettingError, UserError
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One sample that cannot be used as it is."""
+    """A sample that cannot be used."""
 
     shard: str
     """Path or address."""
     key: str
     offset: int
-    """Bytes from the start of the shard to the image, or where there is none to the header of the member."""
+    """Bytes from the start of the shard to the image; without an image, to the header of the member."""
     reason: str
 
     def __str__(self) -> str:
@@ -29,29 +30,33 @@ class Fault:
 
 
 class FaultLog:
-    """The distinct bad samples of a run, with a file that lists each once and a limit that stops the run.
+    """The distinct bad samples of a run: a file that lists each once, and a limit that stops the run.
 
-    Every rank is to be given the same faults, so that all count the same and stop together; one of them writes. A
-    resumed run goes on with what its file lists.
+    All ranks must be given the same faults, so that they count the same and stop together; one of them writes the
+    file. A resumed run starts with the samples in its file.
 
     Args:
-        path: of the file, one JSON object a line; it need not exist.
-        limit: most bad samples that a run may have.
+        path: of the file, one JSON object per line; it need not exist.
+        limit: maximum number of bad samples in a run.
         writes: whether this process writes the file.
+
+    Raises:
+        UserError: the file cannot be read, or a line of it is damaged.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, limit: int, writes: bool = True) -> None:
         self.path, self.limit, self._writes = Path(path), limit, writes
-        self._known: set[tuple[str, str, int]] = set()
-        with_end = b""
-        if self.path.exists():
-            with_end = self.path.read_bytes()
-        # A process killed while it wrote leaves half a line, which is not a fault that was listed.
-        for line in with_end.split(b"\n")[:-1]:
-            record = json.loads(line)
-            self._known.add((record["shard"], record["key"], record["offset"]))
-        self._whole = with_end.rpartition(b"\n")[0] + b"\n" if b"\n" in with_end else b""
-        self._torn = len(self._whole) != len(with_end)
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            content = b""
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be read ({error.strerror})") from None
+        complete, self._incomplete_line = _split_last_line(content)
+        self._known = {self._read_line(line, number) for number, line in enumerate(complete.splitlines(), 1)}
+        self._complete_bytes = len(complete)
+        if self._incomplete_line and writes:
+            print(f"warning: {self.path}: ignoring an incomplete last line", file=sys.stderr, flush=True)
 
     @property
     def count(self) -> int:
@@ -59,17 +64,18 @@ class FaultLog:
         return len(self._known)
 
     def add(self, faults: Iterable[Fault], **where: str | int) -> list[Fault]:
-        """Lists the faults that are new.
+        """Adds the faults that are new, and lists them in the file.
 
         Args:
             faults: of any number of ranks, in any order.
-            where: more fields for their lines, for example step=120.
+            where: further fields of their lines, for example step=120.
 
         Returns:
-            the new ones.
+            the new faults.
 
         Raises:
-            UserError: there are more than the limit now; they are listed all the same.
+            SettingError: `limit`; the faults are listed nevertheless.
+            UserError: the file cannot be written.
         """
         new: dict[tuple[str, str, int], Fault] = {}
         for fault in faults:
@@ -80,9 +86,12 @@ class FaultLog:
         if new and self._writes:
             self._append([asdict(fault) | where for fault in new.values()])
         if new and self.count > self.limit:
-            raise UserError(
-                f"{self.count} bad samples, more than data.max_faults = {self.limit}; the newest: "
-                f"{next(reversed(new.values()))}; all are listed in {self.path}; mend the shards or raise the limit"
+            last = next(reversed(new.values()))
+            raise SettingError(
+                "limit",
+                self.limit,
+                f"found {self.count} bad samples (last: {last}; full list in {self.path}): "
+                "fix the shards or raise the limit",
             )
         return list(new.values())
 
@@ -90,10 +99,25 @@ class FaultLog:
         lines = "".join(json.dumps(record) + "\n" for record in records)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self._torn:
-                self.path.write_bytes(self._whole)
-                self._torn = False
+            if self._incomplete_line:
+                os.truncate(self.path, self._complete_bytes)
+                self._incomplete_line = False
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(lines)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written ({error.strerror})") from None
+
+    def _read_line(self, line: bytes, number: int) -> tuple[str, str, int]:
+        try:
+            record = json.loads(line)
+            return str(record["shard"]), str(record["key"]), int(record["offset"])
+        except (ValueError, LookupError, TypeError, RecursionError):
+            raise UserError(f"{self.path}, line {number}: is not a bad sample's record; remove the line") from None
+
+
+def _split_last_line(content: bytes) -> tuple[bytes, bool]:
+    """The complete lines of a file, and whether an incomplete one follows: a killed process leaves half a line, or one
+    of zeros after a loss of power.
+    """
+    complete, newline, rest = content.rpartition(b"\n")
+    return complete + newline, bool(rest)

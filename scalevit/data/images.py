@@ -10,21 +10,21 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-# What a shard may hold, by member extension; an index stores the place in this tuple.
 KINDS = ("jpg", "jpeg", "png", "webp")
+"""Extensions of the images in a shard. An index stores positions in this tuple, so only append to it."""
 
-# Where Pillow's default protection against decompression bombs begins to warn.
-_MOST_PIXELS = 89_478_485
+# The limit above which Pillow warns of decompression bombs.
+_MAX_PIXELS = 89_478_485
 # Resized to a shortest side of 256, an image of 1 x 60,000 would take 12 GB.
-_LONGEST_OVER_SHORTEST = 200
+_MAX_ASPECT_RATIO = 200
 
 
 class UndecodableImage(Exception):
-    """The bytes are not an image that can be shown; the message is the reason."""
+    """The bytes cannot be decoded to an image; the message is the reason."""
 
 
 def decode(payload: bytes) -> Image.Image:
-    """As `decode_pixels`, as a Pillow image.
+    """`decode_pixels` as a Pillow image.
 
     Raises:
         UndecodableImage: with the decoder's reason.
@@ -34,13 +34,13 @@ def decode(payload: bytes) -> Image.Image:
 
 
 def decode_pixels(payload: bytes) -> np.ndarray:
-    """An RGB image from the bytes of a file, whatever its name says it is, as (H, W, 3) uint8.
+    """An RGB image from the bytes of a file, as (H, W, 3) uint8. The format follows from the bytes, not from a name.
 
-    simplejpeg gives Pillow's pixels in half the time, but for CMYK, and refuses what libjpeg only warns about. Pillow
-    takes what it leaves, so the pixels are Pillow's in every case.
+    simplejpeg decodes to Pillow's pixels in half the time, except for CMYK, and refuses images for which libjpeg only
+    warns. Pillow decodes everything that simplejpeg refuses, so the pixels are always Pillow's.
 
     Raises:
-        UndecodableImage: with the decoder's reason; also for absurd sizes, which are not decoded at all.
+        UndecodableImage: with the decoder's reason; also for sizes above the limits, which are not decoded.
     """
     pixels = _decode_jpeg(payload)
     return np.array(_decode_with_pillow(payload)) if pixels is None else pixels
@@ -65,19 +65,19 @@ def _decode_with_pillow(payload: bytes) -> Image.Image:
 
 
 def check_size(width: int, height: int) -> None:
-    """Refuses what would take absurd amounts of memory or time to decode, or to resize by its shortest side.
+    """Refuses images that would take too much memory or time to decode, or to resize by the shortest side.
 
     Raises:
         UndecodableImage: with the size.
     """
-    if width * height > _MOST_PIXELS:
-        raise UndecodableImage(f"{width} x {height} are {width * height} pixels, more than {_MOST_PIXELS}")
-    if max(width, height) > _LONGEST_OVER_SHORTEST * max(min(width, height), 1):
-        raise UndecodableImage(f"{width} x {height}: one side is over {_LONGEST_OVER_SHORTEST} times the other")
+    if width * height > _MAX_PIXELS:
+        raise UndecodableImage(f"{width} x {height} = {width * height} pixels, limit is {_MAX_PIXELS}")
+    if max(width, height) > _MAX_ASPECT_RATIO * max(min(width, height), 1):
+        raise UndecodableImage(f"{width} x {height}: one side is over {_MAX_ASPECT_RATIO} times the other")
 
 
 def check_header(payload: bytes) -> None:
-    """A cheap look at the first bytes: the format is known and the size is readable.
+    """Checks the first bytes only: the format is known and the size can be read.
 
     Raises:
         UndecodableImage: as `decode`.
@@ -95,18 +95,18 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 @dataclass(frozen=True)
 class Resize:
-    """Shrinking of stored images."""
+    """How larger images are shrunk before they are stored."""
 
     side: int
     """Pixels."""
     which: str = "shortest"
-    """Side that gets that length: shortest or longest."""
+    """The side that gets that length: shortest or longest."""
     quality: int = 90
     """Of the JPEG, 1 to 100."""
 
 
 def shrink(payload: bytes, resize: Resize) -> bytes | None:
-    """The image as a smaller JPEG, or None where it is not larger than wished.
+    """The image as a smaller JPEG, or None if it is not larger than requested.
 
     Raises:
         UndecodableImage: as `decode`.
@@ -122,7 +122,7 @@ def shrink(payload: bytes, resize: Resize) -> bytes | None:
 
 
 def kind_of(payload: bytes) -> str | None:
-    """The extension that fits the first bytes, one of `KINDS`, or None."""
+    """The extension that matches the first bytes, one of `KINDS`, or None."""
     if payload[:2] == b"\xff\xd8":
         return "jpg"
     if payload[:8] == b"\x89PNG\r\n\x1a\n":
@@ -132,14 +132,14 @@ def kind_of(payload: bytes) -> str | None:
 
 @contextmanager
 def open_image(payload: bytes) -> Iterator[Image.Image]:
-    """Pillow's image, of a size that may be decoded.
+    """Opens an image with Pillow and checks its size.
 
     Raises:
-        UndecodableImage: also for what the block does with the image: Pillow's plugins raise OSError, SyntaxError,
-            ValueError, struct.error and more for broken files.
+        UndecodableImage: for any error of the block too: Pillow's plugins raise OSError, SyntaxError, ValueError,
+            struct.error and more for broken files.
     """
     try:
-        # Our limit is below the size at which Pillow begins to raise, and above it warnings say nothing new.
+        # Our limit is below the size at which Pillow raises, so its warnings add nothing.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(payload)) as image:
@@ -148,6 +148,6 @@ def open_image(payload: bytes) -> Iterator[Image.Image]:
     except UndecodableImage:
         raise
     except UnidentifiedImageError:
-        raise UndecodableImage("no known image format") from None
+        raise UndecodableImage("unknown image format") from None
     except Exception as error:
         raise UndecodableImage(" ".join(str(error).split()) or type(error).__name__) from error

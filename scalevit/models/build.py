@@ -1,76 +1,107 @@
-"""From a config to a model: timm's factory, the initial weights, the reduction, in this order."""
+"""From settings to a model: timm's factory, the initial weights, the reduction, the kernels, in this order only.
 
-import difflib
+Knows every step's module. Must not know engines, ranks or data.
+"""
+
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from torch import nn
 
-from scalevit.config.model import ModelConfig
-from scalevit.errors import UserError
-from scalevit.models.mlps import factory_arguments, mlp_blocks, reduce_model
+from scalevit.config.model import KernelsConfig, ModelConfig
+from scalevit.errors import SettingError, nearest, settings_of
+from scalevit.models import reductions
+from scalevit.models.fused_mlp import fuse_mlps
+from scalevit.models.mlps import mlp_views
+from scalevit.models.reductions.apply import factory_arguments, reduce_model
 from scalevit.models.reductions.base import Reduction
 from scalevit.models.weights.match import load_initial_weights
 
-_NOT_FOR_USERS = {
-    "in_chans": "images are loaded in RGB",
-    "pretrained": "name a file in model.initial_weights",
-    "checkpoint_path": "name a file in model.initial_weights",
+_RESERVED = {
+    "num_classes": "is given by model.num_classes",
+    "drop_path_rate": "is given by model.drop_path",
+    "img_size": "is given by model.image_size",
+    "in_chans": "cannot be set: images are loaded in RGB",
+    "pretrained": "cannot be set: name a file in model.initial_weights",
+    "checkpoint_path": "cannot be set: name a file in model.initial_weights",
 }
 
 
 def build_model(
-    model: ModelConfig, reduction: Reduction, *, seed: int, device: torch.device | str = "cpu"
+    model: ModelConfig,
+    reduction: Reduction,
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+    kernels: KernelsConfig | None = None,
+    run_device: torch.device | None = None,
 ) -> nn.Module:
     """A reduced Vision Transformer, initialised from a seed and, where given, from weights.
+
+    `scalevit.models.mlps.transformer_blocks` gives its blocks, for engines and planner.
 
     Args:
         seed: of every random draw of the initialisation; the caller's random state is left as it was.
         device: where it is built; "meta" builds shapes only.
+        kernels: how its MLPs are computed; None for timm's own modules.
+        run_device: where it will run, for the choice of kernels; where it is built by default.
 
     Raises:
-        UserError: an unknown or unsuitable model, or arguments that timm refuses.
+        SettingError: an unknown or unsuitable model, arguments that timm refuses, a reduction that does not fit the
+            model, kernels that cannot run.
+        UserError: weights that cannot be read or do not fit.
     """
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
         network = create_unreduced(model, reduction)
-        mlp_blocks(network)  # refuse another kind of model before anything is done to it
-        already_reduced = False
-        if model.initial_weights is not None:
-            already_reduced = load_initial_weights(network, model.initial_weights, reduction)
-        if not already_reduced:
-            reduce_model(network, reduction)
+        mlp_views(network)  # refuse another kind of model before anything is done to it
+        with settings_of("reduction"):
+            already_reduced = False
+            if model.initial_weights is not None:
+                already_reduced = load_initial_weights(network, Path(model.initial_weights), reduction)
+            if not already_reduced:
+                reduce_model(network, reduction)
+    if kernels is not None:
+        fuse_mlps(network, kernels, torch.device(device) if run_device is None else run_device)
     return network
 
 
 def create_unreduced(model: ModelConfig, reduction: Reduction) -> nn.Module:
-    """timm's model, before grouped or shallow; thin is in the factory's arguments.
+    """timm's model with the reduction's arguments of its factory, not yet reduced.
 
     Raises:
-        UserError: an unknown model, or arguments that timm refuses.
+        SettingError: an unknown model, or arguments that timm refuses.
+        UserError: a kind of model that is not supported.
     """
-    if not timm.is_model(model.name):
-        near = difflib.get_close_matches(model.name, timm.list_models(), n=1, cutoff=0.3)
-        nearest = f"; nearest: {near[0]}" if near else ""
-        raise UserError(f"config: model.name = {model.name!r} is not a timm model{nearest}")
-    arguments: dict[str, Any] = {
-        "num_classes": model.num_classes,
-        "drop_path_rate": model.drop_path,
-        "img_size": model.image_size,
-    }
-    for key in model.kwargs:
-        if key in arguments:
-            raise UserError(f"config: model.kwargs.{key} has a key of its own in the model section")
-        if key in _NOT_FOR_USERS:
-            raise UserError(f"config: model.kwargs.{key}: {_NOT_FOR_USERS[key]}")
-    arguments |= model.kwargs
-    arguments |= factory_arguments(reduction, model.kwargs)
+    architecture = _check_name(model.name)
+    for key in model.kwargs.keys() & _RESERVED.keys():
+        raise SettingError(f"model.kwargs.{key}", model.kwargs[key], _RESERVED[key])
+    with settings_of("model.kwargs"):
+        arguments: dict[str, Any] = {
+            "num_classes": model.num_classes,
+            "drop_path_rate": model.drop_path,
+            "img_size": model.image_size,
+            **factory_arguments(reduction, model.kwargs),
+        }
     try:
         return timm.create_model(model.name, **arguments)
     except Exception as error:
         # timm passes the user's arguments down to constructors that check little and fail in any way.
         with torch.device("meta"):
-            mlp_blocks(timm.create_model(model.name.partition(".")[0]))  # another kind of model explains it better
+            mlp_views(timm.create_model(architecture))  # an unsupported kind of model explains it better
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"config: model {model.name!r} cannot be built with these arguments ({reason})") from error
+        raise SettingError("model.name", model.name, f"cannot be built with these arguments ({reason})") from error
+
+
+def _check_name(name: str) -> str:
+    """The architecture in a name of timm's, e.g. "vit_base_patch16_224" of "vit_base_patch16_224.augreg_in1k"."""
+    architecture = name.partition(".")[0]
+    base, _, strategy = architecture.rpartition("_")
+    if strategy in {part.kind() for part in reductions.REDUCTIONS} and timm.is_model(base):
+        raise SettingError("model.name", name, f"is reduced already: name {base} and reduction.strategy {strategy}")
+    if not timm.is_model(name):
+        close = nearest(name, timm.list_models(), cutoff=0.3)
+        raise SettingError("model.name", name, "is not a timm model" + (f"; nearest: {close}" if close else ""))
+    return architecture

@@ -1,5 +1,9 @@
-"""What a model costs: parameters, MLP parameters, multiply-accumulates. Counted on shapes alone (meta tensors)."""
+"""What a model costs: parameters, MLP parameters, multiply-accumulates. Counted on shapes (meta tensors).
 
+Knows layers and torch's FLOP counter. Must not know engines or devices.
+"""
+
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -7,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from scalevit.config.model import ModelConfig
-from scalevit.errors import UserError
+from scalevit.errors import SettingError, settings_of
 from scalevit.models.build import build_model
-from scalevit.models.mlps import mlp_blocks
+from scalevit.models.mlps import mlp_views
 from scalevit.models.reductions.base import Reduction
 
 # Products with weights; what else torch counts (batched products, scaled_dot_product_attention) is attention.
@@ -17,7 +21,7 @@ _LINEAR = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.convolution}
 
 
 @dataclass(frozen=True)
-class Statistics:
+class ModelCosts:
     """Costs of one model; MACs are those of one image's forward pass."""
 
     parameters: int
@@ -42,56 +46,59 @@ class Statistics:
         return 6 * self.matmul_macs
 
 
-def statistics_of(model: ModelConfig, reduction: Reduction) -> Statistics:
+def model_costs(model: ModelConfig, reduction: Reduction) -> ModelCosts:
     """Counts a configured model without building its weights.
 
     Raises:
+        SettingError: as `build_model`, or the model cannot process images of its size.
         UserError: as `build_model`.
     """
     shapes = model.model_copy(update={"initial_weights": None})
-    return count(build_model(shapes, reduction, seed=0, device="meta"), model.image_size)
+    network = build_model(shapes, reduction, seed=0, device="meta")
+    with settings_of("model"):
+        return count_costs(network, model.image_size)
 
 
-def count(model: nn.Module, image_size: int) -> Statistics:
-    """Counts parameters once and multiply-accumulates once per use.
+def count_costs(module: nn.Module, image_size: int) -> ModelCosts:
+    """Counts parameters once and multiply-accumulates once per use. The module is left as it is.
 
     Args:
-        model: a timm VisionTransformer with plain layers (before MLPs are fused), on the meta device.
+        module: a timm Vision Transformer with plain layers (before MLPs are fused), on the meta device.
         image_size: side of the input in pixels.
 
     Raises:
-        UserError: the model cannot process such images.
+        SettingError: the model cannot process such images.
 
     Source: torch's FlopCounterMode for products; fvcore 0.1.5 `flop_count` for what the paper's column adds.
     """
+    # Without gradients: the counter fails where a parameter itself is a module's input (attention pooling).
+    counted = copy.deepcopy(module).requires_grad_(False).eval()
     norm_elements = 0
 
     def on_norm(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         nonlocal norm_elements
         norm_elements += output.numel()
 
-    handles = [m.register_forward_hook(on_norm) for m in model.modules() if isinstance(m, nn.LayerNorm)]
-    training = model.training
-    model.eval()
+    for layer in counted.modules():
+        if isinstance(layer, nn.LayerNorm):
+            layer.register_forward_hook(on_norm)
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model(torch.empty(1, 3, image_size, image_size, device="meta"))
+        with FlopCounterMode(display=False) as counter:
+            counted(torch.empty(1, 3, image_size, image_size, device="meta"))
     except Exception as error:
         # Shapes that do not fit together fail in whatever layer meets them first.
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"config: the model cannot process images of {image_size} px ({reason[:200]})") from error
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
+        raise SettingError(
+            "image_size", image_size, f"the model cannot process images of this size ({reason[:200]})"
+        ) from error
     flops = counter.get_flop_counts()["Global"]
     linear = sum(count for operation, count in flops.items() if operation in _LINEAR) // 2
     attention = sum(count for operation, count in flops.items() if operation not in _LINEAR) // 2
 
-    mlps = {id(block.mlp): block.mlp for block in mlp_blocks(model)}
-    return Statistics(
-        parameters=sum(p.numel() for p in model.parameters()),
-        mlp_parameters=sum(p.numel() for mlp in mlps.values() for p in mlp.parameters()),
+    mlps = {view.module for view in mlp_views(module) if view is not None}
+    return ModelCosts(
+        parameters=sum(p.numel() for p in module.parameters()),
+        mlp_parameters=sum(p.numel() for mlp in mlps for p in mlp.parameters()),
         unique_mlps=len(mlps),
         paper_macs=linear + 5 * norm_elements,
         attention_macs=attention,

@@ -1,4 +1,7 @@
-"""The module through which a ViT's MLPs reach the fused kernels."""
+"""The module through which a ViT's MLPs reach the fused kernels.
+
+Knows timm's `Mlp` and the face of `scalevit.kernels`. Must not know engines or reductions.
+"""
 
 import warnings
 
@@ -7,16 +10,15 @@ from timm.layers import GELU, GELUTanh, Mlp
 from torch import Tensor, nn
 
 from scalevit.config.model import KernelsConfig
-from scalevit.errors import UserError
-from scalevit.kernels import fused_mlp, why_not_fused
-from scalevit.models.mlps import mlp_blocks
+from scalevit.errors import SettingError
+from scalevit.kernels import fused_mlp, unsupported_reason
+from scalevit.models.mlps import mlp_views, transformer_blocks
 
 
 class FusedMlp(nn.Module):
     """timm's `Mlp` computed by `scalevit.kernels.fused_mlp`; takes over its layers and parameter names.
 
-    Engines that gather parameters module by module must gather this module as one: its forward reads
-    `fc1.weight` and `fc2.weight` without calling fc1 and fc2.
+    Its forward reads the parameters of fc1 and fc2 without calling these modules.
     """
 
     def __init__(self, mlp: Mlp, *, activation: str, save: str, backend: str):
@@ -44,25 +46,31 @@ class FusedMlp(nn.Module):
 
 
 def fuse_mlps(model: nn.Module, kernels: KernelsConfig, device: torch.device) -> nn.Module:
-    """Puts a `FusedMlp` in the place of every MLP, in place; blocks that shared an MLP go on sharing one module.
+    """Replaces every MLP by a `FusedMlp`, in place; blocks that shared an MLP share the new module.
 
-    An MLP that the kernels cannot compute (an activation other than GELU, a norm or dropout in its middle) stays
-    as it is, with one warning that says why.
+    An MLP that the kernels cannot compute (an activation other than GELU, a norm or dropout between its layers) is
+    left as it is, with one warning that says why.
+
+    Args:
+        model: reduced already, if it is to be.
+        device: where the model will run.
 
     Raises:
-        UserError: such an MLP, or a device that cannot run the kernels, where `kernels.mlp` is "triton".
+        SettingError: such an MLP, or a device that cannot run the kernels, where `kernels.mlp` is "triton".
+        UserError: as `mlp_views`.
     """
     if kernels.mlp == "eager":
         return model
-    obstacle = why_not_fused(device)
+    obstacle = unsupported_reason(device)
     if kernels.mlp == "triton" and obstacle:
-        raise UserError(f"config: kernels.mlp = 'triton', but {obstacle}: use 'auto' or 'eager'")
-    fused: dict[int, nn.Module] = {}
-    for block in mlp_blocks(model):
-        mlp = block.mlp
-        if id(mlp) not in fused:
-            fused[id(mlp)] = _fuse(mlp, kernels)
-        block.mlp = fused[id(mlp)]
+        raise SettingError("kernels.mlp", kernels.mlp, f"{obstacle}: use 'auto' or 'eager'")
+    fused: dict[nn.Module, nn.Module] = {}
+    for block, view in zip(transformer_blocks(model), mlp_views(model), strict=True):
+        if view is None:
+            continue
+        if view.module not in fused:
+            fused[view.module] = _fuse(view.module, kernels)
+        block.mlp = fused[view.module]
     return model
 
 
@@ -77,7 +85,7 @@ def _fuse(mlp: Mlp, kernels: KernelsConfig) -> nn.Module:
     else:
         return FusedMlp(mlp, activation=activation, save=kernels.save, backend=kernels.mlp)
     if kernels.mlp == "triton":
-        raise UserError(f"config: kernels.mlp = 'triton', but this model's MLP cannot be fused: {obstacle}")
+        raise SettingError("kernels.mlp", kernels.mlp, f"this model's MLP cannot be fused: {obstacle}")
     warnings.warn(f"MLPs run in eager PyTorch: {obstacle}", stacklevel=2)
     return mlp
 

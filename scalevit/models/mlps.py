@@ -1,168 +1,119 @@
-"""Parameter reduction of a timm Vision Transformer: GroupedMLP, ShallowMLP, ThinMLP.
+"""Finds the transformer blocks of a timm model and their MLPs, and changes MLPs in place.
 
-Source: "Parameter Reduction Improves Vision Transformers: A Comparative Study of Sharing and Width
-Reduction" (arXiv:2512.01059). Grouped and shallow change a model that is built and initialised, so with the
-same seed everything that is not an MLP keeps the baseline's values bit for bit; thin changes the arguments
-of the factory, and with them every later draw of the initialisation.
+Knows layers. Must not know which reduction asks for a change, or the kernels.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from timm.layers import Mlp
-from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from scalevit.errors import UserError
-from scalevit.models.reductions.base import Reduction
-from scalevit.models.reductions.grouped import GroupedReduction
-from scalevit.models.reductions.shallow import ShallowReduction
-from scalevit.models.reductions.thin import ThinReduction
+from scalevit.models.families import family_of
 
 
-def factory_arguments(reduction: Reduction, given: dict[str, Any]) -> dict[str, Any]:
-    """What a reduction adds to the timm factory's arguments (only thin adds any: `mlp_ratio`).
+class MlpView:
+    """One face for the MLPs that can be reduced; today timm's `Mlp` (fc1, activation, fc2).
+
+    Shapes: fc1 (hidden, width), fc2 (width_out, hidden).
+    """
+
+    def __init__(self, module: Mlp):
+        self.module: Any = module  # torch types a layer's attributes as tensors or modules
+
+    @property
+    def width(self) -> int:
+        """Features of the input."""
+        return self.module.fc1.in_features
+
+    @property
+    def hidden(self) -> int:
+        """Number of hidden units."""
+        return self.module.fc1.out_features
+
+    @torch.no_grad()
+    def scale(self, factor: float) -> None:
+        """Multiplies `fc1.weight`, `fc1.bias` and `fc2.weight` by a factor; `fc2.bias` is unchanged."""
+        for parameter in (self.module.fc1.weight, self.module.fc1.bias, self.module.fc2.weight):
+            if parameter is not None:
+                parameter.mul_(factor)
+
+    @torch.no_grad()
+    def narrow(self, kept: int, *, select_units: str = "first") -> None:
+        """Removes all but `kept` hidden units.
+
+        Args:
+            select_units: "first" keeps the first units; "importance" those with the largest product of the norms of
+                their fc1 row and fc2 column, in their old order.
+
+        Raises:
+            UserError: a norm lies between the two layers.
+        """
+        fc1, fc2 = self.module.fc1, self.module.fc2
+        if not isinstance(self.module.norm, nn.Identity):
+            raise UserError("model: an MLP with a norm between fc1 and fc2 cannot be narrowed")
+        if select_units == "importance":
+            importance = fc1.weight.norm(dim=1) * fc2.weight.norm(dim=0)
+            units = importance.topk(kept).indices.sort().values
+        else:
+            units = torch.arange(kept, device=fc1.weight.device)
+        fc1.weight = _selected(fc1.weight, 0, units)
+        if fc1.bias is not None:
+            fc1.bias = _selected(fc1.bias, 0, units)
+        fc2.weight = _selected(fc2.weight, 1, units)
+        fc1.out_features = fc2.in_features = kept
+
+
+def _selected(parameter: nn.Parameter, dim: int, units: Tensor) -> nn.Parameter:
+    return nn.Parameter(parameter.index_select(dim, units), requires_grad=parameter.requires_grad)
+
+
+class NoMlp(nn.Module):
+    """In the place of a removed MLP: adds nothing to the residual stream."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., D) -> a zero, which broadcasts."""
+        return x.new_zeros(())
+
+
+def transformer_blocks(model: nn.Module) -> list[Any]:
+    """The transformer blocks of a model, whatever became of their MLPs: what engines wrap and recompute.
 
     Raises:
-        UserError: the user's own arguments set the same value.
+        UserError: the model is of no known family, or has no blocks.
     """
-    if not isinstance(reduction, ThinReduction):
-        return {}
-    if "mlp_ratio" in given:
-        raise UserError(
-            f"config: model.kwargs.mlp_ratio = {given['mlp_ratio']} and reduction.mlp_ratio = {reduction.mlp_ratio} "
-            "set the same width: keep one of them"
-        )
-    return {"mlp_ratio": reduction.mlp_ratio}
-
-
-def reduce_model(model: nn.Module, reduction: Reduction) -> nn.Module:
-    """Applies grouped or shallow to a built model, in place; none and thin (which only is checked) leave it as it is.
-
-    Args:
-        model: a timm VisionTransformer; `model.blocks[i].mlp` must be timm's `Mlp`.
-
-    Returns:
-        The same model.
-
-    Raises:
-        UserError: the model has no such blocks, the grouping does not fit its depth, or no hidden unit is left.
-    """
-    blocks = mlp_blocks(model)
-    if isinstance(reduction, GroupedReduction):
-        share_mlps(blocks, resolve_groups(reduction, depth=len(blocks)), reduction.scale)
-    elif isinstance(reduction, ShallowReduction):
-        for block in blocks:
-            narrow_mlp(block.mlp, reduction.keep, select_units=reduction.select_units)
-    elif isinstance(reduction, ThinReduction):
-        width = blocks[0].mlp.fc1.in_features
-        if int(width * reduction.mlp_ratio) < 1:
-            # timm would take the embedding width instead, in silence.
-            raise UserError(
-                f"config: reduction.mlp_ratio = {reduction.mlp_ratio} leaves no hidden units at width {width}"
-            )
-    return model
-
-
-def mlp_blocks(model: nn.Module) -> list[Any]:
-    """The transformer blocks of a timm VisionTransformer whose `mlp` is timm's `Mlp`.
-
-    Raises:
-        UserError: it is another kind of model, or its blocks carry another kind of MLP.
-    """
-    kind = type(model).__name__
-    if not isinstance(model, VisionTransformer):
-        raise UserError(f"model {kind} is no timm VisionTransformer, which scalevit reduces (ViT, DeiT, DINOv2)")
-    blocks = list(model.blocks)
+    blocks = family_of(model).blocks(model)
     if not blocks:
-        raise UserError(f"model {kind} has no transformer blocks")
-    for index, block in enumerate(blocks):
-        mlp = getattr(block, "mlp", None)
-        if not isinstance(mlp, Mlp) or not isinstance(mlp.fc1, nn.Linear):
-            found = "no mlp" if mlp is None else f"a {type(mlp).__name__}"
-            raise UserError(
-                f"model {kind}: blocks.{index} has {found}, but scalevit reduces timm's Mlp (fc1, act, fc2)"
-            )
+        raise UserError(f"model {type(model).__name__} has no transformer blocks")
     return blocks
 
 
-def resolve_groups(reduction: GroupedReduction, depth: int) -> list[list[int]]:
-    """Every block's group: lists of block indices that cover 0..depth-1, each in ascending order.
+def mlp_views(model: nn.Module) -> list[MlpView | None]:
+    """Each block's MLP, None for a block without; blocks that share a module have a view each. Before fusing.
 
     Raises:
-        UserError: the depth is no multiple of the group size, or explicit groups overlap or leave the model.
+        UserError: as `transformer_blocks`, or a block carries an MLP of a kind that is not supported.
     """
-    if reduction.groups is None:
-        size = reduction.group_size or 2
-        if depth % size:
-            fitting = [divisor for divisor in range(2, depth + 1) if depth % divisor == 0]
-            raise UserError(
-                f"config: reduction.group_size = {size} does not divide the model's {depth} blocks; "
-                f"allowed: {', '.join(map(str, fitting))}, or explicit reduction.groups"
-            )
-        return [list(range(first, first + size)) for first in range(0, depth, size)]
-
-    named = [index for group in reduction.groups for index in group]
-    for index in named:
-        if index >= depth:
-            raise UserError(f"config: reduction.groups names block {index}, but the model has blocks 0 to {depth - 1}")
-        if named.count(index) > 1:
-            raise UserError(f"config: reduction.groups names block {index} twice")
-    alone = [[index] for index in range(depth) if index not in named]
-    return sorted([sorted(group) for group in reduction.groups] + alone)
-
-
-@torch.no_grad()
-def share_mlps(blocks: Sequence[Any], groups: Sequence[Sequence[int]], scale: float) -> None:
-    """Lets each group of two or more blocks use the MLP module of its first block.
-
-    `fc1.weight`, `fc1.bias` and `fc2.weight` of that MLP are multiplied by `scale` once; `fc2.bias` is not.
-    The other blocks' MLPs are dropped. The *module* is shared, never only its parameters: engines wrap modules.
-    """
-    for first, *others in groups:
-        if not others:
+    views: list[MlpView | None] = []
+    for index, block in enumerate(transformer_blocks(model)):
+        mlp = getattr(block, "mlp", None)
+        if isinstance(mlp, NoMlp):
+            views.append(None)
             continue
-        scale_mlp(blocks[first].mlp, scale)
-        for other in others:
-            blocks[other].mlp = blocks[first].mlp
+        if not isinstance(mlp, Mlp) or not isinstance(mlp.fc1, nn.Linear):
+            found = "no mlp" if mlp is None else f"a {type(mlp).__name__}"
+            raise UserError(
+                f"model {type(model).__name__} is not supported: blocks.{index} has {found}, expected timm's Mlp "
+                "(fc1, act, fc2)"
+            )
+        views.append(MlpView(mlp))
+    return views
 
 
-@torch.no_grad()
-def scale_mlp(mlp: Any, scale: float) -> None:
-    """Multiplies `fc1.weight`, `fc1.bias` and `fc2.weight` by `scale`, in place; `fc2.bias` stays."""
-    mlp.fc1.weight.mul_(scale)
-    if mlp.fc1.bias is not None:
-        mlp.fc1.bias.mul_(scale)
-    mlp.fc2.weight.mul_(scale)
-
-
-@torch.no_grad()
-def narrow_mlp(mlp: Any, keep: float, select_units: str = "first") -> None:
-    """Keeps `int(keep * hidden)` hidden units of an MLP, in place.
-
-    Args:
-        mlp: fc1 (hidden, D), fc2 (D_out, hidden).
-        keep: share of the hidden units.
-        select_units: "first" keeps the first units (the paper, for models trained from scratch); "importance" those
-            with the largest |fc1 row| x |fc2 column|, in their old order (for pretrained weights).
-
-    Raises:
-        UserError: no unit is left, or a norm lies between the two layers.
-    """
-    hidden = mlp.fc1.out_features
-    kept = int(keep * hidden)
-    if kept < 1:
-        raise UserError(f"config: reduction.keep = {keep} leaves none of the {hidden} hidden units")
-    if not isinstance(mlp.norm, nn.Identity):
-        raise UserError("model: an MLP with a norm between fc1 and fc2 cannot be narrowed")
-    if select_units == "importance":
-        importance = mlp.fc1.weight.norm(dim=1) * mlp.fc2.weight.norm(dim=0)
-        units = importance.topk(kept).indices.sort().values
-    else:
-        units = torch.arange(kept, device=mlp.fc1.weight.device)
-    mlp.fc1.weight = nn.Parameter(mlp.fc1.weight[units].clone())
-    if mlp.fc1.bias is not None:
-        mlp.fc1.bias = nn.Parameter(mlp.fc1.bias[units].clone())
-    mlp.fc2.weight = nn.Parameter(mlp.fc2.weight[:, units].clone())
-    mlp.fc1.out_features = mlp.fc2.in_features = kept
+def remove_mlp(model: nn.Module, block: Any) -> None:
+    """Removes a block's MLP with the norm, layer scale and drop-path around it, in place."""
+    block.mlp = NoMlp()
+    for name in family_of(model).mlp_branch:
+        if hasattr(block, name):
+            setattr(block, name, nn.Identity())

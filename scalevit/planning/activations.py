@@ -24,8 +24,8 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from scalevit.config.model import KernelsConfig, ModelConfig
 from scalevit.engines.base import DTYPES
 from scalevit.models.build import build_model
-from scalevit.models.fused_mlp import FusedMlp, fuse_mlps
-from scalevit.models.mlps import mlp_blocks
+from scalevit.models.fused_mlp import FusedMlp
+from scalevit.models.mlps import transformer_blocks
 from scalevit.models.reductions.base import Reduction
 
 Mode = Literal["eager", "fast", "lean", "recompute"]
@@ -64,16 +64,16 @@ def trace(
     Raises:
         UserError: as `build_model`.
     """
-    network = build_model(model.model_copy(update={"initial_weights": None}), reduction, seed=0, device="meta")
+    kernels = None if mode == "eager" else KernelsConfig(mlp="auto", save=mode)
+    shapes = model.model_copy(update={"initial_weights": None})
+    network = build_model(shapes, reduction, seed=0, device="meta", kernels=kernels)
     if activation_checkpointing:
-        for block in mlp_blocks(network):
+        for block in transformer_blocks(network):
             # As the engines do, except for the random state, which shapes do not depend on.
             block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
-    if mode != "eager":
-        fuse_mlps(network, KernelsConfig(mlp="auto", save=mode), torch.device("cpu"))
-        for module in network.modules():
-            if isinstance(module, FusedMlp):
-                module.forward = partial(_fused_forward, module)  # type: ignore[method-assign]
+    for module in network.modules():
+        if isinstance(module, FusedMlp):
+            module.forward = partial(_fused_forward, module)  # type: ignore[method-assign]
     with FakeTensorMode():
         for module in network.modules():  # `Module.to_empty` cannot swap fake tensors reliably
             for name, parameter in module.named_parameters(recurse=False):

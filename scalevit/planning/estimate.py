@@ -11,16 +11,16 @@ from functools import cache, partial
 
 import torch
 
-from scalevit.config.tree import Config
+from scalevit.config.tree import SECTIONS, Config
 from scalevit.data.order.batching import Batching
 from scalevit.distributed import World
 from scalevit.engines import ENGINES
 from scalevit.engines.cost import EngineCost, ParameterLayout
 from scalevit.engines.factory import check_engine
 from scalevit.engines.settings import EngineSettings
-from scalevit.errors import SettingError, UserError
+from scalevit.errors import SettingError, UserError, naming_settings
 from scalevit.models.build import build_model
-from scalevit.models.mlps import mlp_blocks
+from scalevit.models.mlps import transformer_blocks
 from scalevit.models.reductions import REDUCTIONS
 from scalevit.models.reductions.base import Reduction
 from scalevit.planning.activations import MODES, Mode, Trace, trace
@@ -87,7 +87,8 @@ def estimate_run(config: Config, device: Device, *, gpus: int, nodes: int, optim
     if gpus % nodes:
         raise SettingError("gpus", gpus, f"counts the devices of all nodes: must be a multiple of nodes = {nodes}")
     check_engine(config.engine, World(rank=0, size=gpus, local_rank=0, local_size=gpus, device=torch.device("meta")))
-    accumulation = Batching(config.train.global_batch, config.train.micro_batch).accumulation(gpus)
+    with naming_settings({"global_batch": "train.global_batch"}):
+        accumulation = Batching(config.train.global_batch, config.train.micro_batch).accumulation(gpus)
     run = _Run(config, device, gpus, nodes, accumulation, optimizer_tensors)
     mode: Mode = "eager" if config.kernels.mlp == "eager" or device.name == "cpu" else config.kernels.save
     rows: list[EstimateRow] = []
@@ -96,7 +97,8 @@ def estimate_run(config: Config, device: Device, *, gpus: int, nodes: int, optim
     for reduction in _reductions(config):
         strategy = reduction.kind()
         try:
-            model = _ReducedModel(config, reduction, mode)
+            with naming_settings(SECTIONS):
+                model = _ReducedModel(config, reduction, mode)
         except UserError as error:
             if reduction is config.reduction:
                 raise
@@ -137,7 +139,7 @@ class _ReducedModel:
         model = config.model.model_copy(update={"initial_weights": None})
         network = build_model(model, reduction, seed=0, device="meta")
         self.strategy, self.mode = reduction.kind(), mode
-        self.layout = ParameterLayout.of(network, mlp_blocks(network))
+        self.layout = ParameterLayout.of(network, transformer_blocks(network))
         self.parameters = sum(parameter.numel() for parameter in self.layout.parameters)
         self.checkpointing = config.train.activation_checkpointing
         self._trace = cache(partial(trace, model, reduction, precision=config.train.precision))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from scalevit.data.faults import Fault
-from scalevit.data.loading.train_loader import EvaluationLoader
+from scalevit.data.loading.evaluation_loader import EvaluationLoader
 from scalevit.engines.base import Engine
 
 

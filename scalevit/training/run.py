@@ -1,35 +1,65 @@
 """From a config to the parts of a run: its data, and what its engine is built from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import timm
 from torch import nn
 
-from scalevit.config.tree import Config
+from scalevit.config.tree import SECTIONS, Config
 from scalevit.data.builtin import ensure_digits
 from scalevit.data.faults import Fault
+from scalevit.data.loading.base import TrainingBatches
 from scalevit.data.loading.dataset import ShardDataset
+from scalevit.data.loading.evaluation_loader import EvaluationLoader
 from scalevit.data.loading.readers import open_reader
 from scalevit.data.loading.stream_loader import StreamLoader
-from scalevit.data.loading.train_loader import EvaluationLoader, TrainLoader
-from scalevit.data.order.batching import Batching, spread_rank
+from scalevit.data.loading.train_loader import TrainLoader
+from scalevit.data.order.batching import Batching, order_rank
 from scalevit.data.order.shuffle import Order
 from scalevit.data.shards.index import load_index
-from scalevit.data.transforms.fast import FastEvaluation, FastTraining, Finish
-from scalevit.data.transforms.timm_pipeline import Mix, evaluation_transform, training_transform
+from scalevit.data.storage.paths import StreamOnlyError
+from scalevit.data.transforms.device import DeviceTransform
+from scalevit.data.transforms.fast import FastEvaluation, FastTraining
+from scalevit.data.transforms.mixing import BatchMixing
+from scalevit.data.transforms.timm_pipeline import evaluation_transform, training_transform
 from scalevit.distributed import World
 from scalevit.engines.base import Engine, Setup
 from scalevit.engines.factory import build_engine
-from scalevit.errors import UserError
+from scalevit.errors import UserError, naming_settings
 from scalevit.models.build import build_model
-from scalevit.models.fused_mlp import fuse_mlps
 from scalevit.models.meta_init import initial_values
-from scalevit.models.mlps import mlp_blocks
+from scalevit.models.mlps import transformer_blocks
 from scalevit.training.optimizers import build_optimizer
+
+DATA_KEYS = {
+    "global_batch": "train.global_batch",
+    "micro_batch": "train.micro_batch",
+    "repeats": "data.augmentation.aug_repeats",
+    "workers": "data.workers",
+    "auto_augment": "data.augmentation.auto_augment",
+    "num_classes": "model.num_classes",
+    "cache": "data.cache",
+    "limit": "data.max_faults",
+}
+"""Config keys by the names of the arguments of `scalevit.data` that they fill."""
+
+
+@contextmanager
+def naming_data_settings() -> Iterator[None]:
+    """Names config keys in the errors of `scalevit.data`.
+
+    Raises:
+        UserError: a setting that data refuse, or shards that can only be streamed.
+    """
+    with naming_settings(DATA_KEYS):
+        try:
+            yield
+        except StreamOnlyError as error:
+            raise UserError(f"{error}: set data.stream_samples_per_epoch") from error
 
 
 def resolve_normalisation(config: Config) -> Config:
@@ -50,9 +80,9 @@ def resolve_normalisation(config: Config) -> Config:
 class Data:
     """What a run reads."""
 
-    train: TrainLoader | StreamLoader
+    train: TrainingBatches
     evaluation: EvaluationLoader
-    mix: Mix
+    mix: BatchMixing
 
     @property
     def index_faults(self) -> list[Fault]:
@@ -67,23 +97,17 @@ def open_data(config: Config, world: World) -> Data:
         UserError: shards are missing or damaged, a label is out of range, or the ranks cannot share a batch.
     """
     augmentation = config.data.augmentation
-    return Data(
-        train=_open_training(config, world),
-        evaluation=open_evaluation(config, world),
-        mix=Mix(
-            mixup=augmentation.mixup,
-            cutmix=augmentation.cutmix,
-            probability=augmentation.mixup_prob,
-            label_smoothing=config.loss.label_smoothing,  # type: ignore[attr-defined]
-            num_classes=config.model.num_classes,
-        ),
-    )
+    with naming_data_settings():
+        train = _open_training(config, world)
+    mix = BatchMixing(mixup=augmentation.mixup, cutmix=augmentation.cutmix, probability=augmentation.mixup_prob)
+    return Data(train=train, evaluation=open_evaluation(config, world), mix=mix)
 
 
-def _open_training(config: Config, world: World) -> TrainLoader | StreamLoader:
+def _open_training(config: Config, world: World) -> TrainingBatches:
     data, train = config.data, config.train
     sizes: dict[str, Any] = {"global_batch": train.global_batch, "micro_batch": train.micro_batch}
-    place = _place(config, world, Finish(**_normalisation(config), random_erasing=data.augmentation.random_erasing))
+    finish = DeviceTransform(**_normalisation(config), random_erasing=data.augmentation.random_erasing)
+    place = _place(config, world, finish)
     if data.stream_samples_per_epoch is None:
         dataset = _open_dataset(config, data.train, _training_transform(config), seed=config.seed)
         _check_size(train.global_batch, len(dataset))
@@ -117,17 +141,15 @@ def open_evaluation(config: Config, world: World) -> EvaluationLoader:
     Raises:
         UserError: as `open_data`.
     """
-    dataset = _open_dataset(config, config.data.validation, _evaluation_transform(config))
-    place = _place(config, world, Finish(**_normalisation(config)))
+    with naming_data_settings():
+        dataset = _open_dataset(config, config.data.validation, _evaluation_transform(config))
+    place = _place(config, world, DeviceTransform(**_normalisation(config)))
     return EvaluationLoader(dataset, batch=config.evaluation.batch, **place)
 
 
 def _open_dataset(config: Config, path: str, transform: Any, seed: int = 0) -> ShardDataset:
     data = config.data
     if data.builtin == "digits":
-        for folder in (data.train, data.validation):
-            if Path(folder).exists() and not Path(folder).is_dir():
-                raise UserError(f"data.builtin = 'digits': {folder} is no folder")
         ensure_digits(data.train, data.validation)
     index = load_index(path, label_key=data.label_key)
     index.check_labels(config.model.num_classes)
@@ -160,11 +182,11 @@ def _normalisation(config: Config) -> dict[str, Any]:
     return {"mean": config.data.mean, "std": config.data.std}
 
 
-def _place(config: Config, world: World, finish: Finish) -> dict[str, Any]:
+def _place(config: Config, world: World, finish: DeviceTransform) -> dict[str, Any]:
     """Where a loader stands among its peers, and what it leaves to the device."""
     return {
         # So that the ranks of a node read the same chunks, whatever their numbers.
-        "rank": spread_rank(world.rank, world.size, world.local_size),
+        "rank": order_rank(world.rank, world.size, world.local_size),
         "world_size": world.size,
         "workers": config.data.workers,
         "pin_memory": world.device.type == "cuda",
@@ -179,9 +201,17 @@ def prepare_engine(config: Config, world: World) -> Callable[[], Engine]:
         UserError: the model or its batches cannot be built, while there is no process group yet.
     """
     device = "meta" if config.train.meta_init else "cpu"
-    model = build_model(config.model, config.reduction, seed=config.seed, device=device)
-    setup = _engine_setup(config, world, model)
-    fuse_mlps(model, config.kernels, world.device)
+    with naming_settings(SECTIONS):
+        model = build_model(
+            config.model,
+            config.reduction,
+            seed=config.seed,
+            device=device,
+            kernels=config.kernels,
+            run_device=world.device,
+        )
+    with naming_data_settings():
+        setup = _engine_setup(config, world, model)
     return partial(build_engine, model, setup, config.engine)
 
 
@@ -189,7 +219,7 @@ def _engine_setup(config: Config, world: World, model: nn.Module) -> Setup:
     """What an engine is built from, besides the model and its own section of the config."""
     return Setup(
         world=world,
-        blocks=mlp_blocks(model),
+        blocks=transformer_blocks(model),
         optimizer=partial(build_optimizer, config=config.optimizer),
         micro_batch=config.train.micro_batch,
         accumulation=Batching(config.train.global_batch, config.train.micro_batch).accumulation(world.size),

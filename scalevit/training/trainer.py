@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from timm.data.mixup import mixup_target
 from torch.profiler import record_function
 
 from scalevit.checkpoint.folder import list_resumable, read_record
@@ -23,12 +24,13 @@ from scalevit.checkpoint.run_state import RunState
 from scalevit.checkpoint.saver import Saver
 from scalevit.config.tree import Config
 from scalevit.data.faults import Fault, FaultLog
-from scalevit.data.loading.train_loader import Batch, check_fingerprint
+from scalevit.data.loading.base import Batch
+from scalevit.data.loading.train_loader import check_fingerprint
 from scalevit.distributed import World
 from scalevit.engines.base import Engine, StepResult
 from scalevit.errors import UserError
-from scalevit.models.costs import Statistics
-from scalevit.models.weights.match import save_weights
+from scalevit.models.costs import ModelCosts
+from scalevit.models.weights.write import write_weights
 from scalevit.runs.folder import RunFolder, describe_environment
 from scalevit.runs.summary import best_epoch, describe_accuracies, summarise
 from scalevit.terminal import ProgressBar
@@ -36,7 +38,7 @@ from scalevit.training.ema import Ema
 from scalevit.training.evaluation import evaluate
 from scalevit.training.preemption import Stopped, StopSignal
 from scalevit.training.profiling import Profiler
-from scalevit.training.run import Data
+from scalevit.training.run import DATA_KEYS, Data, naming_data_settings
 from scalevit.training.schedules import Schedule
 from scalevit.training.throughput import Throughput, peak_flops
 from scalevit.tying import uses_per_parameter
@@ -48,7 +50,7 @@ _SKIPPED_STEPS_LIMIT = 50
 class Trainer:
     """One run, from its newest checkpoint (or the start) to its end (or a signal to stop)."""
 
-    def __init__(self, config: Config, world: World, engine: Engine, data: Data, run: RunFolder, costs: Statistics):
+    def __init__(self, config: Config, world: World, engine: Engine, data: Data, run: RunFolder, costs: ModelCosts):
         self.costs = costs
         self.config, self.world, self.engine, self.data, self.run = config, world, engine, data, run
         train = config.train
@@ -102,7 +104,7 @@ class Trainer:
         ):
             self.engine.train()
             while state.step < total:
-                epoch = self._epoch_of(state.step)
+                epoch = self.data.train.epoch_of(state.step)
                 # The first step of a process warms up and waits for its loader: it does not count for the rate.
                 with profiler.step(state.step):
                     self._step(micro_batches, timed=state.step > first_step)
@@ -126,7 +128,7 @@ class Trainer:
             self.saver.wait()  # here, where a signal does not end it
         if not state.epochs or state.epochs[-1]["step"] != state.step:
             # Stopped by a signal, and then resumed with a train.max_steps that it has passed.
-            self._evaluate(self._epoch_of(state.step - 1))
+            self._evaluate(self.data.train.epoch_of(state.step - 1))
 
     def _due(self, epoch: int) -> "_Due":
         """What is to be done after the step that was just taken, in this epoch."""
@@ -179,7 +181,9 @@ class Trainer:
         layout = torch.channels_last if self.config.train.channels_last else torch.contiguous_format
         images = batch.images.to(self.world.device, non_blocking=True).contiguous(memory_format=layout)
         labels = batch.labels.to(self.world.device, non_blocking=True)
-        images, targets = self.data.mix(self.data.train.finish(images), labels)
+        images, mixed = self.data.mix(self.data.train.finish(images), labels)
+        smoothing: float = self.config.loss.label_smoothing  # type: ignore[attr-defined]
+        targets = mixup_target(mixed.labels, self.config.model.num_classes, mixed.weight, smoothing)
         with record_function("forward"):
             loss = F.cross_entropy(self.engine(images).float(), targets)
         with record_function("backward"):
@@ -199,15 +203,11 @@ class Trainer:
         shown = f", {rate:,.4g} images/s" if rate else ""
         return f"loss {self.interval.shown_loss:.4f}, lr {self.lr:.2e}{shown}"
 
-    def _epoch_of(self, step: int) -> int:
-        """The epoch (from 0) in which a step begins."""
-        return step * self.config.train.global_batch // self.data.train.samples
-
     def _schedule_epoch(self) -> float:
         """Where the schedule stands: at the epoch's start, or moving with every step."""
         step, train = self.state.step, self.data.train
         if self.config.schedule.update == "epoch":
-            return self._epoch_of(step)
+            return train.epoch_of(step)
         epochs = self.config.train.epochs
         return step * epochs / train.steps_in(epochs)
 
@@ -257,7 +257,7 @@ class Trainer:
     def _record_faults(self) -> None:
         """Collective: lists the bad samples that any rank met, and stops the run beyond data.max_faults."""
         faults, self._new_faults = self.world.gather(self._new_faults), []
-        with self.world.agreeing_on_errors():
+        with self.world.agreeing_on_errors(), naming_data_settings():
             self.faults.add(faults, step=self.state.step)
 
     def _save_weights(self, name: str, *, averaged: bool) -> None:
@@ -267,7 +267,7 @@ class Trainer:
         full = self.engine.gather(local)
         with self.world.agreeing_on_errors():
             if self.world.is_first:
-                save_weights(
+                write_weights(
                     self.run.path / f"{name}.safetensors",
                     full,
                     model=self.config.model,
@@ -291,7 +291,7 @@ class Trainer:
             found = read_record(checkpoint)["data"]
             if found is not None:  # a run of another program's: its order is not ours anyway
                 with self.world.agreeing_on_errors():
-                    check_fingerprint(found, self.data.train.fingerprint, f"checkpoint {checkpoint}")
+                    check_fingerprint(found, self.data.train.fingerprint, f"checkpoint {checkpoint}", DATA_KEYS)
             self.state = restore(checkpoint, self.engine, self.ema)
             self.throughput.add(self.state.timed_images, self.state.seconds)
             if self.world.is_first:

@@ -6,16 +6,26 @@ from pathlib import Path
 
 import pytest
 
-from launching import QUICKSTART, Ranks
+from launching import QUICKSTART, SECONDS, Ranks
 from scalevit.models.reductions import REDUCTIONS
 
 WORKER = Path(__file__).with_name("training_bench_worker.py")
-SECONDS = 300
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_rates_are_those_of_all_ranks_and_of_each(tmp_path: Path, ranks: int) -> None:
-    arguments = ["--config", QUICKSTART, "--mlps", "eager", "--steps", "2", "--output", str(tmp_path / "results")]
+    arguments = [
+        "bench",
+        "train",
+        "--config",
+        QUICKSTART,
+        "--mlps",
+        "eager",
+        "--steps",
+        "2",
+        "--output",
+        str(tmp_path / "results"),
+    ]
     fsdp = ["engine.name=fsdp", "train.micro_batch=4", "train.global_batch=8"]
     Ranks(ranks, str(WORKER), *arguments, *fsdp, logs=tmp_path).wait(SECONDS)
     rows = json.loads((tmp_path / "results" / "bench_train.json").read_text())["rows"]

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 
+from launching import SECONDS
 from scalevit.checkpoint.restore import newest_whole, restore
 from scalevit.checkpoint.run_state import RunState
 from scalevit.checkpoint.saver import Saver
@@ -30,7 +31,7 @@ from scalevit.engines.base import Engine, Setup
 from scalevit.engines.factory import build_engine
 from scalevit.engines.state import Piece
 from scalevit.models.build import build_model
-from scalevit.models.mlps import mlp_blocks
+from scalevit.models.mlps import transformer_blocks
 from scalevit.models.reductions.grouped import GroupedReduction
 from scalevit.models.reductions.none import NoReduction
 from scalevit.models.reductions.shallow import ShallowReduction
@@ -49,7 +50,6 @@ MODEL = ModelConfig(
 )
 MICRO_BATCHES, MICRO_BATCH = 4, 2
 SAVED_AT, STEPS = 4, 24
-SECONDS = 300
 
 
 def micro_batch(step: int, index: int) -> tuple[Tensor, Tensor]:
@@ -66,7 +66,7 @@ class Run:
         self.world, self.accumulation = world, MICRO_BATCHES // world.size
         setup = Setup(
             world=world,
-            blocks=mlp_blocks(model),
+            blocks=transformer_blocks(model),
             optimizer=partial(build_optimizer, config=OPTIMIZER),
             micro_batch=MICRO_BATCH,
             accumulation=self.accumulation,

@@ -13,10 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from launching import QUICKSTART, ForkServer
+from launching import QUICKSTART, SECONDS, ForkServer
 from scalevit.checkpoint.folder import find_damage, list_checkpoints
 
-SECONDS = 120
 SETTINGS = [
     "data.workers=0",
     "data.augmentation.mixup=0.8",
@@ -125,7 +124,7 @@ def check_kills(server: ForkServer, engine: str, *, kills: int, steps: int) -> d
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_killed_a_few_times(server: ForkServer, engine: str) -> None:
-    check_kills(server, engine, kills=4, steps=60)
+    check_kills(server, engine, kills=4, steps=90)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import resume_worker
-from launching import Ranks
+from launching import SECONDS, Ranks
 from scalevit.engines.deepspeed.checkpoints import is_deepspeed, read_deepspeed
 from scalevit.models.build import build_model
 from scalevit.training.optimizers import build_optimizer
@@ -34,7 +34,7 @@ def name(cell: tuple[int, str]) -> str:
 
 
 def run_groups(
-    folder: Path, reductions: dict[str, str], moves: list[tuple[Any, Any]], seconds: float = 600
+    folder: Path, reductions: dict[str, str], moves: list[tuple[Any, Any]], seconds: float = 2 * SECONDS
 ) -> dict[str, Any]:
     """Results of all groups, by "cell" and "source->target".
 

@@ -62,7 +62,7 @@ def test_prints_tables(capsys: pytest.CaptureFixture[str]) -> None:
         (["--gpus", "-4"], ["--gpus -4", "at least 1"]),
         (["--gpus", "2", "--nodes", "0"], ["--nodes 0"]),
         (["--gpus", "3", "--nodes", "2"], ["--gpus 3", "nodes = 2"]),
-        (["--gpus", "3"], ["train.global_batch", "train.micro_batch", "3 ranks"]),
+        (["--gpus", "3"], ["train.global_batch", "micro_batch", "3 ranks"]),
         (["--gpus", "2", "--device", "h20"], ["h20", "nearest: h200"]),
         (["--gpus", "2", "--device", "l4"], ["--device l4", "only its peak", "FILE.json"]),
         (["--gpus", "2", "--device", "missing.json"], ["missing.json", "cannot be read"]),
@@ -86,7 +86,11 @@ def test_user_errors_are_one_line(capsys: pytest.CaptureFixture[str], arguments:
 
 @pytest.mark.parametrize(
     ("content", "part"),
-    [("{", "not valid JSON"), ('{"name": "x", "flops": 1}', "unknown key flops"), ('{"name": "x"}', "memory_bytes")],
+    [
+        ("{", "not valid JSON"),
+        ('{"name": "x", "flops": 1}', "unknown key flops"),
+        ('{"name": "x"}', "flops_16bit: Field required"),
+    ],
 )
 def test_an_invalid_device_file_is_reported_in_one_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, content: str, part: str

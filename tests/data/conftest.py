@@ -7,8 +7,11 @@ import pytest
 from PIL import Image
 
 from scalevit.data.builtin import ensure_digits
+from scalevit.data.images import encode_png
+from scalevit.data.loading.dataset import ShardDataset
 from scalevit.data.shards.index import Index, load_index
-from scalevit.data.writing.writer import write_image_folder
+from scalevit.data.transforms.timm_pipeline import evaluation_transform, training_transform
+from scalevit.data.writing.writer import write_image_folder, write_samples
 
 
 @pytest.fixture(scope="session")
@@ -55,3 +58,28 @@ def digits(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("digits")
     ensure_digits(folder / "train", folder / "validation")
     return folder
+
+
+@pytest.fixture(scope="session")
+def numbered(tmp_path_factory):
+    """Data sets for training and for evaluation of 45 grey images. Number n has value n, which crops and flips do not
+    change, and label n."""
+    folder = tmp_path_factory.mktemp("numbered") / "set"
+    samples = [(f"n{n}", "png", encode_png(np.full((8, 8), n, np.uint8)), n) for n in range(45)]
+    write_samples(samples, folder, shard_size=20)
+    index = load_index(folder)
+    transform = training_transform(image_size=8, mean=(0, 0, 0), color_jitter=0)
+    return ShardDataset(index, transform), ShardDataset(index, evaluation_transform(image_size=8, crop_pct=1.0))
+
+
+@pytest.fixture(scope="session")
+def damaged(tmp_path_factory):
+    """The same with 20 images, of which 3, 8 and 9 cannot be decoded."""
+    folder = tmp_path_factory.mktemp("damaged") / "set"
+    samples = [(f"n{n}", "png", encode_png(np.full((8, 8), n, np.uint8)), n) for n in range(20)]
+    for bad in (3, 8, 9):
+        samples[bad] = (f"bad{bad}", "png", b"no image %d" % bad, bad)
+    write_samples(samples, folder, shard_size=7)
+    index = load_index(folder)
+    transform = training_transform(image_size=8, mean=(0, 0, 0), color_jitter=0)
+    return ShardDataset(index, transform), ShardDataset(index, evaluation_transform(image_size=8, crop_pct=1.0))

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from scalevit.data.loading.dataset import ShardDataset
-from scalevit.data.loading.train_loader import EvaluationLoader, TrainLoader
+from scalevit.data.loading.evaluation_loader import EvaluationLoader
+from scalevit.data.loading.train_loader import TrainLoader
 from scalevit.data.order.shuffle import Order
 from scalevit.data.shards.discovery import find_shards
 from scalevit.data.shards.index import load_index
@@ -78,22 +79,34 @@ def verified(folder, **settings):
     return sum(report.good for report in reports), [fault for report in reports for fault in report.faults]
 
 
+class Recording(ShardDataset):
+    """Keeps the numbers of the samples that are used for training, in this process."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.used = []
+
+    def copies(self, *arguments):
+        made = super().copies(*arguments)
+        self.used.append(made.sample)
+        return made
+
+
 def run(folder, workers=0):
     """Faults that one epoch of training and one evaluation of two ranks find; the samples that were shown."""
     index = load_index(folder)
     index.check_labels(CLASSES)
-    dataset, faults, shown, evaluated = ShardDataset(index, as_tensor), list(index.faults), [], 0
+    dataset, faults, evaluated = Recording(index, as_tensor), list(index.faults), 0
     for rank in range(2):
         place = {"rank": rank, "world_size": 2, "workers": workers}
         loader = TrainLoader(dataset, Order(len(index), 0), global_batch=2, micro_batch=1, **place)
         for batch in itertools.islice(loader.batches(0), loader.steps_in(1)):
             faults += batch.faults
-            shown += batch.samples.tolist()
         for batch in EvaluationLoader(dataset, batch=4, **place):
             faults += batch.faults
             evaluated += int(batch.weights.sum())
     assert evaluated == len(index)
-    return {(fault.shard, fault.offset): fault for fault in faults}, shown
+    return {(fault.shard, fault.offset): fault for fault in faults}, dataset.used
 
 
 def test_nothing_wrong(folder):
@@ -194,17 +207,17 @@ def put(content, name="n08.jpg"):
 
 BAD_SAMPLES = {
     "truncated JPEG": (put(SAMPLES[8][2][:-400]), "cannot be decoded"),
-    "no image": (put(b"hello"), "no known image format"),
-    "empty image": (put(b""), "no known image format"),
+    "no image": (put(b"hello"), "unknown image format"),
+    "empty image": (put(b""), "unknown image format"),
     "header bomb": (put(bomb()), "400000000 pixels"),
     "absurd shape": (put(encoded(Image.new("L", (1, 60_000)))), "one side is over 200 times the other"),
     "missing label": (lambda members: members.pop(5), "no .cls"),
     "missing image": (lambda members: members.pop(4), "no .jpg"),
     "label that is no number": (lambda members: members.__setitem__(5, ("n08.cls", b"cat")), "not an integer"),
-    "duplicate key": (lambda members: members.extend(members[4:6]), "comes a second time"),
+    "duplicate key": (lambda members: members.extend(members[4:6]), "occurs a second time"),
     "path traversal": (
         lambda members: members.__setitem__(slice(4, 6), [("../n08.jpg", b""), ("../n08.cls", b"1")]),
-        "leads out of its folder",
+        "leaves its folder",
     ),
 }
 

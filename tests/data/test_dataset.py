@@ -74,7 +74,7 @@ def grey(image):
     return torch.tensor(image.getpixel((0, 0))[0])
 
 
-REASON = r"shard .*shard-000000\.tar, key 'bad', offset \d+: the image cannot be decoded \(no known image format\)"
+REASON = r"shard .*shard-000000\.tar, key 'bad', offset \d+: the image cannot be decoded \(unknown image format\)"
 
 
 def test_a_bad_sample_is_replaced_by_another_that_position_and_seed_decide(one_bad):
@@ -103,7 +103,7 @@ def test_an_undecodable_image_by_itself(one_bad):
 
 def test_a_set_of_nothing_but_bad_images_ends(tmp_path):
     write_samples([("bad", "jpg", b"no image", 0)], tmp_path / "set")
-    with pytest.raises(UserError, match="15 samples tried in its place are bad too"):
+    with pytest.raises(UserError, match="15 replacements are bad too"):
         ShardDataset(load_index(tmp_path / "set"), grey).copies(0, 0, [0])
 
 

@@ -12,23 +12,24 @@ import pytest
 
 from scalevit.data.images import encode_png
 from scalevit.data.loading import chunk_cache as cache_module
-from scalevit.data.loading.chunk_cache import CachedReader, DirectReader
-from scalevit.data.loading.dataset import PixelTransform, ShardDataset
-from scalevit.data.loading.readers import LocalReader
+from scalevit.data.loading.dataset import ShardDataset
+from scalevit.data.loading.readers import CachedReader, LocalReader, RemoteReader
 from scalevit.data.loading.train_loader import TrainLoader
 from scalevit.data.order.shuffle import Order
 from scalevit.data.shards.index import load_index
 from scalevit.data.shards.verify import verify_shards
 from scalevit.data.storage import remote
+from scalevit.data.storage.paths import StreamOnlyError
+from scalevit.data.transforms.base import ArrayTransform
 from scalevit.data.writing.writer import write_samples
-from scalevit.errors import UserError
+from scalevit.errors import SettingError, UserError
 
 fsspec = pytest.importorskip("fsspec")
 
 COUNT = 600
 
 
-class Pixels(PixelTransform):
+class Pixels(ArrayTransform):
     def __call__(self, pixels):
         import torch
 
@@ -70,7 +71,7 @@ def same(index, local):
 def test_index_and_samples_of_a_bucket(bucket, local, tmp_path):
     index = load_index(bucket)
     expected = LocalReader(same(index, local))
-    readers = DirectReader(index), CachedReader(index, str(tmp_path))
+    readers = RemoteReader(index), CachedReader(index, str(tmp_path))
     for sample in (0, 127, 128, 249, 250, 599):
         assert [reader.read(sample) for reader in readers] == [expected.read(sample)] * 2
     assert index.key(300) == "n300"
@@ -125,15 +126,15 @@ def test_each_chunk_is_fetched_once_and_the_limit_kept(bucket, local, tmp_path, 
     assert fetched[next(iter(fetched))] == 3
 
 
-def test_what_is_announced_is_fetched_meanwhile(bucket, tmp_path, monkeypatch):
+def test_announced_chunks_are_fetched_in_the_background(bucket, tmp_path, monkeypatch):
     index = load_index(bucket)
     reader = CachedReader(index, str(tmp_path))
-    reader.announce(np.arange(0, 300))
-    for future in list(reader._fetching.values()):
+    reader.prefetch(np.arange(0, 300))
+    for future in list(reader._cache._fetching.values()):
         future.result(10)
     monkeypatch.setattr(remote, "read_range", None)
     reader.read(0), reader.read(255)
-    assert reader.announce(np.arange(0, 250)) is None
+    reader.prefetch(np.arange(0, 250))  # all are in the folder
 
 
 def test_training_from_a_bucket_is_training_from_a_disk(bucket, local, tmp_path):
@@ -174,7 +175,7 @@ def test_retries_with_growing_delays(bucket, monkeypatch):
 def test_a_cache_that_cannot_be_written(bucket, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     index = load_index(bucket)
-    with pytest.raises(UserError, match=r"data\.cache = .*file: cannot be written"):
+    with pytest.raises(SettingError, match=r"^cache = .*file\": cannot be written"):
         CachedReader(index, str(tmp_path / "file"))
 
     def full(self, content):
@@ -182,7 +183,7 @@ def test_a_cache_that_cannot_be_written(bucket, tmp_path, monkeypatch):
 
     reader = CachedReader(index, str(tmp_path / "cache"))
     monkeypatch.setattr(cache_module.Path, "write_bytes", full)
-    with pytest.raises(UserError, match=r"data\.cache = .*cannot be written \(No space left on device\)"):
+    with pytest.raises(UserError, match=r"^chunk cache .*cannot be written \(No space left on device\)"):
         reader.read(0)
 
 
@@ -282,9 +283,9 @@ def test_http_that_fails_and_cuts_for_a_while(server, local, tmp_path, no_waitin
     assert not list(tmp_path.glob("*/*.tmp"))
 
 
-def test_http_without_ranges_is_told(server, tmp_path):
+def test_http_without_ranges_is_reported(server, tmp_path):
     """Found when a part is asked for; these shards are small enough to be walked by one request."""
     server.ranges = False
     reader = CachedReader(load_index(server.address), str(tmp_path))
-    with pytest.raises(UserError, match=r"the server gives no ranges; set data\.stream_samples_per_epoch"):
+    with pytest.raises(StreamOnlyError, match=r"shard .*\.tar: the server does not support byte ranges"):
         reader.read(5)

@@ -9,7 +9,7 @@ from parity_worker import micro_batch, tiny_model
 from scalevit.config.model import KernelsConfig
 from scalevit.engines.base import _compile
 from scalevit.models.fused_mlp import fuse_mlps
-from scalevit.models.mlps import mlp_blocks
+from scalevit.models.mlps import transformer_blocks
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def test_every_block_is_compiled_and_keeps_its_name() -> None:
         return graph.forward
 
     model = tiny_model("grouped", depth)
-    blocks = mlp_blocks(model)
+    blocks = transformer_blocks(model)
     fuse_mlps(model, KernelsConfig(), torch.device("cpu"))
     names = list(model.state_dict())
     expected = _train(model)

@@ -8,7 +8,7 @@ from scalevit.engines.deepspeed.settings import DeepSpeedSettings
 from scalevit.engines.fsdp.settings import FsdpSettings
 from scalevit.engines.settings import EngineSettings
 from scalevit.models.build import build_model
-from scalevit.models.mlps import mlp_blocks
+from scalevit.models.mlps import transformer_blocks
 from scalevit.models.reductions.base import Reduction
 from scalevit.models.reductions.grouped import GroupedReduction
 from scalevit.models.reductions.none import NoReduction
@@ -18,7 +18,7 @@ KINDS = [*DeepSpeedSettings().variants(), *FsdpSettings().variants()]
 
 def layout(reduction: Reduction) -> ParameterLayout:
     model = build_model(ModelConfig(), reduction, seed=0, device="meta")
-    return ParameterLayout.of(model, mlp_blocks(model))
+    return ParameterLayout.of(model, transformer_blocks(model))
 
 
 def cost(engine: EngineSettings, parameters: ParameterLayout, ranks: int = 8) -> EngineCost:

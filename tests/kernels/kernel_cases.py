@@ -8,10 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from error_bounds import error_bounds
 from scalevit.kernels import eager_mlp, fused_mlp, reference_mlp
 
 NAMES = ("x", "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias")
 SAVES = ("fast", "lean", "recompute")
+# From so many elements on the root mean square of the errors says something: of one element's it is a lottery.
+MANY = 1000
+# Of the bound: what the root mean square of the errors may exceed twice eager's by.
+SLACK = 1 / 32
 
 
 @dataclass(frozen=True)
@@ -104,23 +109,22 @@ def lay_out(x: Tensor, layout: str) -> Tensor:
 def run(function, arguments: list[Tensor | None], case: Case, dy: Tensor | None = None, **options) -> list[Tensor]:
     """[y, and the gradients of the arguments that are not None]."""
     y = function(*arguments, **case.options, **options)
-    if dy is None:
-        dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    dy = gradient_of(y) if dy is None else dy
     leaves = [t for t in arguments if t is not None]
     return [y.detach(), *torch.autograd.grad(y, leaves, dy.to(y.device, y.dtype))]
 
 
+def gradient_of(y: Tensor) -> Tensor:
+    """The gradient that `run` gives to a result of y's shape, in fp64."""
+    return torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
 def check_against_fp64(case: Case, device: str = "cpu", dy: Tensor | None = None) -> list[Tensor]:
-    """The project's criterion: error against fp64 below twice the error of eager torch in the same dtype."""
+    """The project's criterion, see `compare`, for fused_mlp with arguments of the case's dtype."""
     arguments = make_arguments(case, device)
-    truth = run(reference_mlp, arguments, case, dy)
     eager = run(eager_mlp, arguments, case, dy)
     fused = run(fused_mlp, arguments, case, dy, save=case.save, backend="triton")
-    names = ["y", *(f"grad of {n}" for n, t in zip(NAMES, arguments, strict=True) if t is not None)]
-    for name, t, e, f in zip(names, truth, eager, fused, strict=True):
-        assert f.shape == e.shape, name
-        assert f.dtype == e.dtype, name
-        compare(name, f, e, t)
+    compare(fused, eager, arguments, case, dy)
     return fused
 
 
@@ -130,14 +134,11 @@ def check_autocast(case: Case, dtype: torch.dtype, device: str = "cpu") -> None:
     Here the products of the weight gradients come out in fp32, where eager's are rounded to `dtype` first.
     """
     arguments = make_arguments(case, device)
-    truth = run(reference_mlp, arguments, case)
     with torch.autocast(device, dtype):
         eager = run(eager_mlp, arguments, case)
         fused = run(fused_mlp, arguments, case, save=case.save, backend="triton")
     assert fused[0].dtype == dtype
-    for name, t, e, f in zip(("y", *NAMES), truth, eager, fused, strict=True):
-        assert f.dtype == e.dtype, name
-        compare(f"{name} or its gradient", f, e, t)
+    compare(fused, eager, arguments, case)
     if case.width:
         _, _, dw1, db1, dw2, _ = fused
         for tail in (dw1[case.width :], db1[case.width :], dw2[:, case.width :]):
@@ -145,23 +146,38 @@ def check_autocast(case: Case, dtype: torch.dtype, device: str = "cpu") -> None:
             assert not tail.any()
 
 
-def compare(name: str, fused: Tensor, eager: Tensor, truth: Tensor) -> None:
-    """Root-mean-square and largest error against twice eager's.
+def compare(
+    results: list[Tensor], eager: list[Tensor], arguments: list[Tensor | None], case: Case, dy: Tensor | None = None
+) -> None:
+    """Errors of y and of the gradients against fp64: each element's, and their root mean square.
 
-    The slack of 1e-6 (of the largest value) is the polynomial GELU's own error, and what a problem so small
-    that eager is exact needs. The largest error has one step of the dtype besides: it is one element's
-    rounding, and rounding the other way is not an error.
+    Each element must be within its own bound, which follows from its conditioning (see `error_bounds`) and holds in any
+    order of summation. The bounds are for the worst case; so of many elements the errors, in units of their bounds, may
+    also have at most twice eager's root mean square. That depends on the order of summation in fp32 only, where it is
+    about 0.01 and the slack decides.
     """
-    truth = truth.double()
-    assert not torch.isnan(fused).any(), f"{name}: NaN"
-    if truth.numel() == 0:
-        return
-    size = truth.abs().max().item()
-    mine, theirs = ((t.double() - truth).abs() for t in (fused, eager))
-    rms = [e.pow(2).mean().sqrt().item() for e in (mine, theirs)]
-    # fp64 runs in another order than the reference, and "eager" is the reference there: 64 steps.
-    slack = 64 * torch.finfo(torch.float64).eps if fused.dtype == torch.float64 else 1e-6
-    assert rms[0] <= 2 * rms[1] + slack * max(size, 1), f"{name}: rms error {rms[0]:.2e}, eager {rms[1]:.2e}"
-    step = torch.finfo(fused.dtype).eps * size
-    limit = 2 * theirs.max().item() + step + slack * max(size, 1)
-    assert mine.max().item() <= limit, f"{name}: largest error {mine.max():.2e}, eager {theirs.max():.2e}"
+    dtype = results[0].dtype
+    dy = (gradient_of(results[0]) if dy is None else dy).to(results[0].device, dtype)
+    truth = run(reference_mlp, arguments, case, dy)
+    bounds = error_bounds(arguments, dy, dtype=dtype, **case.options)
+    names = ["y", *(f"grad of {n}" for n, t in zip(NAMES, arguments, strict=True) if t is not None)]
+    for name, mine, theirs, exact, bound in zip(names, results, eager, truth, bounds, strict=True):
+        assert mine.shape == theirs.shape == bound.shape, name
+        assert mine.dtype == theirs.dtype, name
+        assert not torch.isnan(mine).any(), f"{name}: NaN"
+        if exact.numel() == 0:
+            continue
+        errors = [(t.double() - exact.double()).abs() for t in (mine, theirs)]
+        limit = bound
+        if bound.is_cuda:
+            # The libraries there may round parts of a sum to the dtype, which no bound on fp32 sums covers.
+            limit = torch.where(bound > 0, bound.clamp(min=2 * errors[1].max().item()), bound)
+        worst = (errors[0] - limit).argmax()
+        assert (errors[0] <= limit).all(), (
+            f"{name}: error {errors[0].flatten()[worst]:.2e} of a value {exact.flatten()[worst]:.2e}, "
+            f"bound {limit.flatten()[worst]:.2e}, eager {errors[1].flatten()[worst]:.2e}"
+        )
+        if exact.numel() >= MANY:
+            units = bound.clamp(min=torch.finfo(torch.float64).tiny)
+            rms = [(e / units).square().mean().sqrt().item() for e in errors]
+            assert rms[0] <= 2 * rms[1] + SLACK, f"{name}: rms error {rms[0]:.3f} of the bound, eager {rms[1]:.3f}"

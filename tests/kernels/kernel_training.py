@@ -107,7 +107,7 @@ def agree(losses: dict[str, torch.Tensor], dtype: torch.dtype) -> bool:
 
 
 def main() -> int:
-    """Writes parity.json, parity.csv and, where matplotlib is installed, parity.png; status 1 if a dtype disagrees."""
+    """Writes parity.json, parity.csv and, if matplotlib is installed, parity.png; status 1 if a dtype disagrees."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
     parser.add_argument("--steps", type=int, default=500)
@@ -137,6 +137,7 @@ def plot(runs: dict[str, dict[str, torch.Tensor]], path: Path) -> None:
     try:
         import matplotlib
     except ImportError:
+        print("no figure is drawn: matplotlib is not installed (pip install 'scalevit[plots]')")
         return
     matplotlib.use("Agg")
     from matplotlib import pyplot

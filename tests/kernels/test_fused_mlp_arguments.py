@@ -89,7 +89,7 @@ def test_compiles_whole_without_triton(arguments):
 
 
 def test_works_without_triton():
-    """Triton ships for Linux alone; elsewhere importing and the eager path need torch only."""
+    """Triton is published for Linux only; elsewhere importing and the eager path need only torch."""
     script = """
 import sys
 sys.modules["triton"] = None

@@ -9,7 +9,8 @@ import torch
 
 from kernel_cases import CASES, SAVES, Case, check_against_fp64, check_autocast, make_arguments, run
 from kernel_training import agree, curves, differences
-from scalevit.kernels import eager_mlp, fused_mlp, tuning
+from scalevit.kernels import eager_mlp, fused_mlp
+from scalevit.kernels.tuning import tables
 
 pytestmark = [
     pytest.mark.gpu,
@@ -32,24 +33,24 @@ def test_error_below_twice_eager(case):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("save", SAVES)
-def test_every_piece_in_triton(dtype, save):
-    """Also the pieces that the table leaves to the library."""
-    tile = tuning.UNALIGNED
-    grads = tuning.Tile(64, 64, 32, descriptors=False, splits=3)
+def test_every_product_in_triton(dtype, save):
+    """Also the products that the table leaves to the library."""
+    tile = tables.UNALIGNED
+    grads = tables.Tile(64, 64, 32, descriptors=False, splits=3)
     case = Case(rows=(4, 197), d=384, h=768, d_out=384, dtype=dtype, save=save, width=400)
-    with tuning.use_plan(tuning.Plan(tile, tile, tile, tile, grads, grads)):
+    with tables.override_plan(tables.KernelPlan(tile, tile, tile, tile, grads, grads)):
         check_against_fp64(case, "cuda")
 
 
-@pytest.mark.parametrize("kind", tuning.CANDIDATES)
+@pytest.mark.parametrize("kind", tables.CANDIDATES)
 def test_every_candidate_runs(kind):
     """Each tile that the tuner may choose on this device computes the right numbers."""
-    table = tuning.read_table(tuning.table_path(tuning.device_name(torch.device("cuda", 0))))
-    pieces = {"wgrad": ("fc1_wgrad", "fc2_wgrad"), "fc2_dgrad_lean": ("fc2_dgrad",)}.get(kind, (kind,))
+    table = tables.read_table(tables.table_path(tables.device_name(torch.device("cuda", 0))))
+    products = {"wgrad": ("fc1_wgrad", "fc2_wgrad"), "fc2_dgrad_lean": ("fc2_dgrad",)}.get(kind, (kind,))
     saves = ("lean",) if kind == "fc2_dgrad_lean" else SAVES if kind == "fc1" else ("fast",)
     for tile in table.candidates[kind]:
         for save in saves:
-            with tuning.use_plan(tuning.Plan(**dict.fromkeys(pieces, tile))):
+            with tables.override_plan(tables.KernelPlan(**dict.fromkeys(products, tile))):
                 check_against_fp64(Case(rows=(700,), d=256, h=512, d_out=256, dtype=torch.bfloat16, save=save), "cuda")
 
 
@@ -87,9 +88,9 @@ def test_autocast(dtype):
 def test_autocast_against_fp64(dtype, save, width, plan):
     """The weight gradients' products straight into a part of an fp32 gradient, by the library and by Triton."""
     case = Case(rows=(16, 197), d=768, h=3072, d_out=768, save=save, width=width)
-    tile, grads = tuning.UNALIGNED, tuning.Tile(64, 64, 32, descriptors=False, splits=3)
-    plans = {"library": tuning.LIBRARY, "triton": tuning.Plan(tile, tile, tile, tile, grads, grads)}
-    with tuning.use_plan(plans[plan]) if plan in plans else nullcontext():
+    tile, grads = tables.UNALIGNED, tables.Tile(64, 64, 32, descriptors=False, splits=3)
+    plans = {"library": tables.LIBRARY, "triton": tables.KernelPlan(tile, tile, tile, tile, grads, grads)}
+    with tables.override_plan(plans[plan]) if plan in plans else nullcontext():
         check_autocast(case, dtype, "cuda")
 
 

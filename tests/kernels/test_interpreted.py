@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from launching import SECONDS
+
 MODULES = sorted((Path(__file__).parent / "interpreted").glob("test_*.py"))
 
 
@@ -18,7 +20,7 @@ def run_module(module: Path) -> subprocess.CompletedProcess[str]:
     # One thread each: two of these run at a time, and the interpreter is numpy on small blocks anyway.
     environment |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=5", str(module)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=2 * SECONDS)
 
 
 @pytest.fixture(scope="session")

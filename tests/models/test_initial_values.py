@@ -17,7 +17,7 @@ from scalevit.models.reductions.grouped import GroupedReduction
 from scalevit.models.reductions.none import NoReduction
 from scalevit.models.reductions.shallow import ShallowReduction
 from scalevit.models.reductions.thin import ThinReduction
-from scalevit.models.weights.match import save_weights
+from scalevit.models.weights.write import write_weights
 from scalevit.tying import tied_names
 
 SIZES: dict[str, Any] = {"embed_dim": 64, "depth": 4, "num_heads": 4}
@@ -96,7 +96,7 @@ def test_weights_of_a_file_take_their_place(tmp_path: Path, reduced_file: bool) 
     made_with = GroupedReduction() if reduced_file else NoReduction()
     source = build_model(MODELS["vit"], made_with, seed=5)
     path = tmp_path / "w.safetensors"
-    save_weights(
+    write_weights(
         path, dict(source.named_parameters()), model=MODELS["vit"], reduction=made_with, tied=tied_names(source)
     )
     model = MODELS["vit"].model_copy(update={"initial_weights": str(path)})

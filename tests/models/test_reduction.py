@@ -7,11 +7,13 @@ import timm
 import torch
 from torch import nn
 
-import scalevit.models.timm_names  # noqa: F401 (registers the reduced models)
-from scalevit.config.model import ModelConfig
-from scalevit.errors import UserError
+from scalevit.config.model import KernelsConfig, ModelConfig
+from scalevit.errors import SettingError, UserError
 from scalevit.models.build import build_model
-from scalevit.models.costs import statistics_of
+from scalevit.models.fused_mlp import FusedMlp
+from scalevit.models.mlps import transformer_blocks
+from scalevit.models.reductions.apply import parse_reduction, reduce_model
+from scalevit.models.reductions.base import Reduction
 from scalevit.models.reductions.grouped import GroupedReduction
 from scalevit.models.reductions.none import NoReduction
 from scalevit.models.reductions.shallow import ShallowReduction
@@ -104,46 +106,6 @@ def test_importance_keeps_the_strongest_units() -> None:
     assert torch.equal(model.blocks[0].mlp.fc2.weight, mlp.fc2.weight[:, units])
 
 
-@pytest.mark.parametrize(
-    ("reduction", "parameters", "mlp_parameters", "unique", "paper_gmacs", "gmacs"),
-    [
-        (NoReduction(), 86_567_656, 56_669_184, 12, "16.867", "17.583"),
-        (GroupedReduction(), 58_233_064, 28_334_592, 6, "16.867", "17.583"),
-        (ShallowReduction(), 58_237_672, 28_339_200, 12, "11.290", "12.005"),
-        (ThinReduction(), 58_237_672, 28_339_200, 12, "11.290", "12.005"),
-    ],
-    ids=lambda value: getattr(value, "strategy", ""),
-)
-def test_the_papers_numbers(reduction, parameters, mlp_parameters, unique, paper_gmacs, gmacs) -> None:
-    costs = statistics_of(ModelConfig(), reduction)
-    assert (costs.parameters, costs.mlp_parameters, costs.unique_mlps) == (parameters, mlp_parameters, unique)
-    assert (f"{costs.paper_macs / 1e9:.3f}", f"{costs.macs / 1e9:.3f}") == (paper_gmacs, gmacs)
-
-
-def test_counts_agree_with_torchs_flop_counter() -> None:
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with torch.device("meta"):
-        model = timm.create_model("vit_base_patch16_224").eval()
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(torch.empty(1, 3, 224, 224))
-    assert 2 * statistics_of(ModelConfig(), NoReduction()).matmul_macs == counter.get_total_flops()
-
-
-def test_registered_models_equal_the_built_ones() -> None:
-    for strategy, reduction in (
-        ("grouped", GroupedReduction(group_size=3)),
-        ("shallow", ShallowReduction(keep=0.25)),
-        ("thin", ThinReduction(mlp_ratio=1.0)),
-    ):
-        torch.manual_seed(SEED)
-        arguments = reduction.model_dump(exclude={"strategy"})
-        model = timm.create_model(
-            f"{TINY.name}_{strategy}", num_classes=7, img_size=32, drop_path_rate=0.1, **TINY.kwargs, **arguments
-        )
-        assert_equal(model.state_dict(), build_model(TINY, reduction, seed=SEED).state_dict())
-
-
 def test_tied_names_and_uses() -> None:
     model = build_model(TINY, GroupedReduction(), seed=SEED)
     tied = tied_names(model)
@@ -176,21 +138,34 @@ def test_building_leaves_the_callers_random_state_alone() -> None:
 @pytest.mark.parametrize(
     ("model", "reduction", "parts"),
     [
-        (ModelConfig(name="vit_base_patch16_225"), NoReduction(), ["not a timm model", "vit_base_patch16_224"]),
-        (ModelConfig(name="resnet18"), GroupedReduction(), ["ResNet", "no timm VisionTransformer"]),
+        (
+            ModelConfig(name="vit_base_patch16_225"),
+            NoReduction(),
+            ["model.name", "not a timm model", "nearest: vit_base_patch16_224"],
+        ),
+        (ModelConfig(name="resnet18"), GroupedReduction(), ["ResNet", "expected a timm VisionTransformer"]),
         (ModelConfig(name="vit_giant_patch14_dinov2"), GroupedReduction(), ["Mlp"]),
-        (ModelConfig(name="beit_base_patch16_224"), NoReduction(), ["Beit", "no timm VisionTransformer"]),
+        (ModelConfig(name="beit_base_patch16_224"), NoReduction(), ["Beit", "expected a timm VisionTransformer"]),
         (TINY, ThinReduction(mlp_ratio=0.001), ["mlp_ratio = 0.001", "no hidden units"]),
         (TINY.model_copy(update={"kwargs": {"num_heads": 0}}), NoReduction(), ["cannot be built", "ZeroDivision"]),
         (TINY.model_copy(update={"kwargs": {"in_chans": 1}}), NoReduction(), ["in_chans", "RGB"]),
         (TINY.model_copy(update={"kwargs": {"pretrained": True}}), NoReduction(), ["initial_weights"]),
-        (TINY, GroupedReduction(group_size=4), ["group_size = 4", "2, 3, 6"]),
+        (TINY, GroupedReduction(group_size=4), ["reduction.group_size = 4", "2, 3, 6"]),
         (TINY, GroupedReduction(groups=[[0, 6]]), ["block 6", "0 to 5"]),
         (TINY, GroupedReduction(groups=[[0, 1], [1, 2]]), ["block 1 twice"]),
         (TINY, ShallowReduction(keep=0.001), ["keep = 0.001", "192"]),
-        (TINY.model_copy(update={"kwargs": {"mlp_ratio": 3.0}}), ThinReduction(), ["mlp_ratio", "the same width"]),
+        (
+            TINY.model_copy(update={"kwargs": {"mlp_ratio": 3.0}}),
+            ThinReduction(),
+            ["model.kwargs.mlp_ratio = 3.0", "the same argument"],
+        ),
         (TINY.model_copy(update={"kwargs": {"num_classes": 3}}), NoReduction(), ["num_classes"]),
         (TINY.model_copy(update={"kwargs": {"colour": 3}}), NoReduction(), ["colour"]),
+        (
+            ModelConfig(name="vit_base_patch16_224_grouped"),
+            GroupedReduction(),
+            ["model.name", "is reduced already", "vit_base_patch16_224 and"],
+        ),
     ],
 )
 def test_mistakes_are_one_line(model: ModelConfig, reduction, parts: list[str]) -> None:
@@ -200,3 +175,37 @@ def test_mistakes_are_one_line(model: ModelConfig, reduction, parts: list[str]) 
     assert "\n" not in text
     for part in parts:
         assert part in text, text
+
+
+@pytest.mark.parametrize("reduction", [GroupedReduction(), ShallowReduction()], ids=lambda r: r.strategy)
+def test_a_frozen_mlp_stays_frozen(reduction: Reduction) -> None:
+    model = from_timm()
+    model.blocks[0].mlp.requires_grad_(False)
+    reduce_model(model, reduction)
+    assert not any(p.requires_grad for p in model.blocks[0].mlp.parameters())
+    assert all(p.requires_grad for p in model.blocks[2].mlp.parameters())
+
+
+def test_structure_is_what_weights_must_share() -> None:
+    by_default = GroupedReduction().structure(6)
+    assert GroupedReduction(group_size=2, scale=0.5).structure(6) == by_default
+    assert GroupedReduction(groups=[[1, 0], [2, 3], [4, 5]]).structure(6) == by_default
+    assert GroupedReduction(groups=[[0, 1]]).structure(6) == GroupedReduction(groups=[[1, 0], [3]]).structure(6)
+    assert GroupedReduction(group_size=3).structure(6) != by_default
+    assert ShallowReduction(select_units="importance").structure(6) == ShallowReduction().structure(6)
+    assert ShallowReduction(keep=0.25).structure(6) != ShallowReduction().structure(6)
+    assert ThinReduction().structure(6) != NoReduction().structure(6)
+
+
+def test_blocks_are_found_after_mlps_are_fused() -> None:
+    model = build_model(TINY, GroupedReduction(), seed=SEED, kernels=KernelsConfig(mlp="auto"))
+    assert transformer_blocks(model) == list(model.blocks)
+    assert isinstance(model.blocks[0].mlp, FusedMlp)
+    assert model.blocks[0].mlp is model.blocks[1].mlp
+
+
+def test_reductions_of_other_names_are_one_line() -> None:
+    with pytest.raises(SettingError, match=r'strategy = "grupped": must be one of none, .*; nearest: grouped'):
+        parse_reduction({"strategy": "grupped"})
+    with pytest.raises(SettingError, match=r"kep = 0.5: unknown setting; allowed: strategy, keep, select_units"):
+        parse_reduction({"strategy": "shallow", "kep": 0.5})

@@ -1,10 +1,12 @@
 """Weights files: one name per tensor, tying restored, never reduced twice."""
 
+import json
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 
 from scalevit.config.model import ModelConfig
 from scalevit.errors import UserError
@@ -12,8 +14,9 @@ from scalevit.models.build import build_model
 from scalevit.models.reductions.grouped import GroupedReduction
 from scalevit.models.reductions.none import NoReduction
 from scalevit.models.reductions.shallow import ShallowReduction
-from scalevit.models.weights.match import canonical_state, read_weights, save_weights
-from scalevit.tying import tied_names
+from scalevit.models.weights.read import is_reduced, read_weights
+from scalevit.models.weights.write import write_weights
+from scalevit.tying import canonical_state, tied_names
 
 MODEL = ModelConfig(
     name="vit_tiny_patch16_224", image_size=32, num_classes=7, kwargs={"embed_dim": 48, "depth": 4, "num_heads": 3}
@@ -23,7 +26,7 @@ MODEL = ModelConfig(
 def saved(tmp_path: Path, reduction, seed: int = 5) -> tuple[Path, dict[str, torch.Tensor]]:
     model = build_model(MODEL, reduction, seed=seed)
     path = tmp_path / "weights.safetensors"
-    save_weights(path, canonical_state(model), model=MODEL, reduction=reduction, tied=tied_names(model))
+    write_weights(path, canonical_state(model), model=MODEL, reduction=reduction, tied=tied_names(model))
     return path, model.state_dict()
 
 
@@ -43,9 +46,34 @@ def test_a_round_trip_gives_the_same_weights_not_reduced_twice(tmp_path: Path, r
 
 def test_a_grouped_file_holds_each_tensor_once_and_names_the_ties(tmp_path: Path) -> None:
     path, _ = saved(tmp_path, GroupedReduction())
-    tensors, metadata = read_weights(path)
-    assert "blocks.1.mlp.fc1.weight" not in tensors
-    assert metadata["tied"]["blocks.1.mlp.fc1.weight"] == "blocks.0.mlp.fc1.weight"
+    weights = read_weights(path)
+    assert "blocks.1.mlp.fc1.weight" not in weights.tensors
+    assert weights.tied["blocks.1.mlp.fc1.weight"] == "blocks.0.mlp.fc1.weight"
+    assert weights.reduction == GroupedReduction()
+    assert is_reduced(path)
+
+
+def test_a_weights_file_has_the_mode_of_other_files(tmp_path: Path) -> None:
+    path, _ = saved(tmp_path, NoReduction())
+    other = tmp_path / "other"
+    other.touch()
+    assert path.stat().st_mode == other.stat().st_mode
+    assert [each.name for each in tmp_path.iterdir() if each.suffix == ".tmp"] == []
+
+
+@pytest.mark.parametrize(
+    ("made_with", "wanted"),
+    [
+        (GroupedReduction(), GroupedReduction(group_size=2)),
+        (GroupedReduction(scale=0.5), GroupedReduction(groups=[[0, 1], [3, 2]])),
+        (ShallowReduction(), ShallowReduction(select_units="importance")),
+    ],
+)
+def test_reductions_are_compared_by_structure(tmp_path: Path, made_with, wanted) -> None:
+    path, expected = saved(tmp_path, made_with)
+    loaded = initialised_from(path, wanted)
+    for name, tensor in expected.items():
+        assert torch.equal(loaded[name], tensor), name
 
 
 def test_plain_timm_weights_are_reduced_after_loading(tmp_path: Path) -> None:
@@ -71,6 +99,9 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     damaged.write_bytes(path.read_bytes()[:1000])
     code = tmp_path / "code.pth"
     torch.save({"state_dict": {"a": print}}, code)
+    unknown = tmp_path / "unknown.safetensors"
+    metadata = {"scalevit": json.dumps({"reduction": {"strategy": "folded"}})}
+    save_file({"a": torch.zeros(1)}, unknown, metadata=metadata)
     cases = [
         (path, NoReduction(), {}, "made with reduction"),
         (path, GroupedReduction(group_size=4), {}, "made with reduction"),
@@ -79,6 +110,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         (tmp_path / "missing.safetensors", NoReduction(), {}, "no such file"),
         (damaged, NoReduction(), {}, "cannot be read"),
         (code, NoReduction(), {}, "cannot be read"),
+        (unknown, NoReduction(), {}, "made with an unknown reduction"),
     ]
     for source, reduction, changes, part in cases:
         with pytest.raises(UserError) as error:

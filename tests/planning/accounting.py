@@ -15,15 +15,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 import accounting_worker as worker
-from launching import Ranks
+from launching import SECONDS, Ranks
 from scalevit.config.loading import load_config
 from scalevit.engines.cost import ParameterLayout
 from scalevit.models.build import build_model
-from scalevit.models.mlps import mlp_blocks
+from scalevit.models.mlps import transformer_blocks
 from scalevit.planning.activations import trace
 from scalevit.runs.folder import describe_environment
 
-SECONDS = 500
 BUCKET = 2_000_000  # elements: above the model's, as DeepSpeed's 5e8 are above most models'
 _ZERO = f"engine.native.zero_optimization.reduce_bucket_size={BUCKET}"
 # ranks, engine, reduction, accumulation
@@ -69,7 +68,7 @@ def _row(ranks: int, case: dict[str, Any], measured: dict[str, Any]) -> dict[str
     reduction = worker.REDUCTIONS[case["reduction"]]
     engine = load_config(None, case["settings"]).engine
     model = build_model(worker.MODEL, reduction, seed=0, device="meta")
-    layout = ParameterLayout.of(model, mlp_blocks(model))
+    layout = ParameterLayout.of(model, transformer_blocks(model))
     cost = engine.cost(layout, ranks, case["accumulation"], optimizer_tensors=2, ema=True)
     held, sent = cost.memory, cost.traffic
     batch = trace(

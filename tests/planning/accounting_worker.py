@@ -25,7 +25,7 @@ from scalevit.distributed import World
 from scalevit.engines.base import Engine, Setup
 from scalevit.engines.factory import build_engine
 from scalevit.models.build import build_model
-from scalevit.models.mlps import mlp_blocks
+from scalevit.models.mlps import transformer_blocks
 from scalevit.models.reductions.grouped import GroupedReduction
 from scalevit.models.reductions.none import NoReduction
 from scalevit.training.ema import Ema
@@ -129,7 +129,7 @@ def run_case(case: dict[str, Any], world: World) -> dict[str, Any]:
         model,
         Setup(
             world=world,
-            blocks=mlp_blocks(model),
+            blocks=transformer_blocks(model),
             optimizer=partial(build_optimizer, config=OptimizerConfig()),
             micro_batch=MICRO_BATCH,
             accumulation=case["accumulation"],

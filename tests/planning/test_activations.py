@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from launching import environment
+from launching import SECONDS, environment
 from scalevit.config.model import ModelConfig
 from scalevit.models.build import build_model
-from scalevit.models.costs import statistics_of
-from scalevit.models.mlps import mlp_blocks
+from scalevit.models.costs import model_costs
+from scalevit.models.mlps import transformer_blocks
 from scalevit.models.reductions.grouped import GroupedReduction
 from scalevit.models.reductions.none import NoReduction
 from scalevit.planning.activations import saved_bytes, storage_key, trace
@@ -36,7 +36,7 @@ BATCH = 4
 def test_activations_are_those_of_the_real_model(reduction, checkpointing: bool, precision: str) -> None:
     model = build_model(SMALL, reduction, seed=0).train()
     if checkpointing:
-        for block in mlp_blocks(model):
+        for block in transformer_blocks(model):
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
     with saved_bytes(model) as saved:
@@ -74,7 +74,7 @@ print(json.dumps(result))
         env=environment(TRITON_INTERPRET="1"),
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=SECONDS,
     )
     assert outcome.returncode == 0, outcome.stderr
     for mode, size in json.loads(outcome.stdout.splitlines()[-1]).items():
@@ -96,7 +96,7 @@ def test_flops_are_those_of_describe() -> None:
     settings: Any = {"mode": "fast", "precision": "bf16", "batch": BATCH}
     plain = trace(ModelConfig(), NoReduction(), activation_checkpointing=False, **settings).flops / BATCH
     again = trace(ModelConfig(), NoReduction(), activation_checkpointing=True, **settings).flops / BATCH
-    known = statistics_of(ModelConfig(), NoReduction()).training_flops
+    known = model_costs(ModelConfig(), NoReduction()).training_flops
     # Attention's backward computes QK^T a second time, which the usual three passes leave out.
     assert plain == pytest.approx(known, rel=0.01)
     assert again / plain == pytest.approx(4 / 3, rel=0.01)

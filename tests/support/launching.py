@@ -17,7 +17,9 @@ SCRIPT = str(ROOT / "launch" / "train.py")
 QUICKSTART = str(ROOT / "configs" / "quickstart.json")
 # Entry points that were installed beside this interpreter.
 BIN = Path(sys.executable).parent
-SECONDS = 240
+# A process or a step that takes longer is taken for hung. Generous: tests must not fail because other work runs beside
+# them. SCALEVIT_TEST_PATIENCE=3 multiplies it, for a machine that is slower still.
+SECONDS = 600 * float(os.environ.get("SCALEVIT_TEST_PATIENCE", "1"))
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ def finish(process: "subprocess.Popen[str]") -> Outcome:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         output, errors = process.communicate()
-        raise AssertionError(f"still running after {SECONDS} s:\n{output}\n{errors}") from None
+        raise AssertionError(f"still running after {SECONDS:.0f} s:\n{output}\n{errors}") from None
     return Outcome(process.returncode, output, errors)
 
 

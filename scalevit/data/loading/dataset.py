@@ -1,7 +1,7 @@
 """From a sample's number to its tensor: read, check, decode, augment.
 
-Knows the index, images and a transform; must not know ranks, batches or loaders. The pixels of a training sample
-follow from (seed, position, copy) alone, and so does the sample that stands in for a bad one.
+The pixels of a training sample are determined by (seed, position, copy), and the sample that replaces a bad one by
+(seed, position). Knows the index, images and a transform; must not know ranks, batches or loaders.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,41 +9,39 @@ from contextlib import nullcontext
 from typing import Any, NamedTuple
 from zlib import crc32
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Dataset, get_worker_info
 
 from scalevit.data.faults import Fault
 from scalevit.data.images import UndecodableImage, decode, decode_pixels
-from scalevit.data.loading.readers import BadRead, Reader, open_reader
+from scalevit.data.loading.readers import Reader, SampleReadError, open_reader
 from scalevit.data.shards.index import Index
+from scalevit.data.transforms.base import ArrayTransform, Transform
 from scalevit.errors import UserError
 from scalevit.randomness import hash64, preserved_random_state, seed_sample
 
-Transform = Callable[[Any], torch.Tensor]
-
-# So many bad samples in a row are no accident.
+# More bad samples in a row are not accidental.
 _ATTEMPTS = 16
-# Sets these draws apart from those of the augmentation, whose third number is a copy.
+# Separates these draws from those of the augmentation, whose third number is a copy.
 _REPLACEMENT = 1 << 32
 
 
-class PixelTransform:
-    """Base of transforms that take an image as (H, W, 3) uint8 array; all others are given a Pillow image (RGB)."""
-
-    def __call__(self, pixels: Any) -> torch.Tensor:
-        raise NotImplementedError
-
-
-class Shown(NamedTuple):
-    """What is shown at an order position."""
+class AugmentedCopies(NamedTuple):
+    """The augmented copies of the sample at an order position."""
 
     sample: int
-    """Number in the index: that of the position, or of the sample in its place."""
+    """Number in the index: of the position's sample, or of the one that replaces it."""
     tensors: list[torch.Tensor]
     """One per copy, of the transform's shape."""
     faults: list[Fault]
-    """Of the samples that were to be shown and cannot be."""
+    """The bad samples that were replaced."""
+
+
+def decoder_for(transform: Transform) -> Callable[[bytes], Any]:
+    """Decodes an image to the input of a transform."""
+    return decode_pixels if isinstance(transform, ArrayTransform) else decode
 
 
 class ShardDataset(Dataset[tuple[torch.Tensor, int]]):
@@ -51,38 +49,39 @@ class ShardDataset(Dataset[tuple[torch.Tensor, int]]):
 
     Args:
         index: of the shards.
-        transform: from an RGB image to a tensor; what it raises is a bug and is never counted as a bad image.
+        transform: from an RGB image to a tensor. Its exceptions are bugs and never count as bad images.
         seed: of the augmentation.
-        reader: of the shards; by default `reading.open_reader(index)`.
+        reader: of the shards; by default `readers.open_reader(index)`.
     """
 
     def __init__(self, index: Index, transform: Transform, seed: int = 0, reader: Reader | None = None) -> None:
         self.index = index
         self.transform = transform
         self.seed = seed
+        self._decoder = decoder_for(transform)
         self.reader = reader or open_reader(index)
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, sample: int) -> tuple[torch.Tensor, int]:
-        """Image and label of a sample, augmented as the first copy at order position `sample`.
+        """Image and label of a sample, with the augmentation of the first copy at order position `sample`.
 
         Raises:
             UserError: the image cannot be read or decoded.
         """
         if not 0 <= sample < len(self):
             raise IndexError(sample)
-        shown = self.image(sample)
-        if isinstance(shown, Fault):
-            raise UserError(str(shown))
-        return shown, int(self.index.label[sample])
+        image = self.image(sample)
+        if isinstance(image, Fault):
+            raise UserError(str(image))
+        return image, int(self.index.label[sample])
 
     def image(self, sample: int) -> torch.Tensor | Fault:
-        """A sample's tensor, augmented as the first copy at order position `sample`, or why there is none.
+        """A sample's tensor with the augmentation of the first copy at order position `sample`, or its fault.
 
         Raises:
-            UserError: the shard is gone, changed or out of reach, which is not the sample's fault.
+            UserError: the shard is missing, changed or cannot be reached.
         """
         image = self._decode(sample)
         return image if isinstance(image, Fault) else self._augment(image, sample, [0])[0]
@@ -90,33 +89,34 @@ class ShardDataset(Dataset[tuple[torch.Tensor, int]]):
     def blank(self) -> torch.Tensor:
         """Zeros of the transform's shape."""
         black = Image.new("RGB", (8, 8))
-        return torch.zeros_like(self._augment(self._as_input(black), 0, [0])[0])
+        image = np.array(black) if isinstance(self.transform, ArrayTransform) else black
+        return torch.zeros_like(self._augment(image, 0, [0])[0])
 
-    def copies(self, sample: int, position: int, copies: Sequence[int]) -> Shown:
-        """Augmented copies of one decoded image; the generators of this process are left as they were.
+    def copies(self, sample: int, position: int, copies: Sequence[int]) -> AugmentedCopies:
+        """Augmented copies of one decoded image; the random generators of this process are not changed.
 
-        A bad sample is replaced by another, drawn by (seed, position) from the whole set.
+        A bad sample is replaced by another of the whole set, drawn by (seed, position).
 
         Args:
             sample: number in the index.
-            position: where the order shows it, which seeds the augmentation.
+            position: in the order; seeds the augmentation.
             copies: numbers of the copies.
 
         Raises:
-            UserError: the shard is gone, changed or out of reach, or the replacements are bad as well.
+            UserError: the shard is missing, changed or cannot be reached, or the replacements are bad too.
         """
         faults: list[Fault] = []
         for attempt in range(_ATTEMPTS):
             image = self._decode(sample)
             if not isinstance(image, Fault):
-                return Shown(sample, self._augment(image, position, copies), faults)
+                return AugmentedCopies(sample, self._augment(image, position, copies), faults)
             faults.append(image)
             sample = hash64(self.seed, position, _REPLACEMENT + attempt) % len(self)
-        raise UserError(f"{faults[0]}; {_ATTEMPTS - 1} samples tried in its place are bad too")
+        raise UserError(f"{faults[0]}; {_ATTEMPTS - 1} replacements are bad too")
 
     def _augment(self, image: Any, position: int, copies: Sequence[int]) -> list[torch.Tensor]:
         tensors = []
-        # A worker's generators serve nothing else.
+        # In a worker, the generators have no other use.
         with preserved_random_state() if get_worker_info() is None else nullcontext():
             for copy in copies:
                 seed_sample(self.seed, position, copy)
@@ -124,30 +124,23 @@ class ShardDataset(Dataset[tuple[torch.Tensor, int]]):
         return tensors
 
     def _decode(self, sample: int) -> Any:
-        """The transform's input, or a Fault. The one place where a bad image comes to light."""
+        """The transform's input, or a fault. The only place where bad images are detected."""
         try:
             payload = self.read(sample)
             expected = int(self.index.crc32[sample])
             if expected >= 0 and crc32(payload) != expected:
                 return self.index.fault(sample, "the image's bytes have changed (wrong checksum)")
-            return decode_pixels(payload) if isinstance(self.transform, PixelTransform) else decode(payload)
-        except BadRead as error:
+            return self._decoder(payload)
+        except SampleReadError as error:
             return self.index.fault(sample, str(error))
         except UndecodableImage as error:
             return self.index.fault(sample, f"the image cannot be decoded ({error})")
 
-    def _as_input(self, image: Image.Image) -> Any:
-        if isinstance(self.transform, PixelTransform):
-            import numpy as np
-
-            return np.array(image)
-        return image
-
     def read(self, sample: int) -> bytes:
-        """The encoded image of a sample, as it is in the shard.
+        """The encoded image of a sample, as stored in the shard.
 
         Raises:
-            BadRead: this sample's bytes cannot be had.
-            UserError: the shard is gone, changed or out of reach.
+            SampleReadError: this sample's bytes cannot be read.
+            UserError: the shard is missing, changed or cannot be reached.
         """
         return self.reader.read(sample)

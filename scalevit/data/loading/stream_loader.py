@@ -1,9 +1,10 @@
-"""Training batches from a stream: pipes, and servers that give no ranges. Not exactly resumable.
+"""Training batches from a stream: pipes, and servers without byte ranges. Not exactly resumable.
 
-webdataset's pipeline reads whole shards from their beginning, so there is no place to go on from: a resumed run starts
-its shards anew under another seed and will show some samples again and others later. The order depends on the number
-of ranks and workers. Use it only where shards cannot be read at any offset. Bad samples are skipped, as there is no
-other at hand, but listed and counted like all others. Must not know models, engines or process groups.
+webdataset's pipeline reads whole shards from their beginning, so a run cannot be resumed inside a shard: a resumed run
+starts its shards again with another seed, and will show some samples again and others later. The order depends on the
+number of ranks and workers. Use it only for shards that cannot be read at any offset. Bad samples are skipped, because
+no other sample is available, but they are listed and counted like all others. Must not know models, engines or process
+groups.
 """
 
 import io
@@ -19,34 +20,37 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from scalevit.data.faults import Fault
-from scalevit.data.images import KINDS, UndecodableImage, decode, decode_pixels
-from scalevit.data.loading import train_loader as loader
-from scalevit.data.loading.dataset import PixelTransform, Transform
-from scalevit.data.loading.shared_buffers import Stack
+from scalevit.data.images import KINDS, UndecodableImage
+from scalevit.data.loading.base import Batch, Fingerprint, OnDevice, TrainingBatches, data_loader, iterate_batches
+from scalevit.data.loading.dataset import decoder_for
+from scalevit.data.loading.shared_buffers import BatchBuffers
 from scalevit.data.order.batching import Batching
 from scalevit.data.shards import labels, tar
-from scalevit.data.shards.discovery import expand_braces
 from scalevit.data.storage.files import ForwardFile
-from scalevit.errors import UserError
+from scalevit.data.storage.paths import expand_braces
+from scalevit.data.transforms.base import Transform
+from scalevit.errors import SettingError, UserError
 from scalevit.randomness import hash64, seed_sample
 
 _SHUFFLED = 1000
 
 
-class StreamLoader:
-    """As `loader.TrainLoader`, from a stream.
+class StreamLoader(TrainingBatches):
+    """Training batches as `TrainLoader` makes them, but from a stream.
 
     Args:
-        pattern: addresses or `pipe:` commands with braces; at least as many shards as ranks times workers.
+        pattern: addresses or `pipe:` commands with braces; at least one shard for each worker of each rank.
         transform: as for `ShardDataset`.
-        samples: how many an epoch has, which a stream does not tell.
+        samples: in an epoch; a stream does not contain this number.
         num_classes: labels must be below it.
         seed: of the order and the augmentation.
-        label_key: of labels in `.json` members.
+        label_key: key of the label in `.json` members.
         global_batch, micro_batch, rank, world_size, workers, pin_memory, finish: as for `TrainLoader`.
 
     Raises:
-        UserError: too few shards for the ranks and workers, or batch sizes that the ranks cannot share.
+        SettingError: `workers`: there are fewer shards; `global_batch` is not divisible by the micro-batch or among the
+            ranks.
+        UserError: the braces of the pattern do not match.
     """
 
     def __init__(
@@ -64,62 +68,56 @@ class StreamLoader:
         world_size: int = 1,
         workers: int = 0,
         pin_memory: bool = False,
-        finish: loader.Finisher | None = None,
+        finish: OnDevice | None = None,
     ) -> None:
-        self.finish = finish or loader.unchanged
-        self.samples, self.seed = samples, seed
-        self.batching = Batching(global_batch, micro_batch)
-        self.accumulation = self.batching.accumulation(world_size)
+        super().__init__(
+            Batching(global_batch, micro_batch),
+            samples=samples,
+            rank=rank,
+            world_size=world_size,
+            workers=workers,
+            pin_memory=pin_memory,
+            finish=finish,
+        )
+        self.seed = seed
         urls = expand_braces(pattern)
         if len(urls) < world_size * max(1, workers):
-            raise UserError(
-                f"shards at {pattern}: {len(urls)} cannot be streamed by {world_size} ranks of {workers} workers: each "
-                "needs a shard of its own; use fewer data.workers"
-            )
+            reason = f"{pattern} names {len(urls)} shards, and each worker of {world_size} ranks needs one of its own"
+            raise SettingError("workers", workers, reason)
         self._stream = _Stream(urls[rank::world_size], transform, seed, rank, label_key, num_classes, micro_batch)
-        self._rank, self._world_size = rank, world_size
-        self._workers, self._pin_memory = workers, pin_memory
 
     @property
     def index_faults(self) -> Sequence[Fault]:
-        """None that are known before they are met."""
+        """None: bad samples of a stream are found while it is read."""
         return ()
 
     @property
-    def fingerprint(self) -> loader.Fingerprint:
-        """Says that there is none: a stream has no place to go on from."""
+    def fingerprint(self) -> Fingerprint:
+        """States that a stream cannot be resumed exactly."""
         return {"streaming": "not exactly resumable", "samples": self.samples, "seed": self.seed}
 
-    def batches(self, start_step: int) -> Iterator[loader.Batch]:
-        """Endless micro-batches, whose images hold as long as those of `TrainLoader`; `start_step` counts, and changes
-        the seed, but skips nothing.
+    def batches(self, start_step: int) -> Iterator[Batch]:
+        """Endless micro-batches, whose images are overwritten as those of `TrainLoader`. `start_step` is the number of
+        the first step and changes the seed, but no samples are skipped.
 
         Raises:
             UserError: while iterating: a shard cannot be streamed.
         """
         stream = copy(self._stream)
         stream.start_step = start_step
-        stream.stack = Stack(held=self.accumulation, workers=self._workers)
-        parts = loader.data_loader(stream, None, self._workers, self._pin_memory, keep_workers=False)
+        stream.stack = BatchBuffers(held=self.accumulation, workers=self._workers)
+        parts = data_loader(stream, None, self._workers, self._pin_memory, keep_workers=False)
         step, index = start_step, 0
-        for part in loader.items(parts):
-            number = index * self._world_size + self._rank
+        for part in iterate_batches(parts):
+            number = index * self.world_size + self.rank
             yield part._replace(step=step, micro_batch=number)
             index += 1
             if index == self.accumulation:
                 step, index = step + 1, 0
 
-    def epoch_end_step(self, epoch: int) -> int:
-        """As for `TrainLoader`."""
-        return -(-(epoch + 1) * self.samples // self.batching.global_batch)
-
-    def steps_in(self, epochs: int) -> int:
-        """As for `TrainLoader`."""
-        return self.epoch_end_step(epochs - 1)
-
 
 class _Stream(IterableDataset[Any]):
-    """Batches of one worker, endless."""
+    """Endless batches of one worker."""
 
     def __init__(
         self,
@@ -134,39 +132,39 @@ class _Stream(IterableDataset[Any]):
         self.urls, self.transform, self.seed, self.rank = urls, transform, seed, rank
         self.label_key, self.num_classes, self.micro_batch = label_key, num_classes, micro_batch
         self.start_step = 0
-        self.stack = Stack(held=1, workers=0)
+        self.stack = BatchBuffers(held=1, workers=0)
+        self._decode = decoder_for(transform)
         self._faults: list[Fault] = []
 
-    def __iter__(self) -> Iterator[loader.Batch | UserError]:
+    def __iter__(self) -> Iterator[Batch | UserError]:
         try:
             yield from self._batches()
         except UserError as error:
-            while True:  # a worker that ended would leave its turns to the others, see `Stack`
+            while True:  # if a worker ended, the others would take its turns, see `BatchBuffers`
                 yield error
 
-    def _batches(self) -> Iterator[loader.Batch]:
+    def _batches(self) -> Iterator[Batch]:
         worker = get_worker_info()
         number, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
         tensors: list[torch.Tensor] = []
-        shown: list[int] = []
+        batch_labels: list[int] = []
         for position, sample in enumerate(self._samples(self.urls[number::count], number)):
             read = self._read(sample)
             if isinstance(read, Fault):
                 self._faults.append(read)
                 continue
             image, label = read
-            # As wide apart as workers and restarts are, so that no two samples share their randomness.
+            # Different for every rank, worker and restart, so that no two samples have the same random draws.
             seed_sample(hash64(self.seed, self.rank, number, self.start_step), position, 0)
             tensors.append(self.transform(image))
-            shown.append(label)
+            batch_labels.append(label)
             if len(tensors) == self.micro_batch:
-                unknown = torch.full((self.micro_batch,), -1)
                 faults, self._faults = self._faults, []
-                yield loader.Batch(self.stack(tensors), torch.tensor(shown), 0, 0, unknown, faults)
-                tensors, shown = [], []
+                yield Batch(self.stack(tensors), torch.tensor(batch_labels), 0, 0, faults)
+                tensors, batch_labels = [], []
 
     def _samples(self, urls: list[str], worker: int) -> Iterator[dict[str, Any]]:
-        """webdataset's samples, shuffled through a buffer, over all shards again and again in another order."""
+        """webdataset's samples through a shuffle buffer; endlessly, with the shards in another order each time."""
         import webdataset
 
         order = np.random.default_rng([self.seed, self.rank, worker, self.start_step])
@@ -188,7 +186,7 @@ class _Stream(IterableDataset[Any]):
                 raise UserError(f"shards at {urls[0]}: the stream holds no samples{reason}")
 
     def _members(self, sources: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Instead of webdataset's own walk, which takes whatever ends a tar for its end."""
+        """Replaces webdataset's own walk, which treats a damaged or truncated tar as its end."""
         for source in sources:
             url, stream = str(source["url"]), source["stream"]
             file = ForwardFile(url, stream)
@@ -207,10 +205,10 @@ class _Stream(IterableDataset[Any]):
             finally:
                 with suppress(OSError):
                     stream.close()
-            yield {}  # so that samples of two shards are not mixed up
+            yield {}  # so that samples of two shards are not merged
 
     def _broken(self, error: Exception, url: str = "") -> bool:
-        """Also webdataset's handler: what is lost of a stream cannot be counted, so it ends the run."""
+        """Also webdataset's error handler. Lost samples of a stream cannot be counted, so the run ends."""
         reason = " ".join(str(error).split())
         raise UserError(f"stream of {url or self.urls[0]}: broken ({reason})") from None
 
@@ -226,7 +224,6 @@ class _Stream(IterableDataset[Any]):
             label = labels.find_label(members, self.label_key)
             if not 0 <= label < self.num_classes:
                 return Fault(*place, 0, f"label {label} is not in 0..{self.num_classes - 1}")
-            decoder: Callable[[bytes], Any] = decode_pixels if isinstance(self.transform, PixelTransform) else decode
-            return decoder(sample[kind]), label
+            return self._decode(sample[kind]), label
         except (labels.NoLabel, UndecodableImage) as error:
             return Fault(*place, 0, str(error))

@@ -1,8 +1,8 @@
-"""Which order positions stand in which row of which micro-batch, and which micro-batches a rank takes.
+"""The layout of steps: which order positions are in which micro-batch, which rank computes it, where epochs end.
 
-An optimizer step has `global_batch` slots in K = global_batch / micro_batch micro-batches. What a micro-batch holds
-depends on its number alone; the world size only says who computes it, so a run is the same at any world size that
-divides K. Knows integers; must not know orders, files or tensors.
+An optimizer step has `global_batch` slots in K = global_batch / micro_batch micro-batches. The content of a micro-batch
+depends on its number only; the world size decides who computes it, so a run is the same at any world size that divides
+K. Knows integers; must not know orders, files or tensors.
 """
 
 from collections.abc import Iterator
@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scalevit.errors import UserError
+from scalevit.errors import SettingError
 
 
 class MicroBatch(NamedTuple):
-    """What the rows of one micro-batch show."""
+    """The rows of one micro-batch."""
 
     step: int
     """Optimizer step."""
@@ -29,8 +29,16 @@ class MicroBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class Batching:
-    """How positions are laid out in steps. With R = repeats, micro-batch k of step s holds the slots
-    t = s * m + j, j = 0..m-1, of lane k: the position (t // R) * K + k in its copy t % R.
+    """How positions are laid out in steps. With R = repeats, micro-batch k of step s has the slots
+    t = s * m + j, j = 0..m-1, of lane k: position (t // R) * K + k in its copy t % R.
+
+    Args:
+        global_batch: images per optimizer step over all ranks.
+        micro_batch: images per forward pass of one rank.
+        repeats: augmented copies of each sample.
+
+    Raises:
+        SettingError: `global_batch` is not a multiple of `micro_batch`.
     """
 
     global_batch: int
@@ -39,9 +47,7 @@ class Batching:
 
     def __post_init__(self) -> None:
         if self.global_batch % self.micro_batch:
-            raise UserError(
-                f"train.global_batch = {self.global_batch} is not a multiple of train.micro_batch = {self.micro_batch}"
-            )
+            raise SettingError("global_batch", self.global_batch, f"not a multiple of micro_batch = {self.micro_batch}")
 
     @property
     def count(self) -> int:
@@ -52,27 +58,29 @@ class Batching:
         """Micro-batches per rank and step.
 
         Raises:
-            UserError: the ranks cannot share the step evenly; names settings that would fit.
+            SettingError: `global_batch` cannot be divided evenly among the ranks; names values that can.
         """
         if self.count % world_size == 0:
             return self.count // world_size
         unit = self.micro_batch * world_size
-        fitting = f"train.global_batch = {max(1, round(self.global_batch / unit)) * unit}"
+        valid = f"use {max(1, round(self.global_batch / unit)) * unit}"
         if self.global_batch % world_size == 0:
             share = self.global_batch // world_size
             smaller = next(size for size in range(min(self.micro_batch, share), 0, -1) if share % size == 0)
-            fitting += f" or train.micro_batch = {smaller}"
-        raise UserError(
-            f"train.global_batch = {self.global_batch} makes {self.count} micro-batches of train.micro_batch = "
-            f"{self.micro_batch}, which {world_size} ranks cannot share evenly: use {fitting}"
+            valid += f" or micro_batch = {smaller}"
+        raise SettingError(
+            "global_batch",
+            self.global_batch,
+            f"its {self.count} micro-batches (micro_batch = {self.micro_batch}) are not divisible among {world_size} "
+            f"ranks: {valid}",
         )
 
     def micro_batch_at(self, step: int, number: int) -> MicroBatch:
         """The rows of micro-batch `number` (0..K-1) of a step.
 
         The first half of the slots fills the rows from the top, the second half from the bottom. timm's mixup mixes
-        row j with row m-1-j, so slots that mix lie half a micro-batch apart and, from micro_batch >= 2 * repeats on,
-        are never copies of one image.
+        row j with row m-1-j, so slots that are mixed are half a micro-batch apart and, if micro_batch >= 2 * repeats,
+        never copies of one image.
         """
         size, half = self.micro_batch, self.micro_batch // 2
         rows = np.arange(size)
@@ -85,7 +93,7 @@ class Batching:
         a = 0..accumulation-1 in each step.
 
         Raises:
-            UserError: as `accumulation`.
+            SettingError: as `accumulation`.
         """
         accumulation = self.accumulation(world_size)
         step = start_step
@@ -94,16 +102,28 @@ class Batching:
                 yield self.micro_batch_at(step, index * world_size + rank)
             step += 1
 
+    def epoch_of(self, step: int, samples: int) -> int:
+        """The epoch (from 0) in which a step begins. An epoch has as many images as the set has samples."""
+        return step * self.global_batch // samples
 
-def spread_rank(rank: int, world_size: int, ranks_per_node: int) -> int:
-    """The place in the order for a rank such that the ranks of a node read from the same lanes.
+    def epoch_end_step(self, epoch: int, samples: int) -> int:
+        """The number of steps up to and including the one in which an epoch ends, i.e. the first step after it."""
+        return -(-(epoch + 1) * samples // self.global_batch)
 
-    Launchers number the ranks node by node. Rank and place are one to one, so a run's batches do not change.
+    def steps_in(self, epochs: int, samples: int) -> int:
+        """Steps of a number of epochs from the start of a run; the last may reach into the next epoch."""
+        return self.epoch_end_step(epochs - 1, samples)
+
+
+def order_rank(rank: int, world_size: int, ranks_per_node: int) -> int:
+    """The rank's number in the order, chosen such that the ranks of a node read from the same lanes.
+
+    Launchers number the ranks node by node. The mapping is one to one, so a run's batches do not change.
 
     Args:
         rank: as the launcher numbers it.
         world_size: number of ranks.
-        ranks_per_node: on every node; where it does not divide the world, the rank is its own place.
+        ranks_per_node: on every node; if it does not divide the world size, the rank keeps its number.
     """
     if world_size % ranks_per_node:
         return rank

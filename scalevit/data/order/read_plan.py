@@ -1,88 +1,70 @@
-"""`scalevit shards plan`: what reading a set will cost each node, before anybody rents the nodes.
+"""What reading a set costs each node: reads, cache and index, before any node is rented.
 
-Nothing is estimated that can be counted: the order is laid out for one epoch (or its first windows, for very large
-sets) and the chunks that each node needs are counted. Knows the order and sizes; must not read shards.
+Nothing is estimated that can be counted: the order of one epoch (for very large sets, of its first windows) is computed
+and the chunks that each node needs are counted. Knows the order and sizes; must not read shards.
 """
 
-import argparse
 from dataclasses import dataclass
 
 import numpy as np
 
-from scalevit.data.order.batching import spread_rank
+from scalevit.data.order.batching import order_rank
 from scalevit.data.order.shuffle import CHUNK, LANES, WINDOW, Order
-from scalevit.errors import UserError
 
-# Positions that are laid out at most; two windows of all lanes tell what the others will be like.
-_MOST_POSITIONS = max(4_000_000, 2 * LANES * WINDOW)
+# Maximum number of positions to compute: two windows of every lane, which the other windows resemble.
+_MAX_POSITIONS = max(4_000_000, 2 * LANES * WINDOW)
 INDEX_BYTES_PER_SAMPLE = 37
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Cost of an epoch."""
+class ReadPlan:
+    """Cost of reading one epoch."""
 
     samples: int
     total_bytes: int
     nodes: int
     index_bytes: int
+    """On disk, and in each process."""
     chunks: int
     chunk_bytes: int
-    """Of a typical chunk, which is one read from an object store."""
+    """Of an average chunk, which is one read from an object store."""
     reads_per_node: int
-    """Chunks that a node fetches in an epoch, if its cache holds `cache_bytes`; of the busiest node."""
+    """Chunks that the busiest node fetches in an epoch, if its cache holds `cache_bytes`."""
     cache_bytes: int
-    """What the busiest node's cache must hold, so that no chunk is fetched twice in an epoch."""
+    """Size of the busiest node's cache such that no chunk is fetched twice in an epoch."""
     amplification: float
-    """Reads of all nodes over the chunks there are."""
+    """Reads of all nodes over the number of chunks."""
 
-    def lines(self) -> list[str]:
-        """For a person."""
-        reads = self.reads_per_node * self.chunk_bytes
-        return [
-            f"samples            {self.samples:,} ({_size(self.total_bytes)})",
-            f"index              {_size(self.index_bytes)} on disk and in each process",
-            f"chunks             {self.chunks:,} of {CHUNK} samples, about {_size(self.chunk_bytes)} each",
-            f"reads per node     {self.reads_per_node:,} an epoch, {_size(reads)}, on each of {self.nodes} nodes",
-            f"cache per node     {_size(self.cache_bytes)}",
-            f"read amplification {self.amplification:.2f}",
-        ]
+    @property
+    def best_nodes(self) -> int:
+        """The largest number of nodes up to `nodes` with which each chunk is read by one node."""
+        return max(count for count in range(1, self.nodes + 1) if LANES % count == 0)
 
 
-def make_plan(samples: int, total_bytes: int, *, nodes: int, ranks_per_node: int, seed: int = 0) -> Plan:
+def plan_reads(samples: int, total_bytes: int, *, nodes: int, ranks_per_node: int, seed: int = 0) -> ReadPlan:
     """Counts what each node reads in the first epoch.
 
     Args:
         samples: of the set.
         total_bytes: of all images.
-        nodes: that train.
+        nodes: number of nodes that train.
         ranks_per_node: processes on each.
-        seed: of the order; the answer hardly depends on it.
+        seed: of the order, which hardly changes the result.
     """
     world = nodes * ranks_per_node
-    positions = np.arange(min(samples, _MOST_POSITIONS))
+    positions = np.arange(min(samples, _MAX_POSITIONS))
     chunks = Order(samples, seed).ids(positions) // CHUNK
-    # Rank r of W takes the positions p with p % W == spread(r).
+    # Rank r of W takes the positions p with p % W == order_rank(r).
     node_of_place = np.empty(world, np.int64)
     for rank in range(world):
-        node_of_place[spread_rank(rank, world, ranks_per_node)] = rank // ranks_per_node
+        node_of_place[order_rank(rank, world, ranks_per_node)] = rank // ranks_per_node
     nodes_of = node_of_place[positions % world]
-    counts, open_at_once = [], []
-    for node in range(nodes):
-        mine = chunks[nodes_of == node]
-        if not len(mine):
-            continue
-        distinct, first = np.unique(mine, return_index=True)
-        last = len(mine) - 1 - np.unique(mine[::-1], return_index=True)[1]
-        changes = np.zeros(len(mine) + 1, np.int64)
-        np.add.at(changes, first, 1)
-        np.add.at(changes, last + 1, -1)
-        counts.append(len(distinct))
-        open_at_once.append(int(changes.cumsum().max()))
+    per_node = [_chunks_of_node(chunks[nodes_of == node]) for node in range(nodes) if (nodes_of == node).any()]
+    counts = [count for count, _ in per_node]
     total = len(np.unique(chunks))
     all_chunks = -(-samples // CHUNK)
     chunk_bytes = round(total_bytes / samples * min(CHUNK, samples))
-    return Plan(
+    return ReadPlan(
         samples=samples,
         total_bytes=total_bytes,
         nodes=nodes,
@@ -90,49 +72,20 @@ def make_plan(samples: int, total_bytes: int, *, nodes: int, ranks_per_node: int
         chunks=all_chunks,
         chunk_bytes=chunk_bytes,
         reads_per_node=round(max(counts) * all_chunks / total),
-        cache_bytes=max(open_at_once) * chunk_bytes,
+        cache_bytes=max(needed for _, needed in per_node) * chunk_bytes,
         amplification=sum(counts) / total,
     )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `scalevit shards plan`."""
-    parser.add_argument("shards", nargs="?", help="shards that exist; or describe a set by the next two")
-    parser.add_argument("--samples", type=int, help="images of the set")
-    parser.add_argument("--image-bytes", type=int, default=110_000, help="mean of an image (default: %(default)s)")
-    parser.add_argument("--nodes", type=int, default=1, help="default: %(default)s")
-    parser.add_argument("--ranks-per-node", type=int, default=8, help="default: %(default)s")
+def _chunks_of_node(chunks: np.ndarray) -> tuple[int, int]:
+    """How many chunks a node reads, and how many of them it needs at the same time.
 
-
-def run(arguments: argparse.Namespace) -> None:
-    """Prints the plan.
-
-    Raises:
-        UserError: neither shards nor a number of samples, or numbers below 1.
+    Args:
+        chunks: (n,) the chunk of each of its positions, in order.
     """
-    if (arguments.shards is None) == (arguments.samples is None):
-        raise UserError("give either shards or --samples")
-    for name in ("samples", "image_bytes", "nodes", "ranks_per_node"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} = {value}: must be at least 1")
-    samples, total = arguments.samples, (arguments.samples or 0) * arguments.image_bytes
-    if arguments.shards is not None:
-        from scalevit.data.shards.index import load_index
-
-        index = load_index(arguments.shards)
-        samples, total = len(index), int(index.size.sum())
-    plan = make_plan(samples, total, nodes=arguments.nodes, ranks_per_node=arguments.ranks_per_node)
-    for line in plan.lines():
-        print(line)
-    if plan.amplification > 1.05:
-        fitting = max(n for n in range(1, arguments.nodes + 1) if LANES % n == 0)
-        print(f"nodes that divide {LANES}, for example {fitting}, would read each chunk once")
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
+    distinct, first = np.unique(chunks, return_index=True)
+    last = len(chunks) - 1 - np.unique(chunks[::-1], return_index=True)[1]
+    changes = np.zeros(len(chunks) + 1, np.int64)
+    np.add.at(changes, first, 1)
+    np.add.at(changes, last + 1, -1)
+    return len(distinct), int(changes.cumsum().max())

@@ -1,13 +1,13 @@
 """The order in which samples are seen: a stateless function from a position to a sample.
 
-Positions are integers that only grow over a whole run: epoch = position // length, place = position % length. Within
-an epoch the order is a bijection, computed for any place at once and without memory, so resuming is knowing one
-integer, and no world size appears anywhere. Knows numpy; must not know files, ranks or batches.
+Positions are integers that increase over a whole run: epoch = position // length, place = position % length. Within an
+epoch the order is a bijection that is computed for any place directly and without memory, so one integer is enough to
+resume, and the order does not depend on the world size. Knows numpy; must not know files, ranks or batches.
 
-Large sets are shuffled so that reads stay near-sequential: the ids are cut into chunks of neighbours, the chunks are
-permuted, that stream is cut into lanes (place p takes from lane p % LANES), and each lane is permuted inside windows
-of several chunks. A rank whose world size divides LANES always reads from its own lanes. A border between two lanes
-mostly cuts a chunk, so the lanes of one node lie side by side in the stream: few chunks are read by two nodes.
+Large sets are shuffled such that reads stay near-sequential: the ids are cut into chunks of neighbours, the chunks are
+permuted, that stream is cut into lanes (place p takes from lane p % LANES), and each lane is permuted within windows
+of several chunks. A rank whose world size divides LANES always reads from its own lanes. The border between two lanes
+usually cuts a chunk, so the lanes of one node are neighbours in the stream: few chunks are read by two nodes.
 """
 
 import hashlib
@@ -19,10 +19,10 @@ from scalevit.randomness import hash64, mix64
 LANES = 96
 CHUNK = 128
 WINDOW = 64 * CHUNK
-# Below this a set is shuffled sample by sample, which is the better shuffle: its shards stay in the page cache.
+# Smaller sets are shuffled sample by sample, which is the better shuffle: their shards stay in the page cache.
 SMALL = 4 * WINDOW
 _ROUNDS = 6
-# Neighbours in the stream agree modulo as many of these as can be: node n of N takes the lanes n modulo N.
+# Neighbours in the stream are equal modulo as many of these as possible: node n of N takes the lanes n modulo N.
 _NODE_COUNTS = (2, 4, 8, 16, 48)
 
 
@@ -31,7 +31,7 @@ class Order:
 
     Args:
         length: number of samples, at least 1.
-        seed: any integer; another seed is another order.
+        seed: any integer; another seed gives another order.
     """
 
     def __init__(self, length: int, seed: int) -> None:
@@ -50,18 +50,18 @@ class Order:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that differ whenever the order does."""
+        """16 hex digits of everything that the order depends on."""
         settings = f"order 2: length {self.length} seed {self.seed} {LANES} {CHUNK} {WINDOW} {SMALL} {_ROUNDS}"
         return hashlib.sha256(settings.encode()).hexdigest()[:16]
 
     def ids(self, positions: np.ndarray) -> np.ndarray:
-        """The samples at some positions.
+        """The samples at positions.
 
         Args:
-            positions: (n,) int64, each at least 0, in any order and over any number of epochs.
+            positions: (n,) int64, not negative, in any order and from any number of epochs.
 
         Returns:
-            (n,) int64 ids in 0..length-1; every run of `length` positions that starts an epoch holds each id once.
+            (n,) int64 ids in 0..length-1; the `length` positions of an epoch have each id once.
         """
         positions = np.asarray(positions, np.int64)
         ids = np.empty_like(positions)
@@ -74,12 +74,12 @@ class Order:
     def _ids_of_epoch(self, epoch: int, places: np.ndarray) -> np.ndarray:
         if self.length < SMALL:
             return permute(places, self.length, _keys(self.seed, epoch, 0))
-        # 1. The lane of each place, the offset in it, and the window around that offset.
+        # 1. The lane of each place, its offset in the lane, and the window of that offset.
         lanes, offsets = places % LANES, places // LANES
         windows = offsets // WINDOW
         starts = windows * WINDOW
         widths = np.minimum(WINDOW, self._lane_lengths[lanes] - starts)
-        # 2. A permutation inside each window, with keys of its own.
+        # 2. A permutation within each window, with different keys.
         names = (lanes.astype(np.uint64) << np.uint64(40)) | windows.astype(np.uint64)
         keys = mix64(_keys(self.seed, epoch, 1) ^ mix64(names)[:, None])
         shuffled = np.empty_like(offsets)
@@ -87,7 +87,7 @@ class Order:
             here = widths == width
             shuffled[here] = permute((offsets - starts)[here], int(width), keys[here])
         # 3. From the slot in the stream of permuted chunks to the sample. The last, shorter chunk stays last, so the
-        #    stream is rotated by a keyed amount: else those samples would meet the same lane in every epoch.
+        #    stream is rotated by a keyed amount: otherwise its samples would be in the same lane in every epoch.
         slots = (self._lane_starts[lanes] + starts + shuffled + hash64(self.seed, epoch, 2) % self.length) % self.length
         chunks, within = np.divmod(slots, CHUNK)
         count = self.length // CHUNK
@@ -97,12 +97,12 @@ class Order:
 
 
 def permute(values: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
-    """A keyed bijection of 0..size-1: a Feistel network on the next power of four, walked until it is back inside.
+    """A keyed bijection of 0..size-1: a Feistel network on the next power of four, with cycle walking.
 
     Args:
         values: (n,) int64 in 0..size-1.
         size: of the permuted range.
-        keys: (rounds,) uint64 for all values, or (n, rounds) with keys for each.
+        keys: (rounds,) uint64 for all values, or (n, rounds) for each value.
 
     Returns:
         (n,) int64.
@@ -122,7 +122,7 @@ def permute(values: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
 
 
 def permutation(length: int, seed: int) -> np.ndarray:
-    """(length,) int64: all of 0..length-1 in a shuffled order that no numpy version changes."""
+    """(length,) int64: 0..length-1 in a shuffled order that does not depend on the numpy version."""
     return permute(np.arange(length), length, _keys(seed, 0, 4))
 
 

@@ -5,13 +5,13 @@ import json
 import os
 from dataclasses import dataclass
 
-from braceexpand import braceexpand
-
-from scalevit.data.storage.files import is_remote
+from scalevit.data.storage.files import read_if_present, size_and_time
+from scalevit.data.storage.paths import StreamOnlyError, expand_braces, file_name, has_wildcard, is_pipe, is_remote
+from scalevit.data.storage.remote import list_files
 from scalevit.errors import UserError
 
-# Written last by our writer: names the shards of the set.
 SET_FILE = "set.json"
+"""Written last by our writer: names the shards of the set."""
 
 
 @dataclass(frozen=True)
@@ -27,52 +27,19 @@ class Shard:
 
 
 def find_shards(pattern: str | os.PathLike[str]) -> list[str]:
-    """The tar files of a folder, of a glob, or of `{000..146}` braces, each of which must exist.
+    """The tar files of a folder, of a glob, or of `{000..146}` braces.
 
     Args:
-        pattern: a path of this machine, or an address that fsspec knows.
+        pattern: a local path, or an address that fsspec supports.
 
     Raises:
-        UserError: none there, one of the braces' missing, or one missing that the folder's `set.json` names.
+        StreamOnlyError: a `pipe:` command.
+        UserError: no shards found, one of the braces' is missing, or a folder differs from its `set.json`.
     """
     text = os.fspath(pattern)
-    if text.startswith("pipe:"):
-        raise UserError(
-            f"shards at {text}: a pipe cannot be read at any place; set data.stream_samples_per_epoch to stream it"
-        )
-    if is_remote(text):
-        from scalevit.data.storage.remote import find_remote_shards
-
-        return find_remote_shards(text)
-    if os.path.isdir(text):
-        found = sorted(filter(os.path.isfile, glob.glob(os.path.join(glob.escape(text), "*.tar"))))
-        folder = text.rstrip("/")
-        _check_complete(folder, found)
-    else:
-        names = expand_braces(text)
-        found = [path for name in names for path in (sorted(glob.glob(name)) if glob.has_magic(name) else [name])]
-        missing = [path for path in found if not os.path.isfile(path)]
-        if len(names) > 1 and missing and len(missing) < len(found):
-            raise UserError(f"shards at {text}: {len(missing)} of {len(found)} are missing, first {missing[0]}")
-        found = [] if missing else found
-        folder = os.path.dirname(text) if text.endswith(".tar") or glob.has_magic(text) else text
-    if not found:
-        raise UserError(
-            f"no shards at {text}: make them with `scalevit shards write --source IMAGES --destination {folder}`"
-        )
-    return found
-
-
-def expand_braces(text: str) -> list[str]:
-    """`a{1..2}` to a1 and a2.
-
-    Raises:
-        UserError: the braces do not match.
-    """
-    try:
-        return list(braceexpand(text))
-    except ValueError:
-        raise UserError(f"shards at {text}: the braces do not match") from None
+    if is_pipe(text):
+        raise StreamOnlyError(f"shards at {text}: the output of a command can only be streamed")
+    return _find_at_address(text) if is_remote(text) else _find_local(text)
 
 
 def stat_shard(path: str) -> Shard:
@@ -81,41 +48,72 @@ def stat_shard(path: str) -> Shard:
     Raises:
         UserError: it cannot be read.
     """
-    if is_remote(path):
-        from scalevit.data.storage.remote import size_of
-
-        return Shard(path, size_of(path), 0)
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise UserError(f"shard {path}: cannot be read ({error.strerror})") from None
-    return Shard(path, status.st_size, status.st_mtime_ns)
+    return Shard(path, *size_and_time(path))
 
 
-def check_names(folder: str, description: bytes, found: list[str]) -> None:
-    """Compares the shards of a folder with its `set.json`.
+def _find_local(pattern: str) -> list[str]:
+    if os.path.isdir(pattern):
+        found = sorted(filter(os.path.isfile, glob.glob(os.path.join(glob.escape(pattern), "*.tar"))))
+        folder = pattern.rstrip("/")
+        content = read_if_present(f"{folder}/{SET_FILE}")
+        if content is not None:
+            _check_complete(folder, _set_names(folder, content), found)
+    else:
+        names = expand_braces(pattern)
+        found = [path for name in names for path in (sorted(glob.glob(name)) if has_wildcard(name) else [name])]
+        missing = [path for path in found if not os.path.isfile(path)]
+        if len(names) > 1 and missing and len(missing) < len(found):
+            raise UserError(f"shards at {pattern}: {len(missing)} of {len(found)} are missing, first {missing[0]}")
+        found = [] if missing else found
+        folder = os.path.dirname(pattern) if pattern.endswith(".tar") or has_wildcard(pattern) else pattern
+    if not found:
+        raise UserError(
+            f"no shards at {pattern}: create them with `scalevit shards write --source IMAGES --destination {folder}`"
+        )
+    return found
+
+
+def _find_at_address(pattern: str) -> list[str]:
+    """A folder with a `set.json` is read without listing it if the server cannot list."""
+    if has_wildcard(pattern) or "{" in pattern or pattern.endswith(".tar"):
+        found = []
+        for name in expand_braces(pattern):
+            found += (list_files(name) or []) if has_wildcard(name) else [name]
+    else:
+        folder = pattern.rstrip("/")
+        content = read_if_present(f"{folder}/{SET_FILE}")
+        names = None if content is None else _set_names(folder, content)
+        listed = list_files(f"{folder}/*.tar")
+        if names is not None and listed is not None:
+            _check_complete(folder, names, listed)
+        found = listed or [f"{folder}/{name}" for name in names or ()]
+    if not found:
+        raise UserError(f"no shards at {pattern}: name a folder of .tar files, a glob, or {{000..146}} braces")
+    return found
+
+
+def _set_names(folder: str, content: bytes) -> list[str]:
+    """The names of the shards in the content of a folder's `set.json`.
 
     Raises:
-        UserError: one is missing, one is not part of the set, or the file is damaged.
+        UserError: it is damaged.
     """
-    where = f"{folder}/{SET_FILE}"
     try:
-        names = {str(name) for name in json.loads(description)["shards"]}
+        return [str(name) for name in json.loads(content)["shards"]]
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{where}: is damaged; remove it to take the folder's shards as they are") from None
-    present = {path.rpartition("/")[2] for path in found}
-    if missing := sorted(names - present):
-        raise UserError(f"shards at {folder}: {len(missing)} of {len(names)} are missing, first {missing[0]}")
-    if foreign := sorted(present - names):
-        raise UserError(f"shards at {folder}: {foreign[0]} is not part of the set that {where} names; move it away")
+        raise UserError(f"{folder}/{SET_FILE}: is damaged; remove it to use the shards without it") from None
 
 
-def _check_complete(folder: str, found: list[str]) -> None:
-    try:
-        with open(os.path.join(folder, SET_FILE), "rb") as file:
-            description = file.read()
-    except FileNotFoundError:
-        return  # not from our writer
-    except OSError as error:
-        raise UserError(f"{folder}/{SET_FILE}: cannot be read ({error.strerror})") from None
-    check_names(folder, description, found)
+def _check_complete(folder: str, names: list[str], found: list[str]) -> None:
+    """Compares the shards of a folder with the names in its `set.json`.
+
+    Raises:
+        UserError: one is missing, or one is not part of the set.
+    """
+    present = {file_name(path) for path in found}
+    if missing := sorted(set(names) - present):
+        raise UserError(f"shards at {folder}: {len(missing)} of {len(set(names))} are missing, first {missing[0]}")
+    if foreign := sorted(present - set(names)):
+        raise UserError(
+            f"shards at {folder}: {foreign[0]} is not part of the set that {folder}/{SET_FILE} names; move it away"
+        )

@@ -1,8 +1,8 @@
 """The index of the samples in a set of shards.
 
-It says for every sample in which shard its image starts, how long it is, and its label, so that any sample is one read
-away. It is built by a walk over the tar headers, saved beside the shards, and used again while their names, sizes and
-times stay the same. The format is described in docs/data.md. Knows files and numpy; must not know ranks or torch.
+It has the shard, offset and size of each image and its label, so that any sample takes one read. It is built by a walk
+over the tar headers, saved beside the shards, and reused while their names, sizes and times are unchanged. docs/data.md
+describes the format. Knows files and numpy; must not know ranks or torch.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from io import BytesIO
@@ -25,19 +25,22 @@ from scalevit.data.images import KINDS
 from scalevit.data.shards import tar
 from scalevit.data.shards.discovery import Shard, find_shards, stat_shard
 from scalevit.data.shards.labels import DEFAULT_KEY
-from scalevit.data.shards.samples import Description, Scan, describe_shard, scan_shard
-from scalevit.data.storage.files import is_remote, open_shard
-from scalevit.errors import UserError
+from scalevit.data.shards.samples import Scan, ShardMetadata, read_shard_metadata, scan_shard
+from scalevit.data.storage import remote
+from scalevit.data.storage.files import open_shard
+from scalevit.data.storage.paths import file_name, is_remote
+from scalevit.errors import SettingError, UserError
+from scalevit.files import writing_whole
 
 _FORMAT = 2
-# What decides which sample a position shows.
+# The columns that decide which sample an order position refers to.
 _PLACES = {"shard": np.int32, "offset": np.int64, "size": np.int64, "kind": np.uint8, "label": np.int64}
 _ARRAYS = {**_PLACES, "crc32": np.int64}
 
 
 @dataclass(frozen=True)
 class Index:
-    """Where each usable sample is; all arrays are (N,), in the order of the shards and of the samples in them."""
+    """The place of each usable sample. All arrays are (N,), in the order of the shards and of the samples in them."""
 
     shards: tuple[Shard, ...]
     shard: np.ndarray
@@ -51,16 +54,16 @@ class Index:
     label: np.ndarray
     """int64."""
     crc32: np.ndarray
-    """int64, checksum of the image's bytes, -1 where it is not known."""
+    """int64, checksum of the image's bytes, -1 if unknown."""
     faults: tuple[Fault, ...] = ()
-    """Samples of the shards that are not in the index, because they cannot be used."""
+    """Samples of the shards that are not in the index because they cannot be used."""
 
     def __len__(self) -> int:
         return len(self.label)
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that differ whenever a sample's place, size or label does; names and times do not count."""
+        """16 hex digits of the places, sizes and labels of all samples; names and times of the shards do not matter."""
         digest = hashlib.sha256(b"index 1")
         for name, kind in _PLACES.items():
             digest.update(getattr(self, name).astype(np.dtype(kind).newbyteorder("<")).tobytes())
@@ -72,7 +75,7 @@ class Index:
             return tar.key_before(file, int(self.offset[sample]))
 
     def fault(self, sample: int, reason: str) -> Fault:
-        """A fault of a sample, with the names that a person needs to find it."""
+        """A `Fault` for a sample, with its shard and key."""
         try:
             key = self.key(sample)
         except UserError:
@@ -80,29 +83,31 @@ class Index:
         return Fault(self.shards[self.shard[sample]].path, key, int(self.offset[sample]), reason)
 
     def check_labels(self, num_classes: int) -> None:
-        """Raises UserError, with the first wrong sample, unless all labels are in 0..num_classes-1."""
+        """Checks that all labels are in 0..num_classes-1.
+
+        Raises:
+            SettingError: `num_classes`, with the first sample whose label is out of range.
+        """
         wrong = np.flatnonzero((self.label < 0) | (self.label >= num_classes))
         if len(wrong):
             label = self.label[wrong[0]]
-            raise UserError(
-                f"{self.fault(wrong[0], f'label {label} is not in 0..{num_classes - 1}')} "
-                f"({len(wrong)} of {len(self)} samples); set model.num_classes or mend the shards"
-            )
+            fault = self.fault(wrong[0], f"label {label} is not in 0..{num_classes - 1}")
+            raise SettingError("num_classes", num_classes, f"{fault} ({len(wrong)} of {len(self)} samples)")
 
 
 def load_index(pattern: str | os.PathLike[str], *, label_key: str = DEFAULT_KEY, checksums: bool = False) -> Index:
-    """Finds shards and indexes them, from the saved index where it is still right.
+    """Finds shards and loads their saved index, or builds and saves it if there is no valid one.
 
     Args:
         pattern: as in `find_shards`.
-        label_key: of labels in `.json` members.
-        checksums: read all images once and keep their checksums, where the shards come without.
+        label_key: key of the label in `.json` members.
+        checksums: read all images whose checksums are unknown, and save the checksums.
 
     Raises:
         UserError: as `find_shards` and `build_index`.
     """
     paths = find_shards(pattern)
-    # Each costs a round trip where the shards are elsewhere.
+    # At an address, each takes a round trip.
     with ThreadPoolExecutor(16 if is_remote(paths[0]) else 1) as threads:
         shards = list(threads.map(stat_shard, paths))
     index = _load(shards, label_key)
@@ -121,60 +126,58 @@ def build_index(
     """Walks all tar headers.
 
     Args:
-        shards: in their order.
-        label_key: of labels in `.json` members.
+        shards: in the order of the index.
+        label_key: key of the label in `.json` members.
         advance: called after each shard.
 
     Raises:
-        UserError: a shard is not a whole tar, holds no samples, or differs from its description; names the first, and
-            how many there are. Single samples that cannot be used are listed in the index instead.
+        UserError: a shard is not an intact tar, holds no samples, or differs from its metadata; names the first such
+            shard and their number. Single samples that cannot be used are listed in the index instead.
     """
-    numbers, columns, problems = [], [], []
+    numbers, columns, errors = [], [], []
     faults: list[Fault] = []
     for number, shard in enumerate(shards):
         with closing(open_shard(shard.path)) as file:
             scan = scan_shard(file, label_key)
-        description = describe_shard(shard.path)
-        problem = shard_problem(shard, scan, description)
-        if problem:
-            problems.append(f"shard {shard.path}{problem}")
+        metadata = read_shard_metadata(shard.path)
+        if error := shard_error(shard, scan, metadata):
+            errors.append(f"shard {shard.path}{error}")
         faults += scan.faults
-        table = np.array([row[1:] for row in scan.rows], np.int64).reshape(-1, 4)
-        known = description is not None and len(description.crc32) == len(table)
-        crc = np.array(description.crc32, np.int64) if known and description else np.full(len(table), -1)
+        table = np.array([sample[1:] for sample in scan.samples], np.int64).reshape(-1, 4)
+        known = metadata is not None and len(metadata.crc32) == len(table)
+        crc = np.array(metadata.crc32, np.int64) if known and metadata else np.full(len(table), -1)
         columns.append(np.column_stack([table, crc]))
         numbers.append(np.full(len(table), number))
         advance()
-    if problems:
-        more = f" ({len(problems)} of {len(shards)} shards are damaged; `scalevit shards verify` lists all)"
-        raise UserError(problems[0] + (more if len(shards) > 1 else ""))
+    if errors:
+        more = f" ({len(errors)} of {len(shards)} shards are damaged; `scalevit shards verify` lists all)"
+        raise UserError(errors[0] + (more if len(shards) > 1 else ""))
     table = np.concatenate(columns).T
     if not table.shape[1]:
-        raise UserError(f"{faults[0]}; no sample of {len(faults)} can be used")
+        raise UserError(f"{faults[0]}; none of {len(faults)} samples can be used")
     named = zip(_ARRAYS.items(), (np.concatenate(numbers), *table), strict=True)
     return Index(tuple(shards), **{name: column.astype(kind) for (name, kind), column in named}, faults=tuple(faults))
 
 
-def shard_problem(shard: Shard, scan: Scan, description: Description | None) -> str:
-    """Why a whole shard must not be used, to follow its name in a message; empty if it may."""
-    if scan.breaks:
+def shard_error(shard: Shard, scan: Scan, metadata: ShardMetadata | None) -> str:
+    """Why a shard must not be used, as the end of a message that begins with its name; empty if it can be used."""
+    if scan.header_errors:
         lost = ""
-        if description is not None and description.samples > len(scan.rows) + len(scan.faults):
-            lost = f"; {description.samples - len(scan.rows)} of {description.samples} samples are lost"
-        return f", {scan.breaks[0]}{lost}"
-    if not scan.rows and not scan.faults:
+        if metadata is not None and metadata.samples > scan.count:
+            lost = f"; {metadata.samples - len(scan.samples)} of {metadata.samples} samples are lost"
+        return f", {scan.header_errors[0]}{lost}"
+    if not scan.count:
         return ": holds no samples; remove it or write it again"
-    if description is not None:
-        found = len(scan.rows) + len(scan.faults)
-        if description.size != shard.size:
-            return f": has {shard.size} bytes, and {description.size} when it was written; write it again"
-        if description.samples != found:
-            return f": holds {found} samples, and {description.samples} when it was written; write it again"
+    if metadata is not None:
+        if metadata.size != shard.size:
+            return f": has {shard.size} bytes, but {metadata.size} were written; write it again"
+        if metadata.samples != scan.count:
+            return f": holds {scan.count} samples, but {metadata.samples} were written; write it again"
     return ""
 
 
 def add_checksums(index: Index, advance: Callable[[], None] = lambda: None) -> Index:
-    """The index with checksums of all images, which it reads (but for those that it knows).
+    """The index with the checksums of all images; reads those whose checksums are unknown.
 
     Args:
         index: of the shards.
@@ -192,16 +195,16 @@ def add_checksums(index: Index, advance: Callable[[], None] = lambda: None) -> I
     return replace(index, crc32=crc32)
 
 
-# --- saving -----------------------------------------------------------------------------------------------
+# --- the saved index --------------------------------------------------------------------------------------
 
 
 def _keys(shards: Sequence[Shard], label_key: str) -> str:
-    files = [(shard.path.rpartition("/")[2], shard.size) for shard in shards]
+    files = [(file_name(shard.path), shard.size) for shard in shards]
     return json.dumps([_FORMAT, KINDS, label_key, files])
 
 
 def saved_path(shards: Sequence[Shard]) -> str:
-    """One file for each set of names, so that a pattern over a part of a folder keeps an index of its own."""
+    """Path of the saved index. It depends on the names, so a pattern for a part of a folder has its own index."""
     folder = os.path.dirname(shards[0].path)
     names = "\n".join(os.path.relpath(shard.path, folder or ".") for shard in shards)
     digest = hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()[:8]
@@ -211,41 +214,35 @@ def saved_path(shards: Sequence[Shard]) -> str:
 def _load(shards: Sequence[Shard], label_key: str) -> Index | None:
     path = saved_path(shards)
     try:
-        if is_remote(path):
-            from scalevit.data.storage.remote import read_whole
-
-            content = read_whole(path)
-            if content is None:
-                return None
-        else:
-            content = Path(path).read_bytes()
+        content = remote.read_whole(path) if is_remote(path) else Path(path).read_bytes()
+        if content is None:
+            return None
         with np.load(BytesIO(content), allow_pickle=False) as file:
             if file["keys"].tobytes().decode() != _keys(shards, label_key):
                 return None
-            # A copy elsewhere has other times; here they tell that a shard was written anew.
+            # Another time means that a shard was rewritten; copies at an address have other times.
             if not is_remote(path) and file["modified"].tolist() != [shard.modified for shard in shards]:
                 return None
-            # By number: the folder may have been moved since.
+            # Stored by number, because the folder may have been moved.
             faults = [
                 Fault(**{**fault, "shard": shards[fault["shard"]].path})
                 for fault in json.loads(file["faults"].tobytes())
             ]
             return Index(tuple(shards), **{name: file[name] for name in _ARRAYS}, faults=tuple(faults))
     except (OSError, EOFError, ValueError, LookupError, TypeError, zipfile.BadZipFile):
-        return None  # missing, torn or foreign: it is only a shortcut and is made again
+        return None  # missing, incomplete or of another format: the index is built again
 
 
 def _save(index: Index, label_key: str) -> None:
-    """Every rank may do this at once: each writes a file of its own and renames it."""
+    """Writes the index beside local shards. All ranks may do so at the same time."""
     if is_remote(saved_path(index.shards)):
-        return  # a training run writes nothing where its data is; `scalevit shards index` beside the originals does
+        return  # runs do not write to addresses; `scalevit shards index` on the original files does
     path = Path(saved_path(index.shards))
-    temporary = path.with_name(f"{path.name}.{os.uname().nodename}-{os.getpid()}.tmp")
     numbers = {shard.path: number for number, shard in enumerate(index.shards)}
     faults = [asdict(fault) | {"shard": numbers[fault.shard]} for fault in index.faults]
     as_bytes = partial(np.frombuffer, dtype=np.uint8)
     try:
-        with open(temporary, "wb") as file:
+        with writing_whole(path, durable=False) as temporary, open(temporary, "wb") as file:
             np.savez(
                 file,
                 keys=as_bytes(_keys(index.shards, label_key).encode()),
@@ -253,8 +250,5 @@ def _save(index: Index, label_key: str) -> None:
                 faults=as_bytes(json.dumps(faults).encode()),
                 **{name: getattr(index, name) for name in _ARRAYS},
             )
-        os.rename(temporary, path)
     except OSError:
-        # A read-only or full folder: the index is built again next time.
-        with suppress(OSError):
-            temporary.unlink()
+        pass  # a read-only or full folder: the index is built again next time

@@ -1,7 +1,7 @@
 """Finding the label of a sample among its members. Knows bytes and JSON; must not know tars or images.
 
-The first of these that a sample has: `.cls` or `.txt` with an integer in ASCII digits, `.json` with an integer under
-a key. A `.txt` beside a `.cls` or a labelled `.json` is taken for a caption.
+In this order: `.cls` with an integer in ASCII digits, `.json` with an integer under a key, `.txt` like `.cls`. A `.txt`
+beside a `.cls` or a labelled `.json` is treated as a caption.
 """
 
 import json
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 EXTENSIONS = ("cls", "json", "txt")
 DEFAULT_KEY = "label"
-_MOST_DIGITS = 18
+_MAX_DIGITS = 18
 
 
 class NoLabel(Exception):
@@ -20,11 +20,11 @@ def find_label(members: Mapping[str, Callable[[], bytes]], key: str = DEFAULT_KE
     """The label of a sample.
 
     Args:
-        members: those of `EXTENSIONS` that the sample has, with what reads their content.
+        members: functions that read the members of the sample, by extension; only `EXTENSIONS`.
         key: of the JSON object.
 
     Raises:
-        NoLabel: none there, or not an integer.
+        NoLabel: there is none, or it is not an integer.
     """
     if "cls" in members:
         return _integer(members["cls"](), ".cls")
@@ -35,10 +35,10 @@ def find_label(members: Mapping[str, Callable[[], bytes]], key: str = DEFAULT_KE
         except ValueError:
             raise NoLabel("the .json member is not JSON") from None
         label = content.get(key) if isinstance(content, dict) else None
-        # Not every JSON is about the label: img2dataset puts the address and the size of the image there.
+        # A JSON need not have the label: img2dataset stores the address and the size of the image.
         if isinstance(label, int) and not isinstance(label, bool):
-            if abs(label) >= 10**_MOST_DIGITS:
-                raise NoLabel(f"the label {str(label)[:20]!r} is not an integer of at most {_MOST_DIGITS} digits")
+            if abs(label) >= 10**_MAX_DIGITS:
+                raise NoLabel(f"the label {str(label)[:20]!r} is not an integer of at most {_MAX_DIGITS} digits")
             return label
         if isinstance(label, str):
             return _integer(label.encode("utf-8", "replace"), f".json under {key!r}")
@@ -52,7 +52,7 @@ def find_label(members: Mapping[str, Callable[[], bytes]], key: str = DEFAULT_KE
 def _integer(content: bytes, source: str) -> int:
     text = content[:64].strip()
     digits = text.removeprefix(b"-")
-    if len(content) > 64 or not digits.isdigit() or len(digits) > _MOST_DIGITS:
+    if len(content) > 64 or not digits.isdigit() or len(digits) > _MAX_DIGITS:
         shown = text[:20].decode("ascii", "replace")
         raise NoLabel(f"the label {shown!r} of {source} is not an integer")
     return int(text)

@@ -1,7 +1,7 @@
-"""One shard's samples: the members of its tar, grouped as webdataset groups them, each judged.
+"""The samples of one shard: the members of its tar, grouped as webdataset groups them, each checked.
 
-Every sample is either a `Row` or a `Fault`; nothing is left out in silence. Knows tars and labels; must not decode
-images.
+Every sample becomes either an `IndexedSample` or a `Fault`; none is dropped without a report. Knows tars and labels;
+must not decode images.
 """
 
 import json
@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 from scalevit.data.faults import Fault
 from scalevit.data.images import KINDS
 from scalevit.data.shards import labels, tar
-from scalevit.data.storage.files import ShardFile, read_beside
+from scalevit.data.storage.files import ShardFile, read_if_present
+from scalevit.data.storage.paths import beside
 from scalevit.errors import UserError
 
 
-class Row(NamedTuple):
+class IndexedSample(NamedTuple):
     """A usable sample."""
 
     key: str
@@ -31,17 +32,22 @@ class Row(NamedTuple):
 
 @dataclass
 class Scan:
-    """What a walk over a shard found."""
+    """The result of a walk over a shard."""
 
-    rows: list[Row] = field(default_factory=list)
+    samples: list[IndexedSample] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     """Samples that cannot be used, but do not end the walk."""
-    breaks: list[tar.BrokenTar] = field(default_factory=list)
-    """Where the chain of headers broke."""
+    header_errors: list[tar.BrokenTar] = field(default_factory=list)
+    """Where the chain of headers is broken."""
+
+    @property
+    def count(self) -> int:
+        """Samples, usable or not."""
+        return len(self.samples) + len(self.faults)
 
 
-class Description(NamedTuple):
-    """The JSON that the writer puts beside a shard; see docs/data.md."""
+class ShardMetadata(NamedTuple):
+    """The JSON file that the writer puts beside a shard; see docs/data.md."""
 
     samples: int
     size: int
@@ -49,19 +55,19 @@ class Description(NamedTuple):
     classes: dict[int, int]
     """Images per label."""
     crc32: list[int]
-    """Of each image, in the order of the shard; empty where unknown."""
+    """Of each image, in the order of the shard; empty if unknown."""
 
 
-def scan_shard(file: ShardFile, label_key: str = labels.DEFAULT_KEY, *, after_breaks: bool = False) -> Scan:
+def scan_shard(file: ShardFile, label_key: str = labels.DEFAULT_KEY, *, skip_broken: bool = False) -> Scan:
     """Walks all headers of a shard.
 
     Args:
         file: the shard.
-        label_key: of labels in `.json` members.
-        after_breaks: go on at the next header after a break of the chain, for reports; else the walk ends there.
+        label_key: key of the label in `.json` members.
+        skip_broken: continue at the next valid header after a broken one, for reports; otherwise the walk ends there.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the shard cannot be read.
     """
     scan = Scan()
     grouping = _Grouping(file, label_key, scan)
@@ -72,19 +78,19 @@ def scan_shard(file: ShardFile, label_key: str = labels.DEFAULT_KEY, *, after_br
                 grouping.take(member)
             start = None
         except tar.BrokenTar as broken:
-            scan.breaks.append(broken)
-            start = tar.next_header(file, broken.offset + 1) if after_breaks else None
+            scan.header_errors.append(broken)
+            start = tar.next_header(file, broken.offset + 1) if skip_broken else None
     grouping.complete()
     return scan
 
 
-def describe_shard(path: str) -> Description | None:
-    """What the writer noted beside a shard, or None where it did not (a shard of another maker).
+def read_shard_metadata(path: str) -> ShardMetadata | None:
+    """The metadata that our writer stored beside a shard; None for shards of other tools.
 
     Raises:
-        UserError: it is there and unreadable.
+        UserError: the file exists and is damaged.
     """
-    content = read_beside(path, ".json")
+    content = read_if_present(beside(path, ".json"))
     if content is None:
         return None
     try:
@@ -92,7 +98,7 @@ def describe_shard(path: str) -> Description | None:
         if not isinstance(about, dict) or not {"count", "size", "sha256"} <= about.keys():
             return None  # another tool's
         checksums = about.get("payload_crc32", "")
-        return Description(
+        return ShardMetadata(
             int(about["count"]),
             int(about["size"]),
             str(about["sha256"]),
@@ -100,13 +106,12 @@ def describe_shard(path: str) -> Description | None:
             [int(checksums[place : place + 8], 16) for place in range(0, len(checksums), 8)],
         )
     except (ValueError, TypeError, AttributeError):
-        beside = path.rpartition(".tar")[0] + ".json"
-        raise UserError(f"{beside}: is damaged; remove it to do without its checksums") from None
+        raise UserError(f"{beside(path, '.json')}: is damaged; remove it to read the shard without checksums") from None
 
 
 class _Grouping:
-    """As for webdataset, a sample is a run of neighbouring members with the same name up to the first dot of the last
-    part. Members with other extensions are further fields of the sample and not ours.
+    """Groups members into samples as webdataset does: neighbours whose names agree up to the first dot of the last
+    part. Members with other extensions are further fields of the sample, which are not read here.
     """
 
     def __init__(self, file: ShardFile, label_key: str, scan: Scan) -> None:
@@ -122,6 +127,7 @@ class _Grouping:
         self._reason = ""
 
     def take(self, member: tar.Member) -> None:
+        """Adds a member to the current sample, or completes that sample and starts the next."""
         key, extension = member.key_and_extension
         name = key.rpartition("/")[2]
         nameless = not name or not extension or (name.startswith("__") and name.endswith("__"))
@@ -133,7 +139,7 @@ class _Grouping:
             self._current = key
             self._offset = member.offset
             if key in self._seen:
-                self._reason = f"the key {key!r} comes a second time"
+                self._reason = f"the key {key!r} occurs a second time"
             self._seen.add(key)
         if member.refused:
             self._reason = self._reason or member.refused
@@ -144,11 +150,11 @@ class _Grouping:
                 self._image = (member.offset, member.size, KINDS.index(extension))
         elif extension in labels.EXTENSIONS:
             if extension in self._labels:
-                self._reason = self._reason or f"the key {key!r} has two of .{extension}"
+                self._reason = self._reason or f"the key {key!r} has two members .{extension}"
             self._labels[extension] = lambda: self._content(member)
 
     def complete(self) -> None:
-        """Judges the sample whose members have all been seen."""
+        """Checks the sample whose members have all been seen, and adds it to the scan."""
         key = self._current
         if key is None:
             return
@@ -165,7 +171,7 @@ class _Grouping:
             self._scan.faults.append(Fault(self._file.path, key, offset, self._reason))
         else:
             assert self._image is not None
-            self._scan.rows.append(Row(key, *self._image, label))
+            self._scan.samples.append(IndexedSample(key, *self._image, label))
 
     def _content(self, member: tar.Member) -> bytes:
         if member.size <= len(member.start):

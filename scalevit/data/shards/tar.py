@@ -1,8 +1,8 @@
-"""Walking the headers of a tar file, trusting nothing.
+"""Walking the headers of a tar file, with every header checked.
 
-Python's tarfile and webdataset take a damaged header for the end of the archive and drop the rest in silence; here
-every header must have its checksum, every member its bytes, and the archive its end mark. Members that no data set
-needs (links, devices, names that lead out of their folder) are handed out with the reason to refuse them. Knows bytes;
+Python's tarfile and webdataset treat a damaged header as the end of the archive and drop the rest without a message.
+Here every header must have a valid checksum, every member all of its bytes, and the archive its end mark. Members that
+no data set needs (links, devices, names outside their folder) are returned with the reason to refuse them. Knows bytes;
 must not know what the members mean.
 """
 
@@ -15,16 +15,16 @@ _BLOCK = 512
 _ZEROS = bytes(_BLOCK)
 _REGULAR, _LINKS = b"0\07", b"12"
 _LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL, _FOLDER = b"L", b"K", b"x", b"g", b"5"
-_MOST_EXTENSION_BYTES = 1 << 20
-MOST_MEMBER_BYTES = 1 << 30
+_MAX_EXTENSION_BYTES = 1 << 20
+MAX_MEMBER_BYTES = 1 << 30
 
 
 class BrokenTar(Exception):
-    """The chain of headers is broken; what comes after is lost.
+    """The chain of headers is broken, so the members after it cannot be found.
 
     Args:
-        offset: bytes from the start of the tar to where it broke.
-        reason: in words.
+        offset: bytes from the start of the tar to the broken header.
+        reason: for messages.
     """
 
     def __init__(self, offset: int, reason: str) -> None:
@@ -36,7 +36,7 @@ class BrokenTar(Exception):
 
 
 class Member(NamedTuple):
-    """A file in a tar, or what stands in the place of one."""
+    """A member of a tar: a file, a link or a device."""
 
     name: str
     offset: int
@@ -46,25 +46,25 @@ class Member(NamedTuple):
     start: bytes
     """The first bytes of the content, up to 512."""
     refused: str = ""
-    """Why it must not be used; empty for a regular file of a harmless name."""
+    """Why it must not be used; empty for a regular file with a valid name."""
 
     @property
     def key_and_extension(self) -> tuple[str, str]:
-        """As webdataset splits them: at the first dot of the last part of the name. Either may be empty."""
+        """Split as webdataset does, at the first dot of the last part of the name. Either may be empty."""
         folder, slash, name = self.name.rpartition("/")
         stem, _, extension = name.partition(".")
         return folder + slash + stem, extension.lower()
 
 
 def members(file: ShardFile, *, start: int = 0) -> Iterator[Member]:
-    """The members of a tar but for folders, in its order.
+    """The members of a tar except folders, in the order of the file.
 
     Args:
         file: the tar.
-        start: offset of the header to begin with.
+        start: offset of the first header to read.
 
     Raises:
-        BrokenTar: not a whole, plain tar.
+        BrokenTar: the tar is truncated, compressed or damaged.
         UserError: it cannot be read.
     """
     offset = start
@@ -86,7 +86,7 @@ def members(file: ShardFile, *, start: int = 0) -> Iterator[Member]:
         if content + size > file.size:
             raise BrokenTar(offset, f"truncated (a member of {size} bytes); write it again")
         if kind in (_LONG_NAME, _LONG_LINK, _PAX):
-            if size > _MOST_EXTENSION_BYTES:
+            if size > _MAX_EXTENSION_BYTES:
                 raise BrokenTar(offset, f"an extended header of {size} bytes")
             extra = file.read(content, size)
             if kind == _LONG_NAME:
@@ -105,9 +105,9 @@ def members(file: ShardFile, *, start: int = 0) -> Iterator[Member]:
 
 
 def next_header(file: ShardFile, offset: int) -> int | None:
-    """Where a chain of headers goes on after it broke: the first block from `offset` on that is a header, or None.
+    """The offset of the first valid header at `offset` or later, or None.
 
-    Only for reports: the content of a member may hold a tar of its own.
+    Only for reports: the content of a member may contain a tar itself.
     """
     offset = -(-offset // _BLOCK) * _BLOCK
     while offset + _BLOCK <= file.size:
@@ -133,16 +133,16 @@ def key_before(file: ShardFile, offset: int) -> str:
 def _why_refused(name: str, kind: bytes, size: int) -> str:
     if kind not in _REGULAR:
         return f"the member {name!r} is {'a link' if kind in _LINKS else f'of type {kind!r}'}, not a file"
-    # Other tools unpack these tars: a name must stay in its folder. ("./a.jpg" is what `tar` writes for a folder.)
+    # Other tools unpack these tars, so a name must stay in its folder. (`tar` writes "./a.jpg" for a folder.)
     if name.startswith("/") or ".." in name.split("/") or "\0" in name or "\n" in name:
-        return f"the name {name!r} leads out of its folder or is not printable"
-    if size > MOST_MEMBER_BYTES:
-        return f"the member {name!r} has {size} bytes, more than {MOST_MEMBER_BYTES}"
+        return f"the name {name!r} leaves its folder or is not printable"
+    if size > MAX_MEMBER_BYTES:
+        return f"the member {name!r} has {size} bytes, more than {MAX_MEMBER_BYTES}"
     return ""
 
 
 def _check_end(file: ShardFile, offset: int) -> None:
-    """Two blocks of zeros end an archive, and only zeros follow: else a header was lost."""
+    """Two blocks of zeros end an archive, and only zeros may follow; otherwise a header was lost."""
     end = offset
     while rest := file.read(end, 1 << 20):
         if rest.count(0) != len(rest):
@@ -154,23 +154,23 @@ def _check_end(file: ShardFile, offset: int) -> None:
 
 def _name(header: bytes) -> str:
     name = header[:100].split(b"\0", 1)[0]
-    # POSIX tars put the folders of long names elsewhere; GNU's use that place otherwise and have another magic.
+    # POSIX tars store the folders of long names here; GNU tars have another magic and other fields here.
     prefix = header[345:500].split(b"\0", 1)[0] if header[257:263] == b"ustar\0" else b""
     return (prefix + b"/" + name if prefix else name).decode("utf-8", "surrogateescape")
 
 
 def _size(offset: int, header: bytes) -> int:
-    """The size of a member, once the header's checksum is right."""
+    """The size of a member, after checking the header's checksum."""
     try:
         checksum = int(header[148:156].strip(b" \0"), 8)
         if checksum != sum(header) - sum(header[148:156]) + 8 * ord(" "):
             raise ValueError
-        if header[124] == 0x80:  # GNU's binary form of sizes from 8 GiB on
+        if header[124] == 0x80:  # GNU's binary encoding of sizes of 8 GiB and more
             return int.from_bytes(header[125:136], "big")
         size = int(header[124:136].strip(b" \0") or b"0", 8)
         if size < 0:
             raise ValueError
-        # Links carry the size of what they point to in some tars, and no content.
+        # In some tars links have the size of their target, but no content.
         return 0 if header[156:157] in _LINKS else size
     except ValueError:
         raise BrokenTar(offset, "no tar header here (broken or compressed)") from None
@@ -183,7 +183,7 @@ def _pax_size(offset: int, text: str) -> int:
 
 
 def _pax_records(offset: int, content: bytes) -> dict[str, str]:
-    """Records read `LENGTH KEY=VALUE\\n`, the length counting all of it."""
+    """Records have the form `LENGTH KEY=VALUE\\n`; the length counts the whole record."""
     records = {}
     try:
         while content:

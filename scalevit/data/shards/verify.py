@@ -1,6 +1,6 @@
-"""`scalevit shards verify`: everything that can be wrong with shards, shard by shard, without stopping at the first.
+"""Complete verification of shards, one report per shard, without stopping at the first fault.
 
-Knows tars, descriptions and images; must not know orders or loaders.
+Knows tars, metadata and images; must not know orders or loaders.
 """
 
 import hashlib
@@ -13,31 +13,28 @@ from functools import partial
 from zlib import crc32
 
 from scalevit.data import images
-from scalevit.data import workers as processes
 from scalevit.data.faults import Fault
 from scalevit.data.shards.labels import DEFAULT_KEY
-from scalevit.data.shards.samples import Description, Row, Scan, describe_shard, scan_shard
+from scalevit.data.shards.samples import IndexedSample, Scan, ShardMetadata, read_shard_metadata, scan_shard
 from scalevit.data.storage.files import ShardFile, open_shard
+from scalevit.data.workers import initialise_worker, worker_context
 from scalevit.errors import UserError
 from scalevit.terminal import ProgressBar
 
 
 @dataclass
 class ShardReport:
-    """What was found in one shard."""
+    """The result for one shard."""
 
     path: str
-    expected: int | None = None
-    """Samples by its description, None where there is none."""
     good: int = 0
-    """Samples that are whole, labelled and decodable."""
+    """Samples that are intact, labelled and decodable."""
     faults: list[Fault] = field(default_factory=list)
-    """One for each bad sample, each break of the tar and each difference from the description."""
+    """One for each bad sample, each broken header and each difference from the metadata."""
     notes: Counter[str] = field(default_factory=Counter)
-    """What is no fault and may surprise: formats that differ from their names, grey or CMYK images, 1 x 1, ..."""
-    labels: Counter[int] = field(default_factory=Counter)
+    """Images that are usable but unusual, by reason: other formats than their names say, grey, CMYK, very small."""
     checksums: bool = False
-    """Whether there are any to compare the images with: without, a flipped byte that still decodes is not seen."""
+    """Whether images could be compared with checksums. Without, a flipped byte that still decodes is not detected."""
 
 
 def verify_shards(
@@ -48,14 +45,14 @@ def verify_shards(
     decode: bool = True,
     workers: int = 0,
 ) -> Iterator[ShardReport]:
-    """Reads and checks shards, with progress on standard error; yields one report for each, in their order.
+    """Verifies shards, with progress on standard error; yields their reports in order.
 
     Args:
-        paths: of `locations.find_shards`.
-        label_key: of labels in `.json` members.
+        paths: of `discovery.find_shards`.
+        label_key: key of the label in `.json` members.
         num_classes: labels must be below it.
         decode: whether images are decoded and compared with their checksums, which takes most of the time.
-        workers: processes; 0 does it in this one.
+        workers: number of processes; 0 verifies in this one.
     """
     check = partial(verify_shard, label_key=label_key, num_classes=num_classes, decode=decode)
     with ProgressBar("verifying", len(paths), "shards") as counter:
@@ -64,57 +61,53 @@ def verify_shards(
                 yield check(path)
                 counter.advance()
             return
-        context = processes.worker_context(("scalevit.data.shards.verify",))
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=processes.initialise_worker) as pool:
-            with processes.hidden_main():
-                futures: list[Future[ShardReport]] = [pool.submit(check, path) for path in paths]
+        context = worker_context(("scalevit.data.shards.verify",))
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=initialise_worker) as pool:
+            futures: list[Future[ShardReport]] = [pool.submit(check, path) for path in paths]
             for future in futures:
                 yield future.result()
                 counter.advance()
 
 
 def verify_shard(path: str, *, label_key: str, num_classes: int | None, decode: bool) -> ShardReport:
-    """Checks one shard: counts, header chain, end of archive, checksums, labels, decodability."""
+    """Verifies one shard: counts, header chain, end of archive, checksums, labels, decoding."""
     report = ShardReport(path)
     try:
         with closing(open_shard(path)) as file:
-            description = describe_shard(path)
-            scan = scan_shard(file, label_key, after_breaks=True)
+            metadata = read_shard_metadata(path)
+            scan = scan_shard(file, label_key, skip_broken=True)
             report.faults += scan.faults
-            report.faults += [Fault(path, "", broken.offset, broken.reason) for broken in scan.breaks]
-            _check_description(file, scan, description, report)
-            known = report.checksums = description is not None and len(description.crc32) == len(scan.rows) > 0
-            for number, row in enumerate(scan.rows):
-                expected = description.crc32[number] if known and description else None
-                reason = _sample_problem(file, row, expected, num_classes, decode, report.notes)
+            report.faults += [Fault(path, "", error.offset, error.reason) for error in scan.header_errors]
+            report.faults += [Fault(path, "", 0, reason) for reason in _differences(file, scan, metadata)]
+            known = report.checksums = metadata is not None and len(metadata.crc32) == len(scan.samples) > 0
+            for number, sample in enumerate(scan.samples):
+                expected = metadata.crc32[number] if known and metadata else None
+                reason = _sample_error(file, sample, expected, num_classes, decode, report.notes)
                 if reason:
-                    report.faults.append(Fault(path, row.key, row.offset, reason))
+                    report.faults.append(Fault(path, sample.key, sample.offset, reason))
                 else:
                     report.good += 1
-                    report.labels[row.label] += 1
     except UserError as error:
         report.faults.append(Fault(path, "", 0, str(error)))
     report.faults.sort(key=lambda fault: fault.offset)
     return report
 
 
-def _check_description(file: ShardFile, scan: Scan, description: Description | None, report: ShardReport) -> None:
-    if description is None:
-        if not scan.rows and not scan.faults:
-            report.faults.append(Fault(file.path, "", 0, "holds no samples"))
-        return
-    report.expected = description.samples
-    problems = []
-    if description.size != file.size:
-        problems.append(f"has {file.size} bytes, and {description.size} when it was written")
-    if description.samples != (found := len(scan.rows) + len(scan.faults)):
-        problems.append(f"holds {found} samples, and {description.samples} when it was written")
-    elif description.classes != (labels := Counter(row.label for row in scan.rows)) and not scan.faults:
-        label = next(n for n in {*labels, *description.classes} if labels[n] != description.classes.get(n, 0))
-        problems.append(f"has {labels[label]} of label {label}, and {description.classes.get(label, 0)} when written")
-    if _sha256(file) != description.sha256:
-        problems.append("its bytes have changed since it was written (wrong SHA-256)")
-    report.faults += [Fault(file.path, "", 0, problem) for problem in problems]
+def _differences(file: ShardFile, scan: Scan, metadata: ShardMetadata | None) -> list[str]:
+    """Differences between a shard and its metadata."""
+    if metadata is None:
+        return [] if scan.count else ["holds no samples"]
+    found = []
+    if metadata.size != file.size:
+        found.append(f"has {file.size} bytes, but {metadata.size} were written")
+    if metadata.samples != scan.count:
+        found.append(f"holds {scan.count} samples, but {metadata.samples} were written")
+    elif metadata.classes != (labels := Counter(sample.label for sample in scan.samples)) and not scan.faults:
+        label = next(n for n in {*labels, *metadata.classes} if labels[n] != metadata.classes.get(n, 0))
+        found.append(f"has {labels[label]} images of label {label}, but {metadata.classes.get(label, 0)} were written")
+    if _sha256(file) != metadata.sha256:
+        found.append("its bytes have changed since it was written (wrong SHA-256)")
+    return found
 
 
 def _sha256(file: ShardFile) -> str:
@@ -124,21 +117,26 @@ def _sha256(file: ShardFile) -> str:
     return digest.hexdigest()
 
 
-def _sample_problem(
-    file: ShardFile, row: Row, expected: int | None, num_classes: int | None, decode: bool, notes: Counter[str]
+def _sample_error(
+    file: ShardFile,
+    sample: IndexedSample,
+    expected: int | None,
+    num_classes: int | None,
+    decode: bool,
+    notes: Counter[str],
 ) -> str:
-    """Why a sample is bad, or nothing; adds to the notes."""
-    if row.label < 0 or (num_classes is not None and row.label >= num_classes):
+    """Why a sample is bad, or an empty string; adds to the notes."""
+    if sample.label < 0 or (num_classes is not None and sample.label >= num_classes):
         limit = "0 or more" if num_classes is None else f"in 0..{num_classes - 1}"
-        return f"label {row.label} is not {limit}"
+        return f"label {sample.label} is not {limit}"
     if not decode:
         return ""
-    payload = file.read(row.offset, row.size)
+    payload = file.read(sample.offset, sample.size)
     if expected is not None and crc32(payload) != expected:
         return "the image's bytes have changed (wrong checksum)"
     try:
         with images.open_image(payload) as image:
-            named, actual = images.KINDS[row.kind], (image.format or "?").lower()
+            named, actual = images.KINDS[sample.kind], (image.format or "?").lower()
             if actual != named.replace("jpg", "jpeg"):
                 notes[f"{actual} named {named}"] += 1
             if image.mode != "RGB":

@@ -1,21 +1,26 @@
-"""Bytes of shards at an offset, wherever they are. Knows files and addresses; must not know tars or samples."""
+"""Bytes of files at any offset: local files, forward-only streams, and one entry for local files and addresses.
+
+Knows files and addresses; must not know tars or samples.
+"""
 
 import os
 import sys
 from typing import Any, Protocol
 
+from scalevit.data.storage import remote
+from scalevit.data.storage.paths import is_remote
 from scalevit.errors import UserError
 
 
 class ShardFile(Protocol):
-    """A shard open for reading at any offset."""
+    """A shard that is open for reading at any offset."""
 
     path: str
     size: int
     """Bytes."""
 
     def read(self, offset: int, size: int) -> bytes:
-        """Up to `size` bytes from `offset` on; fewer only at the end.
+        """Up to `size` bytes starting at `offset`; fewer only at the end of the file.
 
         Raises:
             UserError: the shard cannot be read.
@@ -26,7 +31,7 @@ class ShardFile(Protocol):
 
 
 class LocalFile:
-    """A file of this machine.
+    """A file on this machine.
 
     Raises:
         UserError: it cannot be opened.
@@ -39,8 +44,7 @@ class LocalFile:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise UserError(f"shard {path}: cannot be read ({error.strerror})") from None
-        status = os.fstat(self._descriptor)
-        self.size, self.modified = status.st_size, status.st_mtime_ns
+        self.size = os.fstat(self._descriptor).st_size
 
     def read(self, offset: int, size: int) -> bytes:
         parts = []
@@ -66,7 +70,7 @@ class LocalFile:
 
 
 class ForwardFile:
-    """A stream as a shard whose size is not known and which is read from its beginning to its end.
+    """A stream of unknown size that is read once, from its beginning to its end.
 
     Args:
         path: for messages.
@@ -81,7 +85,7 @@ class ForwardFile:
         self._held, self._start = b"", 0
 
     def read(self, offset: int, size: int) -> bytes:
-        """As for other shards, from where the last read began or later.
+        """As `ShardFile.read`, at the offset of the last read or a later one.
 
         Raises:
             OSError: of the stream.
@@ -101,35 +105,42 @@ class ForwardFile:
         self._stream.close()
 
 
-def is_remote(path: str) -> bool:
-    """Whether it is an address (s3://, gs://, http://, memory://, ...) and not a path."""
-    return "://" in path
-
-
 def open_shard(path: str) -> ShardFile:
-    """Opens a shard for single small reads and for walks over its headers (samples are read by `reading`).
+    """Opens a shard for single small reads and for walks over its headers; samples are read by `loading.readers`.
 
     Raises:
         UserError: it cannot be opened.
     """
+    return remote.RemoteFile(path) if is_remote(path) else LocalFile(path)
+
+
+def read_if_present(path: str) -> bytes | None:
+    """The content of a small file, or None if there is no such file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     if is_remote(path):
-        from scalevit.data.storage.remote import RemoteFile
-
-        return RemoteFile(path)
-    return LocalFile(path)
-
-
-def read_beside(path: str, extension: str) -> bytes | None:
-    """The file that stands beside a shard under another extension, or None where there is none."""
-    beside = path.rpartition(".tar")[0] + extension
-    if is_remote(path):
-        from scalevit.data.storage.remote import read_whole
-
-        return read_whole(beside)
+        return remote.read_whole(path)
     try:
-        with open(beside, "rb") as file:
+        with open(path, "rb") as file:
             return file.read()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise UserError(f"{beside}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def size_and_time(path: str) -> tuple[int, int]:
+    """Bytes of a shard, and when it was last changed in nanoseconds since 1970 (0 for an address).
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if is_remote(path):
+        return remote.size_of(path), 0
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise UserError(f"shard {path}: cannot be read ({error.strerror})") from None
+    return status.st_size, status.st_mtime_ns

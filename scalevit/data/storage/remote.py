@@ -1,43 +1,43 @@
-"""Files at addresses (s3, gs, http, memory, ...), by fsspec: listing, sizes and ranges, with retries.
+"""Files at addresses (s3, gs, http, memory, ...) through fsspec: listing, sizes and byte ranges, with retries.
 
-fsspec and what it needs for an address are imported when first used. Knows addresses and bytes; must not know samples.
+fsspec and the packages that an address needs are imported when first used. Knows addresses and bytes; must not know
+samples.
 """
 
 import random
 import time
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
+from scalevit.data.storage.paths import StreamOnlyError, file_name, has_wildcard
 from scalevit.errors import UserError
 
 T = TypeVar("T")
 
 ATTEMPTS = 5
-# Doubled after each attempt, and spread, so that the ranks of a run do not come back at once.
+# Doubled after each attempt, and randomised so that the ranks of a run do not retry at the same moment.
 FIRST_DELAY_SECONDS = 0.5
-_MOST_BYTES_PER_READ = 16 << 20
+_MAX_BYTES_PER_READ = 16 << 20
 _BLOCK = 8 << 20
 
 
 @lru_cache(maxsize=64)
 def _filesystem(protocol: str) -> Any:
-    try:
-        import fsspec
-    except ImportError:
-        raise UserError(f"{protocol}://: reading it needs the package fsspec; pip install fsspec") from None
+    import fsspec
+
     try:
         return fsspec.filesystem(protocol)
-    except (ImportError, ValueError) as error:  # it says which package the protocol needs
+    except (ImportError, ValueError) as error:  # the message names the package that the protocol needs
         raise UserError(f"{protocol}://: cannot be read ({' '.join(str(error).split())})") from None
 
 
-def _at(address: str) -> Any:
+def _filesystem_of(address: str) -> Any:
     return _filesystem(address.partition("://")[0])
 
 
 def with_retries(action: Callable[[], T], address: str) -> T:
-    """What the action returns, tried several times while the network fails.
+    """Returns the action's result, repeating the action while the network fails.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -50,7 +50,7 @@ def with_retries(action: Callable[[], T], address: str) -> T:
             raise
         except PermissionError as error:
             raise UserError(f"{address}: access denied ({' '.join(str(error).split())})") from None
-        except Exception as error:  # each protocol has errors of its own
+        except Exception as error:  # every protocol raises its own classes
             reason = " ".join(str(error).split()) or type(error).__name__
             if attempt == ATTEMPTS - 1:
                 raise UserError(f"{address}: cannot be read, tried {ATTEMPTS} times ({reason})") from None
@@ -59,59 +59,61 @@ def with_retries(action: Callable[[], T], address: str) -> T:
 
 
 def size_of(address: str) -> int:
-    """Bytes of a file.
+    """Bytes of a shard.
 
     Raises:
-        UserError: it is missing, or its size is not told.
+        StreamOnlyError: the server does not report its size.
+        UserError: it is missing or cannot be read.
     """
     try:
-        size = with_retries(lambda: _at(address).info(address)["size"], address)
+        size = with_retries(lambda: _filesystem_of(address).info(address)["size"], address)
     except FileNotFoundError:
         raise UserError(f"shard {address}: no such file") from None
     if size is None:
-        raise UserError(f"shard {address}: the server tells no size; set data.stream_samples_per_epoch to stream it")
+        raise StreamOnlyError(f"shard {address}: the server does not report its size, so it can only be streamed")
     return int(size)
 
 
 def read_whole(address: str) -> bytes | None:
-    """A small file, or None where there is none.
+    """The content of a small file, or None if there is no such file.
 
     Raises:
         UserError: it cannot be read.
     """
     try:
-        return with_retries(lambda: _at(address).cat_file(address), address)
+        return with_retries(lambda: _filesystem_of(address).cat_file(address), address)
     except FileNotFoundError:
         return None
 
 
 def read_range(address: str, start: int, end: int) -> bytes:
-    """The bytes from `start` up to `end`, by as many requests as their number asks for.
+    """The bytes from `start` up to `end`, with one request for every 16 MiB.
 
     Raises:
-        UserError: it cannot be read, or the server does not give ranges.
+        StreamOnlyError: the server does not support byte ranges.
+        UserError: the shard is missing or cannot be read.
     """
-
-    def read(first: int, last: int) -> bytes:
-        content = _at(address).cat_file(address, start=first, end=last)
-        if len(content) > last - first:
-            raise UserError(f"{address}: the server gives no ranges; set data.stream_samples_per_epoch to stream it")
-        if len(content) < last - first:
-            raise OSError(f"{len(content)} of {last - first} bytes came")
-        return content
-
     parts = []
-    for first in range(start, end, _MOST_BYTES_PER_READ):
-        last = min(first + _MOST_BYTES_PER_READ, end)
+    for first in range(start, end, _MAX_BYTES_PER_READ):
+        last = min(first + _MAX_BYTES_PER_READ, end)
         try:
-            parts.append(with_retries(lambda first=first, last=last: read(first, last), address))  # type: ignore[misc]
+            parts.append(with_retries(partial(_request_range, address, first, last), address))
         except FileNotFoundError:
             raise UserError(f"shard {address}: no such file") from None
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
+def _request_range(address: str, start: int, end: int) -> bytes:
+    content = _filesystem_of(address).cat_file(address, start=start, end=end)
+    if len(content) > end - start:
+        raise StreamOnlyError(f"shard {address}: the server does not support byte ranges, so it can only be streamed")
+    if len(content) < end - start:
+        raise OSError(f"received {len(content)} of {end - start} bytes")
+    return content
+
+
 class RemoteFile:
-    """A `storage.ShardFile` at an address, made for walks: it reads ahead by blocks."""
+    """A `files.ShardFile` at an address, for walks over headers: it reads ahead by blocks of 8 MiB."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -130,44 +132,19 @@ class RemoteFile:
         self._block = b""
 
 
-def find_remote_shards(pattern: str) -> list[str]:
-    """The tar files of a folder, of a glob, or of `{000..146}` braces.
-
-    A folder is listed by its `set.json` where it has one, so that servers need not list it.
+def list_files(pattern: str) -> list[str] | None:
+    """Addresses that match a glob pattern, sorted; None if nothing matches or the server cannot list.
 
     Raises:
-        UserError: none there, or a folder that differs from its `set.json`.
+        UserError: the listing fails.
     """
-    from scalevit.data.shards.discovery import SET_FILE, check_names, expand_braces
-
-    if not any(sign in pattern for sign in "{*?[") and not pattern.endswith(".tar"):
-        folder = pattern.rstrip("/")
-        description = read_whole(f"{folder}/{SET_FILE}")
-        found = _listed(f"{folder}/*.tar")
-        if description is not None and found is not None:
-            check_names(folder, description, found)
-        elif description is not None:
-            import json
-
-            found = [f"{folder}/{name}" for name in json.loads(description)["shards"]]
-    else:
-        found = []
-        for name in expand_braces(pattern):
-            found += (_listed(name) or []) if any(sign in name for sign in "*?[") else [name]
-    if not found:
-        raise UserError(f"no shards at {pattern}: name a folder of .tar files, a glob, or {{000..146}} braces")
-    return found
-
-
-def _listed(pattern: str) -> list[str] | None:
-    """Addresses that match, sorted; None where the server cannot list."""
-    filesystem = _at(pattern)
+    filesystem = _filesystem_of(pattern)
     try:
         found = with_retries(lambda: filesystem.glob(pattern), pattern)
     except (FileNotFoundError, NotImplementedError):
         return None
     folder = pattern.rpartition("/")[0]
-    if any(sign in folder for sign in "*?["):
+    if has_wildcard(folder):
         return [filesystem.unstrip_protocol(path) for path in sorted(found)] or None
-    # In the user's own words, which messages repeat.
-    return [f"{folder}/{path.rpartition('/')[2]}" for path in sorted(found)] or None
+    # With the user's own spelling of the folder, which messages repeat.
+    return [f"{folder}/{file_name(path)}" for path in sorted(found)] or None

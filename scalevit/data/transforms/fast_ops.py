@@ -1,9 +1,9 @@
 """timm's augmentation policies on arrays: the same draws and pixels, in a third of the time.
 
-timm's operations work on Pillow images, where looking up a pixel costs more than the arithmetic does in numpy. Each
-operation here takes and gives (H, W, 3) uint8, and the pixels are those of timm's own. Two things differ by design:
-rotation and shear are always bilinear (timm draws bilinear or bicubic), and translation is by whole pixels. Operations
-without a faster form go through Pillow. Must not know datasets or tensors.
+timm's operations work on Pillow images, where looking up a pixel takes longer than the arithmetic does in numpy. Each
+operation here takes and returns (H, W, 3) uint8, and the pixels are timm's (after a shear, within one level). Two
+things differ by design: rotation and shear are always bilinear (timm draws bilinear or bicubic), and translation is by
+whole pixels. Operations without a faster version use Pillow. Must not know datasets or tensors.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 from timm.data import auto_augment
 
-from scalevit.data.transforms.timm_pipeline import Channels, known_policy
+from scalevit.data.transforms.base import Channels
+from scalevit.data.transforms.timm_pipeline import valid_policy
 
 Augmentation = Callable[..., np.ndarray]
 Fill = tuple[int, int, int]
@@ -26,17 +27,17 @@ def augmentation(policy: str, image_size: int, mean: Channels) -> Augmentation:
     Args:
         policy: timm's, e.g. "rand-m9-mstd0.5-inc1".
         image_size: side in pixels, for translations.
-        mean: fills what a rotation leaves empty.
+        mean: colour of the pixels that a rotation leaves empty.
 
     Raises:
-        UserError: a policy that timm does not know.
+        SettingError: `auto_augment` is not a timm policy.
     """
     arguments = {
         "translate_const": int(image_size * 0.45),
         "img_mean": tuple(min(255, round(255 * channel)) for channel in mean),
         "interpolation": Image.Resampling.BILINEAR,
     }
-    with known_policy(policy):
+    with valid_policy(policy):
         if policy.startswith("rand"):
             random_augment = auto_augment.rand_augment_transform(policy, arguments)
             operations = random_augment.ops
@@ -52,17 +53,17 @@ def augmentation(policy: str, image_size: int, mean: Channels) -> Augmentation:
 
 
 def through_pillow(function: Callable[..., Image.Image]) -> Augmentation:
-    """A function of Pillow images as one of arrays."""
+    """Turns an operation on Pillow images into one on arrays."""
     return partial(_through_pillow, function)
 
 
 def _through_pillow(function: Callable[..., Image.Image], pixels: np.ndarray, *arguments: Any, **named: Any) -> Any:
     image = Image.fromarray(pixels)
-    shown = function(image, *arguments, **named)
-    return pixels if shown is image else np.array(shown)
+    changed = function(image, *arguments, **named)
+    return pixels if changed is image else np.array(changed)
 
 
-# --- of each value ----------------------------------------------------------------------------------------
+# --- operations on single values --------------------------------------------------------------------------
 
 
 def _invert(pixels: np.ndarray, **_: Any) -> np.ndarray:
@@ -112,7 +113,7 @@ def _looked_up(pixels: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 
 def _blend(start: np.ndarray, end: np.ndarray, factor: float) -> np.ndarray:
-    """Pillow's `Image.blend`, digit for digit: truncated, and clipped where the factor leads beyond the end."""
+    """Pillow's `Image.blend`, bit for bit: truncated, and clipped if the factor is outside 0..1."""
     return _mix(start, end, np.float32(factor), clip=not 0 <= factor <= 1)
 
 
@@ -124,11 +125,11 @@ def _mix(start: np.ndarray, end: np.ndarray, weight: Any, *, clip: bool = False)
     return mixed.astype(np.uint8)
 
 
-# --- of neighbourhoods ------------------------------------------------------------------------------------
+# --- operations on neighbourhoods -------------------------------------------------------------------------
 
 
 def _sharpness(pixels: np.ndarray, factor: float, **_: Any) -> np.ndarray:
-    """Towards or away from Pillow's SMOOTH: weights 1 around 5, over 13; the border stays as it is."""
+    """Blends with Pillow's SMOOTH filter (weight 5 and eight neighbours of weight 1, over 13), except at the border."""
     wide = pixels.astype(np.uint16)
     columns = wide[:-2] + wide[1:-1]
     columns += wide[2:]
@@ -142,7 +143,7 @@ def _sharpness(pixels: np.ndarray, factor: float, **_: Any) -> np.ndarray:
 
 
 def _shear_x(pixels: np.ndarray, factor: float, fillcolor: Fill, **_: Any) -> np.ndarray:
-    """The pixel at (x, y) is that at (x + factor * (y + 0.5), y), between its two neighbours in the row."""
+    """The pixel at (x, y) is interpolated at (x + factor * (y + 0.5), y), between two neighbours in the row."""
     height, width, channels = pixels.shape
     shifts = factor * (np.arange(height) + 0.5)
     whole = np.floor(shifts).astype(np.int64)
@@ -150,12 +151,12 @@ def _shear_x(pixels: np.ndarray, factor: float, fillcolor: Fill, **_: Any) -> np
     rows = np.empty((height, width + 2 * margin, channels), np.uint8)
     rows[:, margin : margin + width] = pixels
     rows[:, margin - 1], rows[:, margin + width] = pixels[:, 0], pixels[:, -1]
-    # Every run of a row's length in all rows; one gather takes the run that each row needs.
+    # All windows of a row's length in the padded rows; one gather takes the window that each row needs.
     runs = np.lib.stride_tricks.sliding_window_view(rows.reshape(-1), width * channels)
     starts = (np.arange(height) * rows.shape[1] + margin + whole) * channels
     weights = (shifts - whole).astype(np.float32)[:, None]
     mixed = _mix(runs[starts], runs[starts + channels], weights)
-    # What lies outside wraps around to large unsigned numbers.
+    # Negative coordinates wrap around to large unsigned numbers, so one comparison finds both sides.
     nearest = np.floor(shifts + 0.5).astype(np.int16)[:, None] + np.arange(width, dtype=np.int16).repeat(channels)
     hidden = np.negative((nearest.view(np.uint16) >= width).view(np.uint8))
     fill = np.tile(np.array(fillcolor, np.uint8), width)
@@ -185,13 +186,13 @@ def _translate_y(pixels: np.ndarray, share: float, fillcolor: Fill, **_: Any) ->
 
 
 def _overlap(by: int) -> tuple[slice, slice]:
-    """What stays in sight when all moves back by so many pixels: where from and where to."""
+    """Source and target of the pixels that stay visible when the image moves back by `by` pixels."""
     return (slice(by, None), slice(None, -by)) if by > 0 else (slice(None, by or None), slice(-by, None))
 
 
 def _filled(shape: tuple[int, ...], fill: Fill) -> np.ndarray:
     filled = np.empty(shape, np.uint8)
-    filled[:] = np.tile(np.array(fill, np.uint8), (shape[1], 1))  # by rows, a fiftieth of the time by pixels
+    filled[:] = np.tile(np.array(fill, np.uint8), (shape[1], 1))  # by rows: fifty times as fast as by pixels
     return filled
 
 

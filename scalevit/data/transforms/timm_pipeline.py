@@ -1,23 +1,16 @@
-"""timm's transforms for training and evaluation up to uint8, and mixup / CutMix of a batch.
+"""timm's own transforms for training and evaluation, from Pillow images to uint8.
 
-As with timm's prefetcher, normalisation and random erasing are done for whole batches on their device, by
-`transforms_fast.Finish`.
-
-Plain values in, callables out. Knows timm and tensors; must not know files, orders or configs.
+As with timm's prefetcher, normalisation and random erasing are left to whole batches on their device
+(`device.DeviceTransform`). Knows timm and tensors; must not know files, orders or configs.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-from PIL import Image
-from timm.data import Mixup, create_transform
-from timm.data.mixup import mixup_target
+from timm.data import create_transform
 
-from scalevit.errors import UserError
-
-Transform = Callable[[Image.Image], torch.Tensor]
-Channels = tuple[float, float, float]
+from scalevit.data.transforms.base import Channels, Transform
+from scalevit.errors import SettingError
 
 
 def training_transform(
@@ -35,7 +28,7 @@ def training_transform(
 
     Args:
         image_size: side in pixels.
-        mean: fills what a rotation leaves empty, as values in 0..1.
+        mean: colour of the pixels that a rotation leaves empty.
         crop_scale: area of the random crop relative to the image.
         crop_ratio: aspect ratio of the crop.
         hflip: probability of a horizontal flip.
@@ -44,10 +37,9 @@ def training_transform(
         interpolation: bilinear, bicubic or random.
 
     Raises:
-        UserError: a policy that timm does not know.
+        SettingError: `auto_augment` is not a timm policy.
     """
-
-    def create() -> Transform:
+    with valid_policy(auto_augment):
         return create_transform(
             image_size,
             is_training=True,
@@ -61,16 +53,13 @@ def training_transform(
             use_prefetcher=True,
         )
 
-    with known_policy(auto_augment):
-        return create()
-
 
 @contextmanager
-def known_policy(policy: str | None) -> Iterator[None]:
-    """Tells a policy that timm does not know as the user's mistake; timm checks by asserts, look-ups and conversions.
+def valid_policy(policy: str | None) -> Iterator[None]:
+    """Reports a policy that timm refuses in the block as a setting; timm checks with asserts, look-ups and conversions.
 
     Raises:
-        UserError: what the block raises for such a policy.
+        SettingError: `auto_augment` is not a timm policy.
     """
     try:
         yield
@@ -78,9 +67,8 @@ def known_policy(policy: str | None) -> Iterator[None]:
         if policy is None:
             raise
         reason = " ".join(str(error).split())
-        raise UserError(
-            f"data.augmentation.auto_augment = {policy!r} is no policy of timm ({reason}); "
-            "for example 'rand-m9-mstd0.5-inc1'"
+        raise SettingError(
+            "auto_augment", policy, f"is not a timm auto-augment policy ({reason}); example: rand-m9-mstd0.5-inc1"
         ) from None
 
 
@@ -93,37 +81,3 @@ def evaluation_transform(*, image_size: int, crop_pct: float, interpolation: str
         interpolation: bilinear or bicubic.
     """
     return create_transform(image_size, crop_pct=crop_pct, interpolation=interpolation, use_prefetcher=True)
-
-
-class Mix:
-    """Mixup, CutMix and label smoothing of a micro-batch, on its device; row j mixes with row m-1-j.
-
-    Draws from numpy's global generator: the training loop seeds it for each micro-batch.
-
-    Args:
-        mixup: alpha of mixup's Beta distribution; 0 turns it off.
-        cutmix: alpha of CutMix; with both on, each batch takes one of the two.
-        probability: that a batch is mixed at all.
-        label_smoothing: share of the target that is spread over all classes.
-        num_classes: width of the targets.
-    """
-
-    def __init__(
-        self, *, mixup: float, cutmix: float, probability: float, label_smoothing: float, num_classes: int
-    ) -> None:
-        self.label_smoothing, self.num_classes = label_smoothing, num_classes
-        self._mixup: Mixup | None = None
-        if probability and (mixup or cutmix):
-            self._mixup = Mixup(mixup, cutmix, None, probability, 0.5, "batch", True, label_smoothing, num_classes)
-
-    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mixes images (m, 3, S, S) in place; labels (m,) int64 become soft targets (m, num_classes) float32.
-
-        Raises:
-            UserError: an odd micro-batch cannot be mixed.
-        """
-        if self._mixup is None:
-            return images, mixup_target(labels, self.num_classes, smoothing=self.label_smoothing)
-        if len(images) % 2:
-            raise UserError(f"train.micro_batch = {len(images)} must be even for mixup and cutmix")
-        return self._mixup(images, labels)

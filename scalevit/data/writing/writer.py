@@ -1,36 +1,33 @@
 """Writing WebDataset shards: plain tars that webdataset, tarfile and timm read.
 
-Each sample is two members, `KEY.jpg` (or another kind of `images.KINDS`) and `KEY.cls` with the label in ASCII digits.
-Beside each `shard-000000.tar` stands a `shard-000000.json`, and in each set one `set.json`; docs/data.md describes
-both. The same input, settings and seed give the same bytes. A set appears under its name only when it is complete:
-until then it is `NAME.partial`, and a call with the same settings goes on with it. Knows sources and files; must not
-know torch.
+Each sample has two members, `KEY.jpg` (or another kind of `images.KINDS`) and `KEY.cls` with the label in ASCII digits.
+Each `shard-000000.tar` has a `shard-000000.json` beside it, and each set a `set.json`; docs/data.md describes both. The
+same input, settings and seed give the same bytes. A set gets its name when it is complete; until then it is
+`NAME.partial`, and a call with the same settings resumes it. Knows sources and files; must not know torch.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from zlib import crc32
 
 import numpy as np
 
 from scalevit.data import images
-from scalevit.data import workers as processes
 from scalevit.data.order.shuffle import permutation
 from scalevit.data.shards.discovery import SET_FILE
+from scalevit.data.workers import initialise_worker, worker_context
 from scalevit.data.writing.sources import MemorySource, Sample, Source, image_folder
-from scalevit.errors import UserError
-from scalevit.files import fsync_path, write_whole
+from scalevit.errors import SettingError, UserError
+from scalevit.files import TEMPORARY_SUFFIX, fsync_path, lock, write_whole, writing_whole
 from scalevit.terminal import ProgressBar
 
 DEFAULT_SHARD_SIZE = 8192
@@ -39,16 +36,16 @@ _SETTINGS_FILE = "settings.json"
 
 @dataclass(frozen=True)
 class WriteSettings:
-    """How shards are written; besides the source, all that their bytes depend on."""
+    """How shards are written. Their bytes depend on these settings and the source only."""
 
     shard_size: int = DEFAULT_SHARD_SIZE
     """Samples per shard."""
     seed: int | None = 0
-    """Of the shuffle that spreads the classes over the shards; None keeps the order of the source."""
+    """Seed of the shuffle that spreads the classes over the shards; None keeps the order of the source."""
     resize: images.Resize | None = None
-    """Shrinks larger images, as JPEG; the others are copied unchanged."""
+    """Shrinks larger images, to JPEG; others are copied unchanged."""
     max_faults: int = 0
-    """So many bad images may be left out; they are listed in `set.json`."""
+    """Maximum number of bad images, which are left out and listed in `set.json`."""
 
 
 def write_samples(
@@ -58,12 +55,12 @@ def write_samples(
     shard_size: int = DEFAULT_SHARD_SIZE,
     classes: Sequence[str] | None = None,
 ) -> None:
-    """Writes samples in the given order, unchecked (shuffle them first: see `order.permutation`).
+    """Writes samples in the given order, without checking images (`order.shuffle.permutation` shuffles them).
 
     Args:
-        samples: (key, extension, payload, label); keys are unique and hold no dot.
+        samples: keys are unique and contain no dot.
         destination: as for `write_shards`.
-        shard_size: samples per shard; the last may hold fewer.
+        shard_size: samples per shard; the last may have fewer.
         classes: names of the labels 0...
     """
     write_shards(MemorySource(samples, classes), destination, WriteSettings(shard_size, seed=None), check=False)
@@ -72,7 +69,7 @@ def write_samples(
 def write_image_folder(
     source: str | os.PathLike[str], destination: str | os.PathLike[str], *, workers: int = 0, **settings: Any
 ) -> None:
-    """`write_shards` of `sources.image_folder`; the settings are those of `WriteSettings`."""
+    """`write_shards` of `sources.image_folder`; `settings` are those of `WriteSettings`."""
     write_shards(image_folder(source), destination, WriteSettings(**settings), workers=workers)
 
 
@@ -84,18 +81,18 @@ def write_shards(
     workers: int = 0,
     check: bool = True,
 ) -> None:
-    """Writes a set of shards, or goes on with one that was interrupted, however it ended.
+    """Writes a set of shards, or resumes one that was interrupted.
 
     Args:
         source: the samples.
-        destination: folder to make; must be missing or empty.
-        settings: how.
+        destination: folder to create; must not exist or be empty.
+        settings: how they are written.
         workers: processes that write a shard each; 0 writes in this one. The result does not depend on it.
-        check: whether the header of each image is looked at.
+        check: whether the header of each image is checked.
 
     Raises:
-        UserError: more bad images than allowed, a destination that is not empty, in use, full or was begun with other
-            settings.
+        SettingError: `max_faults`: there are more bad images.
+        UserError: an image is bad, or the destination is not empty, in use, full, or was started with other settings.
     """
     target = Path(destination)
     check_destination(target)
@@ -104,11 +101,11 @@ def write_shards(
     folder = target.with_name(target.name + ".partial")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
+        with _lock_set(folder):
             plan = {"source": source.fingerprint(), "samples": len(source), **_without_limits(settings)}
             _begin(folder, plan)
             done = [number for number in range(count) if _is_done(folder, number)]
-            job = _Job(source, folder, order, settings, check)
+            job = WriteJob(source, folder, order, settings, check)
             _write_all(job, [number for number in range(count) if number not in set(done)], done, workers)
             _finish(folder, job, count, plan)
             os.rename(folder, target)
@@ -118,19 +115,23 @@ def write_shards(
 
 
 def check_destination(destination: Path) -> None:
-    """Raises UserError unless shards may be written there."""
+    """Checks that shards can be written to a folder.
+
+    Raises:
+        UserError: it is not empty, no folder, or a mount point.
+    """
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise UserError(f"shards at {destination}: not an empty folder; remove it or name another destination")
     if destination.is_mount():
-        raise UserError(f"shards at {destination}: a mount point cannot be replaced; name a folder below it")
+        raise UserError(f"shards at {destination}: a mount point cannot be replaced; name a folder inside it")
 
 
 # --- a set ------------------------------------------------------------------------------------------------
 
 
 @dataclass
-class _Job:
-    """What every process needs to write any shard of a set."""
+class WriteJob:
+    """All that a process needs to write any shard of a set."""
 
     source: Source
     folder: Path
@@ -143,38 +144,44 @@ def _without_limits(settings: WriteSettings) -> dict[str, Any]:
     return {name: value for name, value in asdict(settings).items() if name != "max_faults"}
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Held until the process ends, in whatever way."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+def _lock_set(folder: Path) -> BinaryIO:
+    """Locks a set while it is written. The lock file is beside the folder, which is renamed under the lock.
+
+    Raises:
+        UserError: another process holds it.
+    """
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"shards at {folder}: another process is writing them; wait for it") from None
-        yield
-    finally:
-        os.close(descriptor)
+        return lock(folder.with_name(f".{folder.name}.lock"), wait=False)
+    except BlockingIOError:
+        raise UserError(f"shards at {folder}: another process is writing them; wait for it") from None
 
 
 def _begin(folder: Path, plan: dict[str, Any]) -> None:
-    """Notes the settings, or checks that what is there was begun with the same."""
+    """Stores the settings, or checks that the shards in the folder were started with the same."""
     path = folder / _SETTINGS_FILE
     if path.exists():
         before = json.loads(path.read_text())
         differing = [name for name in plan if before.get(name) != plan[name]]
         if differing:
-            told = "; ".join(f"{name}: {before.get(name)} then, {plan[name]} now" for name in differing)
-            raise UserError(f"shards at {folder}: were begun otherwise ({told}): remove that folder to start anew")
+            changes = "; ".join(f"{name}: {before.get(name)} then, {plan[name]} now" for name in differing)
+            raise UserError(
+                f"shards at {folder}: were started with other settings ({changes}): remove that folder to start again"
+            )
     else:
-        # Without its settings nothing here can be used.
+        # Without the settings nothing in the folder can be used.
         for entry in folder.iterdir():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         write_whole(path, _json(plan))
+    _remove_temporary_files(folder)
+
+
+def _remove_temporary_files(folder: Path) -> None:
+    for left_over in folder.glob(f".*{TEMPORARY_SUFFIX}"):
+        left_over.unlink(missing_ok=True)
 
 
 def _is_done(folder: Path, number: int) -> bool:
-    """The description is the mark: it gets its name when the tar has its own and is on the disk."""
+    """The metadata marks a shard as complete: it is written after the tar."""
     tar = folder / _shard_name(number)
     try:
         return json.loads(tar.with_suffix(".json").read_text())["size"] == tar.stat().st_size
@@ -186,22 +193,21 @@ def _shard_name(number: int) -> str:
     return f"shard-{number:06d}.tar"
 
 
-def _write_all(job: _Job, numbers: Sequence[int], done: Sequence[int], workers: int) -> None:
+def _write_all(job: WriteJob, numbers: Sequence[int], done: Sequence[int], workers: int) -> None:
     size = job.settings.shard_size
     before = sum(min(size, len(job.source) - number * size) for number in done)
-    faults = sum(len(_description(job.folder, number)["faults"]) for number in done)
+    faults = sum(len(_read_metadata(job.folder, number)["faults"]) for number in done)
     with ProgressBar(f"writing {job.folder.stem}", len(job.source), "samples", done=before) as counter:
         if workers == 0:
             for number in numbers:
                 faults += _write_shard(job, number, counter.advance)
                 _check_faults(faults, job)
             return
-        context = processes.worker_context(("scalevit.data.writing.writer",))
+        context = worker_context(("scalevit.data.writing.writer",))
         written = context.Value("q", 0)
-        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_work, initargs=(job, written))
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_initialise_writer, initargs=(job, written))
         with pool:
-            with processes.hidden_main():  # the pool starts its processes at a submit
-                pending = {pool.submit(_work, number) for number in numbers}
+            pending = {pool.submit(_work, number) for number in numbers}
             try:
                 while pending:
                     ended, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
@@ -216,44 +222,41 @@ def _write_all(job: _Job, numbers: Sequence[int], done: Sequence[int], workers: 
                     future.cancel()
 
 
-def _check_faults(faults: int, job: _Job) -> None:
+def _check_faults(faults: int, job: WriteJob) -> None:
     if faults > job.settings.max_faults:
-        raise UserError(
-            f"{faults} bad images, more than --max-faults = {job.settings.max_faults}; they are listed in the .json "
-            f"files of {job.folder}"
-        )
+        reason = f"found {faults} bad images, listed in the .json files of {job.folder}"
+        raise SettingError("max_faults", job.settings.max_faults, reason)
 
 
-def _finish(folder: Path, job: _Job, count: int, plan: dict[str, Any]) -> None:
-    descriptions = [_description(folder, number) for number in range(count)]
+def _finish(folder: Path, job: WriteJob, count: int, plan: dict[str, Any]) -> None:
+    shards = [_read_metadata(folder, number) for number in range(count)]
     about = {
         "format": 1,
-        "samples": sum(description["count"] for description in descriptions),
+        "samples": sum(shard["count"] for shard in shards),
         "shards": [_shard_name(number) for number in range(count)],
         "classes": None if job.source.classes is None else list(job.source.classes),
         "settings": plan,
-        "faults": [fault for description in descriptions for fault in description["faults"]],
+        "faults": [fault for shard in shards for fault in shard["faults"]],
     }
     write_whole(folder / SET_FILE, _json(about))
     (folder / _SETTINGS_FILE).unlink()
-    for left_over in folder.glob("*.tmp"):
-        left_over.unlink()
+    _remove_temporary_files(folder)
     fsync_path(folder)
 
 
-def _description(folder: Path, number: int) -> dict[str, Any]:
+def _read_metadata(folder: Path, number: int) -> dict[str, Any]:
     return json.loads((folder / _shard_name(number)).with_suffix(".json").read_text())
 
 
-# --- one shard, maybe in a worker -------------------------------------------------------------------------
+# --- one shard, in this process or a worker ---------------------------------------------------------------
 
-_job: _Job | None = None
+_job: WriteJob | None = None
 _written: Any = None
 
 
-def _begin_work(job: _Job, written: Any) -> None:
+def _initialise_writer(job: WriteJob, written: Any) -> None:
     global _job, _written
-    processes.initialise_worker()
+    initialise_worker()
     _job, _written = job, written
 
 
@@ -267,15 +270,14 @@ def _work(number: int) -> int:
     return _write_shard(_job, number, advance)
 
 
-def _write_shard(job: _Job, number: int, advance: Callable[[], None]) -> int:
-    """A tar and its JSON, each complete and on the disk before it has its name; returns the number of bad images."""
+def _write_shard(job: WriteJob, number: int, advance: Callable[[], None]) -> int:
+    """Writes a tar and its metadata, each flushed before it gets its name; returns the number of bad images."""
     path = job.folder / _shard_name(number)
     size = job.settings.shard_size
     histogram: Counter[int] = Counter()
     checksums: list[str] = []
     faults: list[dict[str, str]] = []
-    temporary = path.with_suffix(".tar.tmp")
-    with open(temporary, "wb") as file:
+    with writing_whole(path) as temporary, open(temporary, "wb") as file:
         tar = _TarFile(file)
         for source_number in job.order[number * size : (number + 1) * size]:
             try:
@@ -291,8 +293,6 @@ def _write_shard(job: _Job, number: int, advance: Callable[[], None]) -> int:
                 checksums.append(f"{crc32(payload):08x}")
             advance()
         tar.end()
-        file.flush()
-        os.fsync(file.fileno())
     about = {
         "format": 1,
         "count": histogram.total(),
@@ -302,13 +302,11 @@ def _write_shard(job: _Job, number: int, advance: Callable[[], None]) -> int:
         "payload_crc32": "".join(checksums),
         "faults": faults,
     }
-    os.rename(temporary, path)
-    fsync_path(job.folder)
     write_whole(path.with_suffix(".json"), _json(about))
     return len(faults)
 
 
-def _prepared(job: _Job, number: int) -> Sample:
+def _prepared(job: WriteJob, number: int) -> Sample:
     key, extension, payload, label = job.source.load(number)
     resize = job.settings.resize
     try:
@@ -316,13 +314,14 @@ def _prepared(job: _Job, number: int) -> Sample:
         if job.check and resize is None:
             images.check_header(payload)
     except images.UndecodableImage as error:
-        where = job.source.files[number].path if hasattr(job.source, "files") else key
-        raise UserError(f"image {where}: cannot be decoded ({error}); replace or remove it") from None
+        raise UserError(
+            f"image {job.source.origin(number)}: cannot be decoded ({error}); replace or remove it"
+        ) from None
     return (key, extension, payload, label) if smaller is None else (key, "jpg", smaller, label)
 
 
 class _TarFile:
-    """Fixed times, owners and modes: the same samples are the same bytes."""
+    """Writes members with fixed times, owners and modes, so that the same samples give the same bytes."""
 
     def __init__(self, file: Any) -> None:
         self._file = file

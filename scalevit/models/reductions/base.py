@@ -1,9 +1,58 @@
-"""The seam of parameter reductions. Knows settings; must not import torch at module level."""
+"""The seam of parameter reductions: which block uses whose MLP, and how the kept MLPs are changed.
+
+Knows settings and block indices. Must not import torch at module level; `apply.py` does the work on a model.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 from scalevit.config.base import Part
 
+if TYPE_CHECKING:
+    from scalevit.models.mlps import MlpView
+
 
 class Reduction(Part):
-    """How the parameters of a Vision Transformer's MLPs are reduced; `strategy` names the kind."""
+    """How the parameters of a Vision Transformer's MLPs are reduced; `strategy` names the kind.
+
+    The defaults below are the unchanged model: a new reduction overrides what it changes. All methods are pure
+    functions of the settings and their arguments, except `transform`, which changes its MLP.
+    """
 
     strategy: str
+
+    def factory_arguments(self) -> dict[str, Any]:
+        """Arguments for timm's model factory, which the user must not set as well."""
+        return {}
+
+    def source(self, block: int, depth: int) -> int | None:
+        """The block whose MLP this block uses: itself, an earlier one that uses its own, or None for no MLP.
+
+        Args:
+            block: index of the block, 0 to depth - 1.
+            depth: number of blocks of the model.
+
+        Raises:
+            SettingError: the settings do not fit a model of this depth.
+        """
+        return block
+
+    def transform(self, mlp: "MlpView", block: int, depth: int) -> None:
+        """Changes an initialised MLP in place, e.g. scales or narrows it. Called once for each MLP that is kept.
+
+        Args:
+            block: the block that the MLP belongs to.
+
+        Raises:
+            SettingError: the settings do not fit this MLP.
+        """
+
+    def structure(self, depth: int) -> dict[str, Any]:
+        """What two models of one depth must have in common so that one can load the other's weights.
+
+        All settings unless overridden: leave out what acts at initialisation only, and write in one form what can be
+        given in several.
+
+        Raises:
+            SettingError: as `source`.
+        """
+        return self.model_dump(mode="json")

@@ -1,12 +1,16 @@
 """GroupedMLP (arXiv:2512.01059, section 3): neighbouring blocks share one MLP."""
 
 import math
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, model_validator
 
 from scalevit.config.base import NonNegativeInt
+from scalevit.errors import SettingError
 from scalevit.models.reductions.base import Reduction
+
+if TYPE_CHECKING:
+    from scalevit.models.mlps import MlpView
 
 
 class GroupedReduction(Reduction):
@@ -26,3 +30,37 @@ class GroupedReduction(Reduction):
         if self.group_size is not None and self.groups is not None:
             raise ValueError("give group_size or groups, not both")
         return self
+
+    def source(self, block: int, depth: int) -> int:
+        return self._group_of(block, depth)[0]
+
+    def transform(self, mlp: "MlpView", block: int, depth: int) -> None:
+        if len(self._group_of(block, depth)) > 1:
+            mlp.scale(self.scale)
+
+    def structure(self, depth: int) -> dict[str, Any]:
+        return {"strategy": self.strategy, "groups": self._all_groups(depth)}
+
+    def _group_of(self, block: int, depth: int) -> list[int]:
+        return next(group for group in self._all_groups(depth) if block in group)
+
+    def _all_groups(self, depth: int) -> list[list[int]]:
+        """Every block's group: lists of block indices that cover 0 to depth - 1, each in ascending order."""
+        if self.groups is None:
+            size = self.group_size or 2
+            if depth % size:
+                allowed = ", ".join(str(divisor) for divisor in range(2, depth + 1) if depth % divisor == 0)
+                raise SettingError(
+                    "group_size", size, f"does not divide the model's {depth} blocks; allowed: {allowed}, or `groups`"
+                )
+            return [list(range(first, first + size)) for first in range(0, depth, size)]
+        named = [block for group in self.groups for block in group]
+        for block in named:
+            if block >= depth:
+                raise SettingError(
+                    "groups", self.groups, f"names block {block}, but the model has blocks 0 to {depth - 1}"
+                )
+            if named.count(block) > 1:
+                raise SettingError("groups", self.groups, f"names block {block} twice")
+        ungrouped = [[block] for block in range(depth) if block not in named]
+        return sorted([sorted(group) for group in self.groups] + ungrouped)

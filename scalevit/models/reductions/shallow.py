@@ -1,17 +1,30 @@
-"""ShallowMLP (arXiv:2512.01059, section 3): a built model's MLPs keep a part of their hidden units."""
+"""ShallowMLP (arXiv:2512.01059, section 3): the hidden width of a built model's MLPs is cut."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from scalevit.errors import SettingError
 from scalevit.models.reductions.base import Reduction
+
+if TYPE_CHECKING:
+    from scalevit.models.mlps import MlpView
 
 
 class ShallowReduction(Reduction):
-    """ShallowMLP: each MLP keeps the first part of its hidden units; everything else keeps its initialisation."""
+    """ShallowMLP: each MLP keeps some of its hidden units; all other parameters are initialised as in the baseline."""
 
     strategy: Literal["shallow"] = "shallow"
     keep: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
-    """Share of the hidden units that is kept: int(keep * hidden) of them."""
+    """Fraction of the hidden units that is kept: int(keep * hidden) of them."""
     select_units: Literal["first", "importance"] = "first"
     """first keeps the first units (the paper); importance those with the largest weights, for pretrained models."""
+
+    def transform(self, mlp: "MlpView", block: int, depth: int) -> None:
+        kept = int(self.keep * mlp.hidden)
+        if kept < 1:
+            raise SettingError("keep", self.keep, f"leaves none of the {mlp.hidden} hidden units")
+        mlp.narrow(kept, select_units=self.select_units)
+
+    def structure(self, depth: int) -> dict[str, Any]:
+        return {"strategy": self.strategy, "keep": self.keep}

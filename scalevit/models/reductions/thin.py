@@ -1,10 +1,14 @@
 """ThinMLP (arXiv:2512.01059, section 3): the model is built with a narrower MLP."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import PositiveFloat
 
+from scalevit.errors import SettingError
 from scalevit.models.reductions.base import Reduction
+
+if TYPE_CHECKING:
+    from scalevit.models.mlps import MlpView
 
 
 class ThinReduction(Reduction):
@@ -12,4 +16,12 @@ class ThinReduction(Reduction):
 
     strategy: Literal["thin"] = "thin"
     mlp_ratio: PositiveFloat = 2.0
-    """Hidden width over embedding width, given to the timm factory."""
+    """Hidden width over embedding width, passed to the timm factory."""
+
+    def factory_arguments(self) -> dict[str, Any]:
+        return {"mlp_ratio": self.mlp_ratio}
+
+    def transform(self, mlp: "MlpView", block: int, depth: int) -> None:
+        if int(mlp.width * self.mlp_ratio) < 1:
+            # timm silently takes the embedding width instead.
+            raise SettingError("mlp_ratio", self.mlp_ratio, f"leaves no hidden units at width {mlp.width}")

@@ -1,22 +1,13 @@
 """The seam of losses. Knows settings and tensors; must not import torch at module level."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from scalevit.config.base import Part
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-
-class MixedLabels(NamedTuple):
-    """Labels of a batch after mixing: each image is `weight` of its own label and 1 - `weight` of its partner's."""
-
-    labels: "Tensor"
-    """(b,) int64."""
-    partners: "Tensor"
-    """(b,) int64; equal to `labels` where nothing was mixed."""
-    weight: float
-    """Of the own label, 0 to 1; the same for all images of the batch."""
+    from scalevit.data.transforms.mixing import MixedLabels
 
 
 class Loss(Part):
@@ -25,7 +16,7 @@ class Loss(Part):
 
     name: str
 
-    def __call__(self, logits: "Tensor", labels: MixedLabels) -> "Tensor":
+    def __call__(self, logits: "Tensor", labels: "MixedLabels") -> "Tensor":
         """logits (b, classes) float32 -> the loss of each image (b,).
 
         Raises:

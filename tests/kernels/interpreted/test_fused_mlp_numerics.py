@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernel_cases import CASES, SAVES, Case, check_against_fp64
-from scalevit.kernels import tuning
+from scalevit.kernels.tuning import tables
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -20,9 +20,9 @@ def test_error_below_twice_eager(case):
 
 def test_vit_block():
     """ViT-B's own channels, 197 tokens, D = 768, with a shipped table's own tiles."""
-    table = tuning.read_table(tuning.table_path("sm_90"))
+    table = tables.read_table(tables.table_path("sm_90"))
     for save in ("fast", "lean"):
-        with tuning.use_plan(table.default[save]):
+        with tables.override_plan(table.default[save]):
             check_against_fp64(Case(rows=(197,), d=768, h=192, d_out=768, dtype=torch.bfloat16, save=save))
 
 

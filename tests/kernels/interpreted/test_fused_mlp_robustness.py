@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from kernel_cases import SAVES, Case, check_against_fp64, make_arguments, run
-from scalevit.kernels import fused_mlp, gelu_linear, tuning, weight_grad
+from scalevit.kernels import fused_mlp, gelu_linear, weight_grad
+from scalevit.kernels.tuning import tables
 
 
 @pytest.mark.parametrize("save", SAVES)
@@ -43,12 +44,12 @@ def test_subsets_of_gradients(needs, save):
         assert not n or torch.equal(t.grad, expected)
 
 
-@pytest.mark.parametrize("plan", [tuning.INTERPRETER, tuning.LIBRARY], ids=["triton", "library"])
+@pytest.mark.parametrize("plan", [tables.INTERPRETER, tables.LIBRARY], ids=["triton", "library"])
 @pytest.mark.parametrize("save", SAVES)
 def test_no_rows(save, plan):
     """An empty batch gives an empty result, and gradients of zero."""
     case = Case(rows=(0, 5))
-    with tuning.use_plan(plan):
+    with tables.override_plan(plan):
         y, dx, *rest = run(fused_mlp, make_arguments(case), case, save=save)
     assert y.shape == (0, 5, case.d_out)
     assert dx.shape == (0, 5, case.d)
@@ -82,7 +83,7 @@ def test_never_reads_weights_beyond_the_width(save):
 
 
 class Launches:
-    """Stands for a kernel: notes where its operands lie, as (address, shape, strides), and launches it."""
+    """Replaces a kernel: records its operands as (address, shape, strides), and launches it."""
 
     def __init__(self, kernel, seen: set) -> None:
         self.kernel, self.seen = kernel, seen
@@ -100,7 +101,7 @@ class Launches:
 @pytest.mark.parametrize("save", SAVES)
 def test_narrowed_weights_are_never_copied(save, descriptors, monkeypatch):
     """The kernels read the parameters and write their whole gradients in place, at the full width's strides."""
-    tile = tuning.Tile(32, 32, 32, descriptors=descriptors)
+    tile = tables.Tile(32, 32, 32, descriptors=descriptors)
     case = Case(rows=(40,), width=48, save=save)
     forward, backward, grads = set(), set(), set()
     for module, name, seen in (
@@ -110,7 +111,7 @@ def test_narrowed_weights_are_never_copied(save, descriptors, monkeypatch):
         monkeypatch.setattr(module, name, Launches(getattr(module, name), seen))
     arguments = make_arguments(case)
     _, w1, b1, w2, b2 = arguments
-    with tuning.use_plan(tuning.Plan(*[tile] * 6)):
+    with tables.override_plan(tables.KernelPlan(*[tile] * 6)):
         _, _, dw1, _, dw2, _ = run(fused_mlp, arguments, case, save=save)
     d, h, d_out, width = case.d, case.h, case.d_out, case.width
     weights = {(w1.data_ptr(), (width, d), (d, 1)), (w2.data_ptr(), (d_out, width), (h, 1))}
@@ -129,7 +130,7 @@ def test_gradcheck_in_fp64(save, activation):
     )
 
 
-@pytest.mark.parametrize("plan", [tuning.INTERPRETER, tuning.LIBRARY], ids=["triton", "library"])
+@pytest.mark.parametrize("plan", [tables.INTERPRETER, tables.LIBRARY], ids=["triton", "library"])
 def test_biases_of_any_strides(plan):
     case = Case(width=48)
     plain = make_arguments(case)
@@ -138,14 +139,14 @@ def test_biases_of_any_strides(plan):
         spread[i] = torch.stack([spread[i], torch.full_like(spread[i], float("nan"))], 1)[:, 0]
         assert spread[i].stride() == (2,)
     spread = [t.requires_grad_() for t in spread]
-    with tuning.use_plan(plan):
+    with tables.override_plan(plan):
         pairs = zip(run(fused_mlp, plain, case), run(fused_mlp, spread, case), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_what_is_not_aligned_runs_the_pointer_tile():
-    """The gate compiles other tiles for aligned tensors alone: nothing else may reach them."""
-    tile, other = tuning.Tile(32, 32, 32), tuning.Tile(64, 32, 32)
+    """The compile report checks other tiles only for aligned tensors, so no others may reach them."""
+    tile, other = tables.Tile(32, 32, 32), tables.Tile(64, 32, 32)
     x = torch.zeros(8, 64)
     assert gelu_linear.aligned_tile(tile, other, x, x[:, :48], x[2:], x[0], None) == tile
     assert gelu_linear.aligned_tile(tile, other, x.bfloat16()[:, 16:]) == tile

@@ -58,7 +58,7 @@ def _dual(function, x, tangent):
     ids=["jvp", "jacfwd", "compiled jvp", "dual tensors", "grad", "jacrev"],
 )  # fmt: skip
 def test_other_derivatives_are_never_silently_zero(derive, named):
-    """The op has a backward() alone: "auto" gives eager's derivative, "triton" an error that names the transform."""
+    """The operator only has backward(): "auto" gives eager's derivative, "triton" an error that names the transform."""
     x, *weights = [t.detach() for t in make_arguments(CASE)]
     tangent = torch.ones_like(x)
     expected = derive(lambda x: eager_mlp(x, *weights), x, tangent)
@@ -133,7 +133,7 @@ def test_inference_mode():
 
 @pytest.mark.parametrize("uses", [1, 2, 3])
 def test_shared_weights_accumulate(uses):
-    """The same weights used by several blocks: the gradient is the sum of what each use gives alone."""
+    """The same weights used by several blocks: the gradient is the sum of the gradients of each use."""
     x, *weights = make_arguments(Case(rows=(9,), d=16, h=32, d_out=16, dtype=torch.float64))
     xs = [x.detach() + i for i in range(uses)]
     sum(fused_mlp(x, *weights).sum() for x in xs).backward()

@@ -1,10 +1,11 @@
-"""GELU itself: every finite bf16 value, the tails, and every mixture of pieces and tiles."""
+"""GELU itself: every finite bf16 value, the tails, and every mixture of products and tiles."""
 
 import pytest
 import torch
 
 from kernel_cases import SAVES, Case, check_against_fp64, make_arguments, run
-from scalevit.kernels import fused_mlp, gelu, tuning
+from scalevit.kernels import fused_mlp, gelu
+from scalevit.kernels.tuning import tables
 
 
 def every_finite_bf16() -> torch.Tensor:
@@ -74,24 +75,24 @@ LIBRARY_CASES = [
 @pytest.mark.parametrize("case", [*LIBRARY_CASES, Case(d=45, h=75, d_out=33)], ids=str)
 def test_library_products_with_pointwise_gelu(case):
     """The plan that leaves every product to torch; fp32 runs it on every device."""
-    with tuning.use_plan(tuning.LIBRARY):
+    with tables.override_plan(tables.LIBRARY):
         check_against_fp64(case)
 
 
-@pytest.mark.parametrize("piece", tuning.PIECES)
-def test_each_piece_alone(piece):
-    """One piece in Triton, the others the library's: every mixture of plans meets in these interfaces."""
-    plan = tuning.Plan(**{piece: getattr(tuning.INTERPRETER, piece)})
+@pytest.mark.parametrize("product", tables.PRODUCTS)
+def test_each_product_alone(product):
+    """One product in Triton, the others the library's: every mixture of plans meets in these interfaces."""
+    plan = tables.KernelPlan(**{product: getattr(tables.INTERPRETER, product)})
     for save in SAVES:
-        with tuning.use_plan(plan):
+        with tables.override_plan(plan):
             check_against_fp64(Case(dtype=torch.bfloat16, save=save, width=48))
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4])
 @pytest.mark.parametrize("descriptors", [True, False])
 def test_every_epilogue(parts, descriptors):
-    tile = tuning.Tile(32, 64, 32, parts=parts, group_m=3, descriptors=descriptors)
-    with tuning.use_plan(tuning.Plan(fc1=tile, fc2_dgrad=tile)):
+    tile = tables.Tile(32, 64, 32, parts=parts, group_m=3, descriptors=descriptors)
+    with tables.override_plan(tables.KernelPlan(fc1=tile, fc2_dgrad=tile)):
         for save in SAVES:
             check_against_fp64(Case(rows=(70,), save=save))
 
@@ -99,9 +100,9 @@ def test_every_epilogue(parts, descriptors):
 @pytest.mark.parametrize("splits", [1, 2, 5, 16])
 def test_weight_gradients_in_splits(splits):
     """More splits than blocks of tokens leave some empty; their sums are zero."""
-    tile = tuning.Tile(32, 32, 16, splits=splits)
+    tile = tables.Tile(32, 32, 16, splits=splits)
     case = Case(rows=(70,), dtype=torch.bfloat16, width=48)
-    with tuning.use_plan(tuning.Plan(fc1_wgrad=tile, fc2_wgrad=tile)):
+    with tables.override_plan(tables.KernelPlan(fc1_wgrad=tile, fc2_wgrad=tile)):
         first = check_against_fp64(case)
         again = run(fused_mlp, make_arguments(case), case)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))

@@ -2,30 +2,31 @@
 
 import csv
 import json
+import sys
 
 import pytest
 import torch
 
-from scalevit.kernels import bench, resources, tuning
-from scalevit.kernels.tuning import __main__ as tuner
+from scalevit.kernels import bench, bench_plots, compile_report
+from scalevit.kernels.tuning import tables, tuner
 
 CPU = torch.device("cpu")
-TILE = tuning.Tile(32, 32, 32, parts=2)
-TABLE = tuning.Table(
-    "test", None, dict.fromkeys(tuning.SAVES, tuning.LIBRARY), dict.fromkeys(tuning.CANDIDATES, (TILE,)), ()
+TILE = tables.Tile(32, 32, 32, parts=2)
+TABLE = tables.Table(
+    "test", None, dict.fromkeys(tables.SAVES, tables.LIBRARY), dict.fromkeys(tables.CANDIDATES, (TILE,)), ()
 )
 
 
-@pytest.mark.parametrize("save", tuning.SAVES)
+@pytest.mark.parametrize("save", tables.SAVES)
 def test_the_tuner_takes_the_fastest(save, monkeypatch):
-    """Every piece is run with every choice; what the clock says decides."""
+    """Every product is run with every choice; what the clock says decides."""
     ran = []
 
     def clock(calls, device):
         for call in calls:
             call()
         ran.append(len(calls))
-        # Odd measurements (the candidates) are faster in the first half of the pieces, slower after.
+        # Odd measurements (the candidates) are faster in the first half of the products, slower after.
         fast = len(ran) % 2 == 0 and len(ran) <= 4
         return bench.Timing(0, 1.0 if fast else 2.0 + len(ran) % 2 * -0.5, 0, 1)
 
@@ -38,10 +39,10 @@ def test_the_tuner_takes_the_fastest(save, monkeypatch):
 
 
 def test_a_written_table_reads_back(tmp_path):
-    plan = tuning.Plan(fc1=TILE)
+    plan = tables.KernelPlan(fc1=TILE)
     entry = {"sms": 132, "tokens": 64, "d": 32, "h": 64, "save": "fast", "plan": plan, "microseconds": {}}
     tuner.write_table(tmp_path / "sm_90.json", TABLE, [entry], {"device": "test"})
-    table = tuning.read_table(tmp_path / "sm_90.json")
+    table = tables.read_table(tmp_path / "sm_90.json")
     assert table.measured == {"device": "test"}
     assert table.plan(132, 60, 32, 64, "fast") == plan
     assert table.candidates == TABLE.candidates
@@ -71,8 +72,9 @@ def test_the_benchmark_measures_and_writes(tmp_path):
     assert [s.provider for s in stacks] == list(mlps)
     bench.print_results(results)
     bench.print_stacks(stacks)
-    bench.write_results(tmp_path, results, bench.environment(CPU, ceilings, "test"), stacks)
-    bench.write_plots(tmp_path, results, bench.environment(CPU, ceilings, "test"))
+    about = bench.environment(CPU, "test") | {"gemm_ceiling_tflops": 1.0, "copy_ceiling_bytes_per_second": 1e9}
+    bench.write_results(tmp_path, results, about, stacks)
+    bench_plots.write_plots(tmp_path, results, about)
     rows = list(csv.DictReader((tmp_path / "bench.csv").open()))
     assert len(rows) == len(results)
     assert rows[0]["torch"] == torch.__version__
@@ -91,7 +93,7 @@ def test_the_benchmark_autotunes_last(tmp_path, monkeypatch):
         order.append((shape, autocast, tuple(mlps)))
         if bench.SLOWEST in mlps:
             raise KeyboardInterrupt
-        yield bench.Result(shape, d, h, batch, autocast, "full", "eager", *(1.0,) * 6, 0, 0)
+        yield bench.BenchRow(shape, d, h, batch, autocast, "full", "eager", *(1.0,) * 6, 0, 0)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
@@ -99,6 +101,7 @@ def test_the_benchmark_autotunes_last(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "measure_ceilings", lambda *_: bench.Ceilings(1.0, 1.0))
     monkeypatch.setattr(bench, "measure_stack", lambda *_: iter(()))
     monkeypatch.setattr(bench, "measure_case", measure)
+    monkeypatch.setattr(bench, "can_plot", lambda: True)
     monkeypatch.setattr(bench, "write_plots", lambda folder, results, about: plots.append(len(results)))
     command = ["--shapes", "vit_b", "vit_b_half", "vit_s", "--batches", "8", "--output", str(tmp_path)]
     with pytest.raises(KeyboardInterrupt):
@@ -113,6 +116,21 @@ def test_the_benchmark_autotunes_last(tmp_path, monkeypatch):
     assert len(json.loads((tmp_path / "bench.json").read_text())["results"]) == 5
 
 
+def test_the_benchmark_runs_without_matplotlib(tmp_path, monkeypatch, capsys):
+    """It names the extra in one line, before it measures, and writes everything but the figures."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    row = bench.BenchRow("vit_s", 1, 1, 8, False, "full", "eager", *(1.0,) * 6, 0, 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(bench, "environment", lambda *_: {"device": "none", "torch": "", "triton": ""})
+    monkeypatch.setattr(bench, "measure_ceilings", lambda *_: bench.Ceilings(1.0, 1.0))
+    monkeypatch.setattr(bench, "measure_case", lambda *_, **__: iter([row]))
+    command = ["--shapes", "vit_s", "--batches", "8", "16", "--providers", "eager", "--output", str(tmp_path)]
+    assert bench.main(command) == 0
+    assert capsys.readouterr().out.count("matplotlib is not installed (pip install 'scalevit[plots]')") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"bench.csv", "bench.json"}
+
+
 def test_the_benchmark_refuses_what_it_does_not_know(capsys):
     with pytest.raises(SystemExit):
         bench.main(["--providers", "nonsense"])
@@ -121,16 +139,16 @@ def test_the_benchmark_refuses_what_it_does_not_know(capsys):
 
 def test_the_tuner_keeps_what_it_does_not_measure(tmp_path, monkeypatch):
     """Entries of other shapes stay, and the candidates are the shipped ones wherever SCALEVIT_TUNING points."""
-    shipped = tuning.read_table(tuning.TABLES / "sm_90.json")
-    keys = [{"sms": 2, "tokens": 64, "d": d, "h": 64, "save": s} for d in (32, 48) for s in tuning.SAVES]
-    before = [{**k, "plan": tuning.LIBRARY, "microseconds": {}} for k in keys]
+    shipped = tables.read_table(tables.TABLES / "sm_90.json")
+    keys = [{"sms": 2, "tokens": 64, "d": d, "h": 64, "save": s} for d in (32, 48) for s in tables.SAVES]
+    before = [{**k, "plan": tables.LIBRARY, "microseconds": {}} for k in keys]
     tuner.write_table(tmp_path / "sm_90.json", TABLE, before, {"device": "test"})
     monkeypatch.setenv("SCALEVIT_TUNING", str(tmp_path))
     seen = []
 
     def tune(table, save, m, d, h, device):
         seen.append(table.candidates)
-        return tuning.Plan(fc1=TILE), {"fc1": {"library": 1.0}}
+        return tables.KernelPlan(fc1=TILE), {"fc1": {"library": 1.0}}
 
     class Properties:
         multi_processor_count = 2
@@ -142,15 +160,15 @@ def test_the_tuner_keeps_what_it_does_not_measure(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "test")
     assert tuner.main(["--output", str(tmp_path), "--tokens", "50", "--shape", "32x64"]) == 0
-    table = tuning.read_table(tmp_path / "sm_90.json")
+    table = tables.read_table(tmp_path / "sm_90.json")
     assert seen == [shipped.candidates] * 3
     assert table.candidates == shipped.candidates
     assert len(table.entries) == 6
-    assert table.plan(2, 50, 48, 64, "fast") == tuning.LIBRARY
-    assert table.plan(2, 50, 32, 64, "fast") == tuning.Plan(fc1=TILE)
+    assert table.plan(2, 50, 48, 64, "fast") == tables.LIBRARY
+    assert table.plan(2, 50, 32, 64, "fast") == tables.KernelPlan(fc1=TILE)
 
 
 def test_interpreted_kernels_cannot_be_compiled(capsys):
     with pytest.raises(SystemExit):
-        resources.main([])
+        compile_report.main([])
     assert "TRITON_INTERPRET" in capsys.readouterr().err

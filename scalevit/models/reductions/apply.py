@@ -1,0 +1,91 @@
+"""Applies any reduction to a model: the same code for whole models and for one MLP at a time (`meta_init`).
+
+Knows the methods of `Reduction`, and no reduction by name.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from scalevit.config.base import parse_section
+from scalevit.errors import SettingError, nearest
+from scalevit.models import reductions
+from scalevit.models.mlps import mlp_views, remove_mlp, transformer_blocks
+from scalevit.models.reductions.base import Reduction
+
+
+def reduce_model(model: nn.Module, reduction: Reduction) -> nn.Module:
+    """Applies a reduction to a built and initialised model, in place.
+
+    `reduction.factory_arguments` must have been passed to the model's factory already.
+
+    Args:
+        model: a timm Vision Transformer whose blocks carry timm's `Mlp`.
+
+    Returns:
+        The same model.
+
+    Raises:
+        UserError: the model has no such blocks.
+        SettingError: the reduction does not fit the model. The model may then be partly reduced.
+    """
+    blocks, views = transformer_blocks(model), mlp_views(model)
+    sources = mlp_sources(reduction, len(blocks))
+    for block, view in enumerate(views):
+        if view is not None and sources[block] == block:
+            reduction.transform(view, block, len(blocks))
+    for block, source in enumerate(sources):
+        if source is None:
+            remove_mlp(model, blocks[block])
+        elif source != block:
+            # The module is shared, never only its parameters: engines wrap modules.
+            blocks[block].mlp = blocks[source].mlp
+    return model
+
+
+def mlp_sources(reduction: Reduction, depth: int) -> list[int | None]:
+    """For each block, the block whose MLP it uses, or None.
+
+    Raises:
+        SettingError: the reduction does not fit a model of this depth.
+    """
+    sources = [reduction.source(block, depth) for block in range(depth)]
+    for block, source in enumerate(sources):
+        assert source is None or (0 <= source <= block and sources[source] == source), (
+            f"{type(reduction).__name__}.source({block}, {depth}) is {source}: it must be the block itself, an earlier "
+            "block that uses its own MLP, or None"
+        )
+    return sources
+
+
+def factory_arguments(reduction: Reduction, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The user's arguments of the timm factory with those that the reduction adds.
+
+    Raises:
+        SettingError: both set the same argument.
+    """
+    added = reduction.factory_arguments()
+    for key in added.keys() & given.keys():
+        raise SettingError(
+            key,
+            given[key],
+            f"reduction {reduction.strategy!r} sets the same argument to {added[key]}: keep one of them",
+        )
+    return {**given, **added}
+
+
+def parse_reduction(settings: Mapping[str, Any]) -> Reduction:
+    """The reduction with these settings, of which `strategy` names the kind.
+
+    Raises:
+        SettingError: an unknown strategy or setting, or an impossible value.
+    """
+    kinds = {part.kind(): part for part in reductions.REDUCTIONS}
+    strategy = settings.get("strategy")
+    if strategy not in kinds:
+        close = nearest(str(strategy), kinds)
+        raise SettingError(
+            "strategy", strategy, f"must be one of {', '.join(kinds)}" + f"; nearest: {close}" * bool(close)
+        )
+    return parse_section(kinds[strategy], settings)

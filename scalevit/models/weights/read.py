@@ -1,0 +1,90 @@
+"""Reads weights files: ours (safetensors with metadata) and plain state dicts. Never executes what it reads."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from scalevit.errors import SettingError, UserError
+from scalevit.models.reductions.apply import parse_reduction
+from scalevit.models.reductions.base import Reduction
+from scalevit.models.reductions.none import NoReduction
+
+METADATA_KEY = "scalevit"
+"""Of the JSON object that our files carry in their safetensors metadata: `model`, `reduction`, `tied`."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The content of a weights file."""
+
+    tensors: dict[str, Tensor]
+    reduction: Reduction
+    """That made the model; none for files of other tools."""
+    tied: dict[str, str]
+    """Further name of a shared tensor -> the name that it is stored under."""
+
+
+def read_weights(path: Path) -> Weights:
+    """Reads a safetensors file (mapped into memory, not read whole) or a torch file.
+
+    A torch file must hold a state dict, or a dict with one under `state_dict`, `model` or `state_dict_ema`.
+
+    Raises:
+        UserError: the file is missing, damaged or holds something else.
+    """
+    if not path.is_file():
+        raise UserError(f"weights {path}: no such file")
+    metadata: dict[str, Any] = {}
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                metadata = _our_metadata(file)
+                content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # Neither library limits the exceptions that a damaged or foreign file raises.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"weights {path}: cannot be read ({reason[:200]})") from error
+    for key in ("state_dict", "model", "state_dict_ema"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"weights {path}: holds no state dict")
+    return Weights(content, _reduction(path, metadata), metadata.get("tied", {}))
+
+
+def is_reduced(path: Path) -> bool:
+    """Whether a file says that its weights are those of a reduced model; reads no tensor.
+
+    Raises:
+        UserError: the file cannot be read, or its reduction is unknown.
+    """
+    if path.suffix != ".safetensors":
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = _our_metadata(file)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"weights {path}: cannot be read ({reason[:200]})") from error
+    return not isinstance(_reduction(path, metadata), NoReduction)
+
+
+def _our_metadata(file: Any) -> dict[str, Any]:
+    return json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+
+
+def _reduction(path: Path, metadata: dict[str, Any]) -> Reduction:
+    if "reduction" not in metadata:
+        return NoReduction()
+    try:
+        return parse_reduction(metadata["reduction"])
+    except SettingError as error:
+        raise UserError(f"weights {path}: made with an unknown reduction ({error})") from None
