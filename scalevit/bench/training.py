@@ -1,10 +1,12 @@
-"""`scalevit bench train`: how fast a config's model trains, each strategy with eager and with fused MLPs, in one run.
+"""`scalevit bench train`: how fast a config's model trains, each reduction with eager and with fused MLPs, in one run.
 
-Random images that lie on the device already: the engine and the model are measured, not the loader.
+Random images that are on the device already: the engine and the model are measured, not the loader. Knows models and
+engines through a config; names no reduction and no engine.
 """
 
 import csv
 import gc
+import io
 import json
 import statistics
 import time
@@ -20,6 +22,9 @@ from rich.table import Table
 from scalevit.config.tree import Config
 from scalevit.cpu import prepare_cpu
 from scalevit.distributed import World
+from scalevit.engines.base import Engine
+from scalevit.errors import UserError
+from scalevit.files import write_whole
 from scalevit.models.costs import model_costs
 from scalevit.runs.environment import describe_environment
 from scalevit.terminal import print_table
@@ -30,21 +35,26 @@ _WARM_UP_STEPS = 3
 
 
 @dataclass(frozen=True)
-class Row:
-    """One measured combination; `ratio` is to the first row."""
+class BenchRow:
+    """One measured config, without gradient accumulation. Times are those of rank 0."""
 
     strategy: str
     mlp: str
     engine: str
     precision: str
     micro_batch: int
+    ranks: int
     milliseconds_p20: float
     milliseconds_p50: float
     milliseconds_p80: float
     images_per_second: float
+    """Of all ranks together, at the median time."""
+    images_per_second_per_rank: float
     ratio: float
+    """Of images_per_second to the first row's."""
     mfu: float | None
     peak_memory_bytes: int | None
+    """Of rank 0, on CUDA."""
 
 
 def compare_training(configs: Sequence[Config], *, steps: int, output: Path | None = None) -> None:
@@ -55,40 +65,73 @@ def compare_training(configs: Sequence[Config], *, steps: int, output: Path | No
         output: folder for bench_train.json and bench_train.csv.
 
     Raises:
-        UserError: as `build_model`.
+        UserError: an engine cannot run here, a model cannot be built, or the output cannot be written.
     """
     world = World.from_environment()
-    rows: list[Row] = []
+    rows = _measure_all(configs, world, steps)
+    if not world.is_first:
+        return
+    device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
+    _print(rows, device)
+    if output is not None:
+        _write(rows, output, {"date": date.today().isoformat(), **describe_environment(world.size, device)})
+
+
+def _measure_all(configs: Sequence[Config], world: World, steps: int) -> list[BenchRow]:
+    """Measures the configs one after another."""
     for config in configs:
         check_engine(config, world)
     if world.device.type == "cpu":
         prepare_cpu(ranks_per_node=world.ranks_per_node)
+    rows: list[BenchRow] = []
     with world.process_group(offloads=any(config.engine.offloads for config in configs)):
         for config in configs:
             rows.append(_measure(config, world, steps, first=rows[0] if rows else None))
             gc.collect()
             if world.device.type == "cuda":
                 torch.cuda.empty_cache()
-    device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
-    if not world.is_first:
-        return
-    _print(rows, device)
-    if output is not None:
-        _write(rows, output, {"date": date.today().isoformat(), **describe_environment(world.size, device)})
+    return rows
 
 
-def _measure(config: Config, world: World, steps: int, first: Row | None) -> Row:
-    size, classes, batch = config.model.image_size, config.model.num_classes, config.train.micro_batch
+def _measure(config: Config, world: World, steps: int, first: BenchRow | None) -> BenchRow:
+    batch, precision = config.train.micro_batch, config.train.precision
     one_batch = config.train.model_copy(update={"global_batch": batch * world.size})
     config = config.model_copy(update={"train": one_batch})
     engine = prepare_engine(config, world)()
-    engine.train()
-    generator = torch.Generator(world.device).manual_seed(config.seed)
-    images = torch.randn(batch, 3, size, size, device=world.device, generator=generator)
-    targets = torch.rand(batch, classes, device=world.device, generator=generator).softmax(1)
+    seconds = _step_seconds(engine, config, world.device, steps)
+    engine.close()
+    p20, p50, p80 = (statistics.quantiles(seconds, n=10, method="inclusive")[i] for i in (1, 4, 7))
+    per_rank = batch / p50
+    rate = per_rank * world.size
+    peak = peak_flops(world.device, precision)
+    flops = model_costs(config.model, config.reduction).training_flops
+    return BenchRow(
+        strategy=config.reduction.strategy,
+        mlp=config.kernels.mlp,
+        engine=config.engine.label,
+        precision=precision,
+        micro_batch=batch,
+        ranks=world.size,
+        milliseconds_p20=1e3 * p20,
+        milliseconds_p50=1e3 * p50,
+        milliseconds_p80=1e3 * p80,
+        images_per_second=rate,
+        images_per_second_per_rank=per_rank,
+        ratio=rate / first.images_per_second if first else 1.0,
+        mfu=per_rank * flops / peak if peak else None,
+        peak_memory_bytes=torch.cuda.max_memory_allocated() if world.device.type == "cuda" else None,
+    )
 
-    on_gpu = world.device.type == "cuda"
+
+def _step_seconds(engine: Engine, config: Config, device: torch.device, steps: int) -> list[float]:
+    """Wall-clock time of each measured step on this rank; resets CUDA's peak memory after the warm-up."""
+    size, classes, batch = config.model.image_size, config.model.num_classes, config.train.micro_batch
+    generator = torch.Generator(device).manual_seed(config.seed)
+    images = torch.randn(batch, 3, size, size, device=device, generator=generator)
+    targets = torch.rand(batch, classes, device=device, generator=generator).softmax(1)
+    on_gpu = device.type == "cuda"
     seconds = []
+    engine.train()
     for step in range(_WARM_UP_STEPS + steps):
         if step == _WARM_UP_STEPS and on_gpu:
             torch.cuda.reset_peak_memory_stats()
@@ -100,32 +143,18 @@ def _measure(config: Config, world: World, steps: int, first: Row | None) -> Row
             torch.cuda.synchronize()
         if step >= _WARM_UP_STEPS:
             seconds.append(time.perf_counter() - started)
-    p20, p50, p80 = (statistics.quantiles(seconds, n=10, method="inclusive")[i] for i in (1, 4, 7))
-    rate = batch / p50
-    engine.close()
-    peak = peak_flops(world.device, config.train.precision)
-    flops = model_costs(config.model, config.reduction).training_flops
-    return Row(
-        strategy=config.reduction.strategy,
-        mlp=config.kernels.mlp,
-        engine=config.engine.name,
-        precision=config.train.precision,
-        micro_batch=batch,
-        milliseconds_p20=1e3 * p20,
-        milliseconds_p50=1e3 * p50,
-        milliseconds_p80=1e3 * p80,
-        images_per_second=rate,
-        ratio=rate / first.images_per_second if first else 1.0,
-        mfu=rate * flops / peak if peak else None,
-        peak_memory_bytes=torch.cuda.max_memory_allocated() if on_gpu else None,
+    return seconds
+
+
+def _print(rows: Sequence[BenchRow], device: str) -> None:
+    first = rows[0]
+    table = Table(
+        title=f"training steps on {first.ranks} x {device}, {first.engine}, {first.precision}, "
+        f"{first.micro_batch} images per rank"
     )
-
-
-def _print(rows: list[Row], device: str) -> None:
-    table = Table(title=f"training steps on {device}, {rows[0].precision}, batch {rows[0].micro_batch}")
     for heading in ("strategy", "MLP"):
         table.add_column(heading)
-    for heading in ("ms p20", "ms p50", "ms p80", "images/s", "ratio", "MFU", "peak GiB"):
+    for heading in ("ms p20", "ms p50", "ms p80", "images/s", "images/s\nper rank", "ratio", "MFU", "peak GiB"):
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(
@@ -133,6 +162,7 @@ def _print(rows: list[Row], device: str) -> None:
             row.mlp,
             *(f"{value:.1f}" for value in (row.milliseconds_p20, row.milliseconds_p50, row.milliseconds_p80)),
             f"{row.images_per_second:,.0f}",
+            f"{row.images_per_second_per_rank:,.0f}",
             f"{row.ratio:.2f}",
             "" if row.mfu is None else f"{100 * row.mfu:.1f} %",
             "" if row.peak_memory_bytes is None else f"{row.peak_memory_bytes / 2**30:.2f}",
@@ -140,11 +170,20 @@ def _print(rows: list[Row], device: str) -> None:
     print_table(table)
 
 
-def _write(rows: list[Row], folder: Path, about: dict[str, object]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+def _write(rows: Sequence[BenchRow], folder: Path, about: dict[str, object]) -> None:
+    """Writes bench_train.json and bench_train.csv.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
     records = [asdict(row) for row in rows]
-    (folder / "bench_train.json").write_text(json.dumps({**about, "rows": records}, indent=1) + "\n")
-    with (folder / "bench_train.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, records[0].keys())
-        writer.writeheader()
-        writer.writerows(records)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, records[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "bench_train.json", (json.dumps({**about, "rows": records}, indent=1) + "\n").encode())
+        write_whole(folder / "bench_train.csv", text.getvalue().encode())
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror})") from None

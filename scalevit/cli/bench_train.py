@@ -6,12 +6,16 @@ from pathlib import Path
 from scalevit.cli.parsing import add_config
 from scalevit.config.loading import load_config
 from scalevit.errors import UserError
+from scalevit.models.reductions import REDUCTIONS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     parser.add_argument(
-        "--strategies", nargs="+", default=["none", "grouped", "shallow"], help="values of reduction.strategy"
+        "--strategies",
+        nargs="+",
+        default=[part.kind() for part in REDUCTIONS],
+        help="values of reduction.strategy (default: all)",
     )
     parser.add_argument("--mlps", nargs="+", default=["eager", "auto"], help="values of kernels.mlp")
     parser.add_argument("--steps", type=int, default=20, help="measured optimizer steps (default: %(default)s)")

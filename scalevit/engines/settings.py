@@ -1,5 +1,6 @@
 """The seam of engines: settings that check themselves and build an engine. Must not import torch at module level."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from scalevit.config.base import Part
@@ -9,6 +10,7 @@ if TYPE_CHECKING:
 
     from scalevit.distributed import World
     from scalevit.engines.base import Engine, EngineSpec
+    from scalevit.engines.cost import EngineCost, ParameterLayout
 
 PrecisionName = Literal["bf16", "fp16", "fp32"]
 UpdateScope = Literal["elements", "tensors", "matrices"]
@@ -26,6 +28,39 @@ class EngineSettings(Part):
     def offloads(self) -> bool:
         """Whether parameters are kept in the CPU's memory."""
         return False
+
+    @property
+    def label(self) -> str:
+        """The name in tables, with what tells this kind of sharding from others of the engine, e.g. "ZeRO 1"."""
+        raise NotImplementedError
+
+    @property
+    def overlaps_communication(self) -> bool:
+        """Whether communication runs at the same time as computation."""
+        raise NotImplementedError
+
+    @property
+    def not_estimated(self) -> list[str]:
+        """Names of the settings in use whose effect `cost` leaves out; it returns the cost without them."""
+        return []
+
+    def variants(self) -> Sequence["EngineSettings"]:
+        """Every kind of sharding that this engine offers, for comparison, with these settings wherever they apply."""
+        return [self]
+
+    def cost(
+        self, layout: "ParameterLayout", ranks: int, accumulation: int, *, optimizer_tensors: int, ema: bool
+    ) -> "EngineCost":
+        """Estimates what one rank holds and what one optimizer step sends.
+
+        Args:
+            layout: the model's parameters; the meta device is enough.
+            ranks: of the whole run; `shard_size`-like settings divide them.
+            accumulation: micro-batches per rank and step.
+            optimizer_tensors: state tensors of the parameter's shape, e.g. 2 for AdamW.
+            ema: whether an fp32 copy of the rank's local weights is held.
+        """
+        raise NotImplementedError
 
     def check_training(self, *, precision: PrecisionName, meta_init: bool) -> None:
         """Finds combinations with `train` that this engine cannot run.

@@ -1,5 +1,6 @@
-"""`scalevit plan`: memory, traffic and speed of a run before it is started, per reduction strategy and engine.
+"""`scalevit plan`: memory, traffic and speed of a run before it is started, per reduction and engine.
 
-`trace` runs the real model on shapes, `engines` knows what each engine holds and sends, `devices` are stated numbers,
-`estimate` puts them together, `command` prints. Nothing here trains, and no training code depends on it.
+`activations` runs the real model on shapes, the engines' `cost` says what they hold and send, `devices` is the table of
+devices, `estimate` combines them. Knows models on shapes, engines' settings and the config; must not know process
+groups, training or data files.
 """

@@ -1,7 +1,8 @@
-"""What one micro-batch keeps and moves, taken from the real model's forward and backward on tensors without data.
+"""What one micro-batch keeps and moves, counted in the real model's forward and backward on tensors without data.
 
-The model is built on the meta device and run under `FakeTensorMode`, where every operator computes shapes alone. So any
-timm Vision Transformer is counted as it is: no formula per model stands here.
+The model is built on the meta device and run under `FakeTensorMode`, where operators compute shapes only. So every
+timm Vision Transformer is counted without a formula of its own. Knows models and the fused operator; must not know
+engines' sharding, ranks or data.
 """
 
 import weakref
@@ -34,16 +35,16 @@ MODES: tuple[Mode, ...] = ("eager", "fast", "lean", "recompute")
 
 @dataclass(frozen=True)
 class Trace:
-    """One forward and backward of one micro-batch, weights and their gradients left out."""
+    """One forward and backward of one micro-batch, without weights and their gradients."""
 
     saved_bytes: float
-    """Storages that the forward keeps for the backward, 16-bit copies of the weights (autocast) among them."""
+    """Storages that the forward keeps for the backward, including autocast's 16-bit copies of the weights."""
     peak_bytes: float
-    """Most bytes alive at any moment, images and temporaries included."""
+    """The most bytes allocated at any time, including images and temporaries."""
     flops: float
-    """Of matrix products and attention, what is computed again included."""
+    """Of matrix products and attention, including what is recomputed."""
     traffic_bytes: float
-    """Read and written by all operators but matrix products, attention and fused kernels."""
+    """Read and written by all operators except matrix products, attention and fused kernels."""
 
 
 def trace(
@@ -55,7 +56,7 @@ def trace(
     activation_checkpointing: bool,
     batch: int,
 ) -> Trace:
-    """Runs a micro-batch through the model, on shapes alone.
+    """Runs a micro-batch through the model, on shapes only.
 
     Args:
         batch: images.
@@ -68,7 +69,7 @@ def trace(
     network = build_model(shapes, reduction, seed=0, device="meta", kernels=kernels)
     if activation_checkpointing:
         for block in transformer_blocks(network):
-            # As the engines do. No random state is kept here: shapes do not depend on it.
+            # As the engines do, except for the random state, which shapes do not depend on.
             block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
     for module in network.modules():
         if isinstance(module, FusedMlp):
@@ -84,7 +85,7 @@ def trace(
 
 def _trace(network: nn.Module, model: ModelConfig, precision: str, batch: int) -> Trace:
     for parameter in network.parameters():
-        parameter.grad = torch.empty_like(parameter)  # the engine's to count, as the weights are
+        parameter.grad = torch.empty_like(parameter)  # allocated before: the engine's cost counts it, like the weights
     images = torch.empty(batch, 3, model.image_size, model.image_size)
     targets = torch.empty(batch, model.num_classes)
 
@@ -93,16 +94,16 @@ def _trace(network: nn.Module, model: ModelConfig, precision: str, batch: int) -
             logits = network(images)
         return F.cross_entropy(logits.float(), targets)
 
-    # Apart from each other: with hooks on what is saved, checkpointing frees what it recomputed much later.
+    # Two runs: with hooks on saved tensors, checkpointing would free what it recomputed much later.
     with saved_bytes(network) as saved:
         forward()
-    with Costs() as costs:
+    with CostCounter() as costs:
         forward().backward()
     return Trace(saved.bytes, costs.peak + images.nbytes + targets.nbytes, costs.flops, costs.traffic)
 
 
 def _fused_forward(module: FusedMlp, x: Tensor) -> Tensor:
-    """The fused operator itself: `fused_mlp` would go the eager way, as no kernel runs on this device."""
+    """The fused operator itself: `fused_mlp` would fall back to eager PyTorch, as no kernel runs on this device."""
     rows = x.reshape(-1, x.shape[-1])
     if torch.is_autocast_enabled("cpu"):
         rows = rows.to(torch.get_autocast_dtype("cpu"))
@@ -120,7 +121,7 @@ def _fused_flops(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, *rest: An
 def _fused_backward_flops(
     dy: Tensor, x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, a: Tensor, b: Tensor, *rest: Any, **named: Any
 ) -> int:
-    """Two products for each of the forward's, and fc1 again where nothing was kept."""
+    """Two products for each of the forward's, and fc1 once more if its output was not saved."""
     again = 0 if a.numel() else 2 * x.shape[0] * w1.numel()
     return 2 * _fused_flops(x, w1, b1, w2) + again
 
@@ -133,8 +134,8 @@ def _attention_backward_flops(dy: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest
     return sdpa_backward_flop_count(dy.shape, q.shape, k.shape, v.shape)
 
 
-# Bound by the matrix units; what is not named here is bound by memory. Our operators and a CPU's attention are not
-# known to torch 2.11's table.
+# Operators bound by the matrix units; all others are bound by memory. torch 2.11's table lacks our operators and the
+# CPU's attention.
 _FLOPS: dict[Any, Any] = {
     **flop_registry,
     torch.ops.scalevit.fused_mlp: _fused_flops,
@@ -144,46 +145,56 @@ _FLOPS: dict[Any, Any] = {
 }
 
 
-def _inside(func: Any, args: tuple[Any, ...]) -> int:
-    """Bytes of the buffers that a fused operator makes and frees inside, where no dispatch sees them."""
+def _internal_bytes(func: Any, args: tuple[Any, ...]) -> int:
+    """Bytes of the buffers that a fused operator allocates and frees internally, where no dispatch sees them."""
     if func == torch.ops.scalevit.fused_mlp.default:
         x, w1, w2, save = args[0], args[1], args[3], args[7]
-        hidden = 0 if save == "fast" else 1  # the post-activation, where it is not kept
+        hidden = 0 if save == "fast" else 1  # the post-activation, if it is not saved
     elif func == torch.ops.scalevit.fused_mlp_backward.default:
         x, w1, w2, save = args[1], args[2], args[4], args[9]
-        hidden = {"fast": 1, "lean": 2, "recompute": 3}[save]  # the gradient, and what was not kept
+        hidden = {"fast": 1, "lean": 2, "recompute": 3}[save]  # the gradient, and what was not saved
     else:
         return 0
     cast = w1.numel() + w2.numel() if w1.dtype != x.dtype else 0
     return x.element_size() * (hidden * x.shape[0] * w1.shape[0] + cast)
 
 
-class Counted:
-    """A count that is there when its block has ended."""
+def storage_key(tensor: Tensor | torch.UntypedStorage) -> int:
+    """Identifies a storage while it is allocated; the same for all tensors that are views of it.
 
-    bytes = 0
+    `_cdata` is private to torch. The public `data_ptr` cannot replace it: it is 0 for tensors without data.
+    """
+    storage = tensor.untyped_storage() if isinstance(tensor, Tensor) else tensor
+    return storage._cdata
+
+
+@dataclass
+class SavedBytes:
+    """A count that is complete when its block has ended."""
+
+    bytes: int = 0
 
 
 @contextmanager
-def saved_bytes(module: nn.Module) -> Iterator[Counted]:
-    """Counts the unique storages that autograd keeps from the block's forward, the module's parameters left out."""
-    parameters = {p.untyped_storage()._cdata for p in module.parameters()}
-    kept: dict[int, Any] = {}  # holds them: the address of a freed one may be given out again
-    counted = Counted()
+def saved_bytes(module: nn.Module) -> Iterator[SavedBytes]:
+    """Counts the unique storages that autograd saves in the block's forward, without the module's parameters."""
+    parameters = {storage_key(parameter) for parameter in module.parameters()}
+    kept: dict[int, Any] = {}  # holds the storages: a freed one's key could be reused
+    saved = SavedBytes()
 
     def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in parameters:
-            kept[storage._cdata] = storage
+        key = storage_key(tensor)
+        if key not in parameters:
+            kept[key] = tensor.untyped_storage()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield counted
-    counted.bytes = sum(storage.nbytes() for storage in kept.values())
+        yield saved
+    saved.bytes = sum(storage.nbytes() for storage in kept.values())
 
 
-class Costs(TorchDispatchMode):
-    """Counts FLOPs, bytes read and written, and the storages that operators create while it is active."""
+class CostCounter(TorchDispatchMode):
+    """Counts FLOPs, bytes read and written, and the storages that operators allocate while it is active."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -192,14 +203,14 @@ class Costs(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        before = {tensor.untyped_storage()._cdata for tensor in inputs}
+        before = {storage_key(tensor) for tensor in inputs}
         out = func(*args, **(kwargs or {}))
         results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         for tensor in results:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in self._alive and storage._cdata not in before:
-                self._follow(storage)
-        self.peak = max(self.peak, self.live + _inside(func, args))
+            key = storage_key(tensor)
+            if key not in self._alive and key not in before:
+                self._follow(tensor.untyped_storage())
+        self.peak = max(self.peak, self.live + _internal_bytes(func, args))
         if (count := _FLOPS.get(func._overloadpacket)) is not None:
             self.flops += count(*args, **(kwargs or {}), out_val=out)
         elif not func.is_view:
@@ -207,7 +218,7 @@ class Costs(TorchDispatchMode):
         return out
 
     def _follow(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
+        key, size = storage_key(storage), storage.nbytes()
         self._alive.add(key)
         self.live += size
         self.peak = max(self.peak, self.live)

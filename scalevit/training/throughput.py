@@ -2,34 +2,18 @@
 
 import torch
 
-# Dense bf16 / fp16 tensor-core peak in FLOP/s, from the vendors' data sheets. Longer names first: an "H100 NVL" is
-# slower than an H100.
-_PEAK_FLOPS = {
-    "B200": 2250e12,
-    "GH200": 989e12,
-    "H200": 989e12,
-    "H100 NVL": 835e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "RTX 4090": 165e12,
-    "MI300X": 1307e12,
-    "MI250X": 383e12,
-}
+from scalevit.planning.devices import peak_of_reported
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """The device's dense matrix peak at 16-bit precision in FLOP/s; None where it is not known, or for fp32."""
+    """The device's dense matrix peak at 16-bit precision in FLOP/s; None if it is unknown, or for fp32."""
     if device.type != "cuda" or precision == "fp32":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in _PEAK_FLOPS.items() if part in name), None)
+    return peak_of_reported(torch.cuda.get_device_name(device))
 
 
 class Throughput:
-    """Time and images of training steps, evaluation and saving left out."""
+    """Images and seconds of training steps, without evaluation and saving."""
 
     def __init__(self, flops_per_image: float, peak: float | None) -> None:
         """

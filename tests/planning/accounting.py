@@ -17,9 +17,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 import accounting_worker as worker
 from launching import SECONDS, Ranks
 from scalevit.config.loading import load_config
+from scalevit.engines.cost import ParameterLayout
 from scalevit.models.build import build_model
+from scalevit.models.mlps import transformer_blocks
 from scalevit.planning.activations import trace
-from scalevit.planning.engines import Layout, account
 from scalevit.runs.environment import describe_environment
 
 BUCKET = 2_000_000  # elements: above the model's, as DeepSpeed's 5e8 are above most models'
@@ -66,8 +67,10 @@ def measure(folder: Path) -> list[dict[str, Any]]:
 def _row(ranks: int, case: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
     reduction = worker.REDUCTIONS[case["reduction"]]
     engine = load_config(None, case["settings"]).engine
-    layout = Layout.of(build_model(worker.MODEL, reduction, seed=0, device="meta"))
-    held, sent = account(engine, layout, ranks=ranks, accumulation=case["accumulation"], ema=True)
+    model = build_model(worker.MODEL, reduction, seed=0, device="meta")
+    layout = ParameterLayout.of(model, transformer_blocks(model))
+    cost = engine.cost(layout, ranks, case["accumulation"], optimizer_tensors=2, ema=True)
+    held, sent = cost.memory, cost.traffic
     batch = trace(
         worker.MODEL,
         reduction,
@@ -76,7 +79,7 @@ def _row(ranks: int, case: dict[str, Any], measured: dict[str, Any]) -> dict[str
         activation_checkpointing=False,
         batch=worker.MICRO_BATCH,
     )
-    # ZeRO-3 keeps its bucket and its part of the gradients from the start: they are no part of a step's peak.
+    # ZeRO-3 allocates its bucket and its part of the gradients at the start, so a step's peak does not contain them.
     throughout = held.gradients + 4 * BUCKET if case["engine"].startswith("zero3") else 0
     step_peak = held.peak(batch.peak_bytes) - held.weights - held.optimizer - held.ema - throughout
     state = {"weights": held.weights, "optimizer": held.optimizer, "gradients": held.gradients, "ema": held.ema}

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError, model_validator
@@ -15,7 +16,12 @@ if TYPE_CHECKING:
 
     from scalevit.distributed import World
     from scalevit.engines.base import Engine, EngineSpec
+    from scalevit.engines.cost import EngineCost, ParameterLayout
 
+_Stage = Literal[0, 1, 2, 3]
+_STAGES: tuple[_Stage, ...] = (0, 1, 2, 3)
+# Native settings that only stage 0 has.
+_REPLICATED_ONLY = ("prescale_gradients", "gradient_predivide_factor")
 # Native DeepSpeed settings that follow from other keys of this config.
 _SET_ELSEWHERE = {
     "train_batch_size": "train.global_batch",
@@ -68,7 +74,7 @@ class DeepSpeedSettings(EngineSettings):
     """DeepSpeed ZeRO."""
 
     name: Literal["deepspeed"] = "deepspeed"
-    stage: Literal[0, 1, 2, 3] = 1
+    stage: _Stage = 1
     """0 replicates; 1 shards the optimizer state, 2 the gradients too, 3 the parameters too."""
     overlap_comm: bool | None = None
     """Reduce gradients during the backward; null: DeepSpeed's default (at stage 3 yes, else no)."""
@@ -85,6 +91,35 @@ class DeepSpeedSettings(EngineSettings):
     def offloads(self) -> bool:
         """Whether parameters are kept in the CPU's memory."""
         return self.offload_parameters is not None
+
+    @property
+    def label(self) -> str:
+        return f"ZeRO {self.stage}"
+
+    @property
+    def overlaps_communication(self) -> bool:
+        return self.stage == 3 if self.overlap_comm is None else self.overlap_comm
+
+    @property
+    def not_estimated(self) -> list[str]:
+        return [name for name in ("offload_optimizer", "offload_parameters") if getattr(self, name)]
+
+    def variants(self) -> Sequence[EngineSettings]:
+        return [self if stage == self.stage else self._at_stage(stage) for stage in _STAGES]
+
+    def _at_stage(self, stage: _Stage) -> "DeepSpeedSettings":
+        """Another stage with these settings as far as it has them; nothing is offloaded."""
+        if stage == 0:
+            return DeepSpeedSettings(stage=stage, native=self.native)
+        native = {key: value for key, value in self.native.items() if key not in _REPLICATED_ONLY}
+        return DeepSpeedSettings(stage=stage, overlap_comm=self.overlap_comm, native=native)
+
+    def cost(
+        self, layout: "ParameterLayout", ranks: int, accumulation: int, *, optimizer_tensors: int, ema: bool
+    ) -> "EngineCost":
+        from scalevit.engines.deepspeed.cost import deepspeed_cost
+
+        return deepspeed_cost(self, layout, ranks, accumulation, optimizer_tensors=optimizer_tensors, ema=ema)
 
     def check_training(self, *, precision: PrecisionName, meta_init: bool) -> None:
         if meta_init and self.stage < 3:
@@ -161,7 +196,7 @@ class DeepSpeedSettings(EngineSettings):
             if self.stage < stage:
                 value = json.dumps(getattr(self, key))
                 raise ValueError(f"{key} = {value} needs stage {stage} or above, not {self.stage}")
-        for key in ("prescale_gradients", "gradient_predivide_factor"):
+        for key in _REPLICATED_ONLY:
             if self.stage and key in self.native:
                 raise ValueError(f"native.{key} needs stage 0, not {self.stage}")
         if ("nvme" in (self.offload_optimizer, self.offload_parameters)) != (self.nvme_path is not None):

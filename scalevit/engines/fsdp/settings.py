@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from scalevit.distributed import World
     from scalevit.engines.base import Engine, EngineSpec
+    from scalevit.engines.cost import EngineCost, ParameterLayout
 
 
 class FsdpSettings(EngineSettings):
@@ -36,6 +37,26 @@ class FsdpSettings(EngineSettings):
     def offloads(self) -> bool:
         """Whether parameters are kept in the CPU's memory."""
         return self.cpu_offload
+
+    @property
+    def label(self) -> str:
+        return "FSDP2" if self.shard_size is None else f"HSDP, {self.shard_size} shards"
+
+    @property
+    def overlaps_communication(self) -> bool:
+        return True
+
+    @property
+    def not_estimated(self) -> list[str]:
+        ignored = [name for name in ("cpu_offload", "prefetch") if getattr(self, name)]
+        return [*ignored, *(["mixed_precision"] if self.mixed_precision == "policy" else [])]
+
+    def cost(
+        self, layout: "ParameterLayout", ranks: int, accumulation: int, *, optimizer_tensors: int, ema: bool
+    ) -> "EngineCost":
+        from scalevit.engines.fsdp.cost import fsdp_cost
+
+        return fsdp_cost(self, layout, ranks, accumulation, optimizer_tensors=optimizer_tensors, ema=ema)
 
     def check_training(self, *, precision: PrecisionName, meta_init: bool) -> None:
         if self.mixed_precision == "policy" and precision == "fp32":

@@ -1,0 +1,51 @@
+"""What FSDP2 holds on a rank and sends in a step, around an fp32 model.
+
+Formulas; knows no model and no process group.
+"""
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from scalevit.engines.cost import FP32_BYTES, EngineCost, MemoryUse, ParameterLayout, Traffic
+from scalevit.engines.fsdp.settings import FsdpSettings
+
+
+def fsdp_cost(
+    settings: FsdpSettings,
+    layout: ParameterLayout,
+    ranks: int,
+    accumulation: int,
+    *,
+    optimizer_tensors: int,
+    ema: bool,
+) -> EngineCost:
+    """See `EngineSettings.cost`."""
+    shards = settings.shard_size or ranks
+    full = _padded_bytes(layout.parameters, shards)
+    root = _padded_bytes(layout.root, shards)
+    unit_sizes = [_padded_bytes(unit, shards) for unit in layout.units]
+    units, largest = sum(unit_sizes), max(unit_sizes)
+    shard = full // shards
+    # The root stays gathered from forward to backward, and so do the units without resharding. With it, only the
+    # present and the next unit are gathered. A unit is copied into a flat buffer to be gathered or reduced.
+    gathered = root + (min(units, 2 * largest) if settings.reshard_after_forward else units)
+    memory = MemoryUse(
+        weights=shard,
+        optimizer=optimizer_tensors * shard,
+        gradients=shard,
+        ema=shard if ema else 0,
+        # Gradients stay unreduced until the last micro-batch.
+        backward_buffers=gathered + max(root, largest) + (full if accumulation > 1 else 0),
+        step_buffers=0,
+    )
+    # Without resharding, the units stay gathered until the last micro-batch's backward.
+    all_gather = accumulation * (full + units) if settings.reshard_after_forward else full
+    all_reduce = shard if shards < ranks else 0
+    traffic = Traffic(all_reduce=all_reduce, reduce_scatter=full, all_gather=all_gather, shards=shards)
+    return EngineCost(memory, traffic, updated_bytes=shard)
+
+
+def _padded_bytes(parameters: Iterable[nn.Parameter], shards: int) -> int:
+    """Size in fp32. FSDP2 cuts the first dimension into equal chunks and pads the last ones."""
+    return sum(FP32_BYTES * shards * -(-p.shape[0] // shards) * (p.numel() // p.shape[0]) for p in parameters)

@@ -1,0 +1,102 @@
+"""`scalevit plan` as a user calls it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launching import QUICKSTART
+from scalevit.cli.main import main
+from scalevit.models.reductions import REDUCTIONS
+
+
+def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    main(["plan", "--config", QUICKSTART, *arguments])
+    return capsys.readouterr().out
+
+
+def test_reports_what_fits(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    estimate = json.loads(plan(capsys, "--gpus", "2", "--device", "h200", "--json"))
+    assert [row["strategy"] for row in estimate["rows"]] == [
+        part.kind()
+        for part in REDUCTIONS
+        for _ in range(5)  # ZeRO 0 to 3, FSDP2
+    ]
+    assert all(row["fits"] and row["largest_micro_batch"] == 32 for row in estimate["rows"])
+    # A device with one byte too little for this micro-batch, which is enough for half of it.
+    row = next(r for r in estimate["rows"] if (r["strategy"], r["engine"]) == ("grouped", "FSDP2"))
+    device = {**estimate["device"], "name": "tight", "memory_bytes": row["memory_bytes"] - 1, "usable_memory": 1.0}
+    (tmp_path / "tight.json").write_text(json.dumps(device))
+    tight = json.loads(plan(capsys, "--gpus", "2", "--device", str(tmp_path / "tight.json"), "--json"))
+    row = next(r for r in tight["rows"] if (r["strategy"], r["engine"]) == ("grouped", "FSDP2"))
+    assert not row["fits"]
+    assert row["largest_micro_batch"] == 16
+    assert row["bound_by"] in ("compute", "memory", "link")
+
+
+def test_the_configs_own_engine_keeps_its_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    def rows(*settings: str, nodes: int = 1) -> dict[str, Any]:
+        shown = plan(capsys, "--gpus", "4", "--nodes", str(nodes), "--json", "train.global_batch=128", *settings)
+        return {row["engine"]: row for row in json.loads(shown)["rows"] if row["strategy"] == "grouped"}
+
+    plain, overlapping = rows(), rows("engine.overlap_comm=true")
+    bucket = 4 * int(5e8)  # a second bucket is filled while the first is reduced
+    buffers = [row["ZeRO 1"]["cost"]["memory"]["backward_buffers"] for row in (plain, overlapping)]
+    assert buffers[1] - buffers[0] == bucket
+    # Shards within a node are gathered over its links, and only gradients cross the network.
+    sharded = rows("engine.name=fsdp", "engine.shard_size=2", nodes=2)["HSDP, 2 shards"]
+    assert sharded["seconds"]["link"] < rows("engine.name=fsdp", nodes=2)["FSDP2"]["seconds"]["link"] / 2
+
+
+def test_prints_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = plan(capsys, "--gpus", "2", "--nodes", "2", "--device", "cpu")
+    for part in ("ZeRO 3", "FSDP2", "largest", "bound by", "recompute", "fewer parameters", "Source:"):
+        assert part in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--gpus", "0"], ["--gpus 0", "at least 1"]),
+        (["--gpus", "-4"], ["--gpus -4", "at least 1"]),
+        (["--gpus", "2", "--nodes", "0"], ["--nodes 0"]),
+        (["--gpus", "3", "--nodes", "2"], ["--gpus 3", "nodes = 2"]),
+        (["--gpus", "3"], ["train.global_batch", "micro_batch", "3 ranks"]),
+        (["--gpus", "2", "--device", "h20"], ["h20", "nearest: h200"]),
+        (["--gpus", "2", "--device", "l4"], ["--device l4", "only its peak", "FILE.json"]),
+        (["--gpus", "2", "--device", "missing.json"], ["missing.json", "cannot be read"]),
+        (["--gpus", "2", "train.epoch=3"], ["train.epoch", "nearest: train.epochs"]),
+        (["--gpus", "2", "reduction.group_size=4"], ["group_size"]),
+        (["--gpus", "4", "engine.name=fsdp", "engine.shard_size=3"], ["engine.shard_size = 3"]),
+        (["--gpus", "2", "engine.native.zero_optimization.reduce_bucket_size=x"], ["reduce_bucket_size"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_user_errors_are_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], parts: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        plan(capsys, *arguments)
+    errors = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1
+    for part in parts:
+        assert part in errors
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ("{", "not valid JSON"),
+        ('{"name": "x", "flops": 1}', "unknown key flops"),
+        ('{"name": "x"}', "flops_16bit: Field required"),
+    ],
+)
+def test_an_invalid_device_file_is_reported_in_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, content: str, part: str
+) -> None:
+    (tmp_path / "device.json").write_text(content)
+    with pytest.raises(SystemExit) as ended:
+        plan(capsys, "--gpus", "2", "--device", str(tmp_path / "device.json"))
+    assert ended.value.code == 2
+    assert part in capsys.readouterr().err

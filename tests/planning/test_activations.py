@@ -1,0 +1,109 @@
+"""Activations counted on shapes against those of the real model."""
+
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from launching import SECONDS, environment
+from scalevit.config.model import ModelConfig
+from scalevit.models.build import build_model
+from scalevit.models.costs import model_costs
+from scalevit.models.mlps import transformer_blocks
+from scalevit.models.reductions.grouped import GroupedReduction
+from scalevit.models.reductions.none import NoReduction
+from scalevit.planning.activations import saved_bytes, storage_key, trace
+
+SMALL = ModelConfig(
+    name="vit_tiny_patch16_224",
+    image_size=16,
+    num_classes=5,
+    drop_path=0.1,
+    kwargs={"patch_size": 4, "embed_dim": 32, "depth": 4, "num_heads": 2},
+)
+BATCH = 4
+
+
+@pytest.mark.parametrize("reduction", [NoReduction(), GroupedReduction()], ids=lambda r: r.strategy)
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_activations_are_those_of_the_real_model(reduction, checkpointing: bool, precision: str) -> None:
+    model = build_model(SMALL, reduction, seed=0).train()
+    if checkpointing:
+        for block in transformer_blocks(model):
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+    with saved_bytes(model) as saved:
+        with autocast:
+            logits = model(torch.randn(BATCH, 3, 16, 16))
+        torch.nn.functional.cross_entropy(logits.float(), torch.rand(BATCH, 5))
+    estimate = trace(
+        SMALL, reduction, mode="eager", precision=precision, activation_checkpointing=checkpointing, batch=BATCH
+    )
+    assert estimate.saved_bytes == saved.bytes
+
+
+def test_activations_of_the_fused_mlp_are_those_of_the_kernels() -> None:
+    """Triton's interpreter runs them, in a process of its own."""
+    script = """
+import json, torch
+from scalevit.config.model import KernelsConfig
+from scalevit.models.build import build_model
+from scalevit.models.fused_mlp import fuse_mlps
+from scalevit.planning.activations import saved_bytes
+from test_activations import SMALL, GroupedReduction
+result = {}
+for mode in ("fast", "lean", "recompute"):
+    model = build_model(SMALL, GroupedReduction(), seed=0).train()
+    fuse_mlps(model, KernelsConfig(mlp="triton", save=mode), torch.device("cpu"))
+    with saved_bytes(model) as saved:
+        torch.nn.functional.cross_entropy(model(torch.randn(1, 3, 16, 16)), torch.rand(1, 5))
+    result[mode] = saved.bytes
+print(json.dumps(result))
+"""
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "support")]
+    paths = f"import sys; sys.path[:0] = {folders!r}\n"
+    outcome = subprocess.run(
+        [sys.executable, "-c", paths + script],
+        env=environment(TRITON_INTERPRET="1"),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    for mode, size in json.loads(outcome.stdout.splitlines()[-1]).items():
+        settings: Any = {"mode": mode, "precision": "fp32", "activation_checkpointing": False, "batch": 1}
+        assert trace(SMALL, GroupedReduction(), **settings).saved_bytes == size, mode
+
+
+def test_save_modes_differ_by_bytes_per_hidden_unit_and_token() -> None:
+    settings: Any = {"precision": "bf16", "activation_checkpointing": False, "batch": BATCH}
+    saved = {
+        mode: trace(SMALL, NoReduction(), mode=mode, **settings).saved_bytes for mode in ("fast", "lean", "recompute")
+    }
+    hidden = BATCH * 4 * 17 * 128  # micro-batch, blocks, tokens, units
+    assert saved["fast"] - saved["lean"] == 2 * hidden
+    assert saved["lean"] - saved["recompute"] == 2 * hidden
+
+
+def test_flops_are_those_of_describe() -> None:
+    settings: Any = {"mode": "fast", "precision": "bf16", "batch": BATCH}
+    plain = trace(ModelConfig(), NoReduction(), activation_checkpointing=False, **settings).flops / BATCH
+    again = trace(ModelConfig(), NoReduction(), activation_checkpointing=True, **settings).flops / BATCH
+    known = model_costs(ModelConfig(), NoReduction()).training_flops
+    # Attention's backward computes QK^T a second time, which the usual three passes leave out.
+    assert plain == pytest.approx(known, rel=0.01)
+    assert again / plain == pytest.approx(4 / 3, rel=0.01)
+
+
+def test_storage_keys_are_equal_for_views_and_different_for_storages_without_data() -> None:
+    """`storage_key` uses a private name of torch; this fails if its meaning changes."""
+    tensor, other = torch.empty(4, device="meta"), torch.empty(4, device="meta")
+    assert storage_key(tensor) == storage_key(tensor[1:]) == storage_key(tensor.untyped_storage())
+    assert storage_key(tensor) != storage_key(other)
