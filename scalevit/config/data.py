@@ -55,7 +55,7 @@ class DataConfig(Section):
     workers: NonNegativeInt = 8
     """Loader processes per rank; 0 loads in the training process. The order does not depend on it."""
     transforms: Literal["timm", "fast"] = "timm"
-    """timm: its own transforms; fast: the same recipe with the resize in torch (pixels within one level of timm's) and
+    """timm: its own transforms; fast: the same recipe with the resize in torch (pixels within two levels of timm's) and
     the augmentation in numpy. With both, normalisation and random erasing happen on the device."""
     label_key: str = "label"
     """Key of the label in `.json` members; `.cls` and `.txt` need none."""

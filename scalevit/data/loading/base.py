@@ -90,7 +90,7 @@ class TrainingBatches(ABC):
     @property
     @abstractmethod
     def index_faults(self) -> Sequence[Fault]:
-        """Samples of the shards that are never shown because they cannot be used."""
+        """Samples of the shards that are never used because they are bad."""
 
     @property
     @abstractmethod
