@@ -6,7 +6,9 @@
 # make lint        formatting, lint and types
 # make gpu         tests and benchmarks that need a GPU, within 9 minutes; says so and ends well without one.
 #                  `make gpu VENV= PYTHON=python3` takes a Python that has torch already and installs nothing
-# make schema      write configs/schema.json anew
+# make schema      write configs/schema.json and docs/config.md from the config classes
+# make docs        the documentation as a site in build/site; a dead link is an error
+# make wheel       the package in dist/
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -18,7 +20,7 @@ STAMP := $(call stamp,$(VENV),constraints.txt)
 OLDEST_STAMP := $(call stamp,$(OLDEST),constraints-oldest.txt)
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: setup quickstart test test-isa test-oldest lint gpu schema
+.PHONY: setup quickstart test test-isa test-oldest lint gpu schema docs wheel
 
 setup: $(STAMP)
 
@@ -42,7 +44,7 @@ define install
 endef
 
 $(STAMP):
-	$(call install,$(VENV),constraints.txt,--editable '.[dev]')
+	$(call install,$(VENV),constraints.txt,--editable '.[dev,docs]')
 
 $(OLDEST_STAMP):
 	$(call install,$(OLDEST),constraints-oldest.txt,torch triton numpy pytest,--editable .)
@@ -73,7 +75,17 @@ lint: setup
 	@$(RUN) mypy
 
 schema: setup
-	@$(RUN) scalevit schema > configs/schema.json
+	@$(RUN) scalevit schema > configs/.schema.json && mv configs/.schema.json configs/schema.json
+	@$(RUN) scalevit schema --markdown > docs/.config.md && mv docs/.config.md docs/config.md
+
+docs: setup
+	@$(RUN) mkdocs build --quiet --strict
+
+# From a copy: setuptools would put what an earlier build left into the wheel.
+wheel: setup
+	@folder=$$(mktemp -d) && trap 'rm -r "$$folder"' EXIT && \
+		cp -r pyproject.toml README.md LICENSE scalevit kernels configs "$$folder" && \
+		$(RUN) python -m pip wheel --quiet --no-deps --wheel-dir dist "$$folder"
 
 gpu: $(if $(VENV),setup)
 	@$(if $(VENV),$(VENV)/bin/python,$(PYTHON)) tests/support/gpu_session.py --output "$${OUT:-docs/results}"

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 
@@ -65,6 +66,20 @@ def settings_of(argument: str) -> Iterator[None]:
         yield
     except SettingError as error:
         raise SettingError(f"{argument}.{error.argument}", error.value, error.reason) from error
+
+
+def require(module: str, *, extra: str) -> None:
+    """Makes sure that an optional package is installed, before it is imported where it is used.
+
+    Args:
+        module: its import name, e.g. "wandb".
+        extra: the extra of scalevit that installs it, e.g. "wandb".
+
+    Raises:
+        UserError: it is missing; names the command that installs it.
+    """
+    if find_spec(module) is None:
+        raise UserError(f"the package {module!r} is not installed; pip install 'scalevit[{extra}]'")
 
 
 def nearest(given: str, valid: Iterable[str], *, cutoff: float = 0.5) -> str | None:

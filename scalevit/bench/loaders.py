@@ -5,7 +5,6 @@ of the process that collects its batches is measured, so other processes on the 
 contestants of one run. Knows loaders, ours and others'; must not know models.
 """
 
-import argparse
 import csv
 import json
 import os
@@ -17,13 +16,12 @@ import time
 from collections.abc import Callable, Iterable
 from datetime import date
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scalevit.errors import UserError
+from scalevit.errors import UserError, require
 
 _POLICY = "rand-m9-mstd0.5-inc1"
 _SIZE, _BATCH = 224, 32
@@ -224,45 +222,41 @@ def seconds_to_resume(shards: str, position: int) -> dict[str, float]:
     return {"ours": ours, "skipping": (time.perf_counter() - started) / some * position}
 
 
-def main(argv: list[str]) -> None:
-    """Entry point of `scalevit bench data`.
+def compare_loaders(images: int, batches: int, rounds: int, output: Path) -> None:
+    """Measures every loader on the same images, writes the results and prints them.
+
+    Args:
+        images: number of generated JPEGs.
+        batches: batches of 32 per loader and round.
+        rounds: rounds, of which the median counts.
+        output: path of the .csv, .json and .png, without suffix.
 
     Raises:
-        UserError: a contestant fails, or numbers below 1.
+        UserError: a loader fails, or matplotlib is missing.
     """
-    parser = argparse.ArgumentParser(prog="scalevit bench data", description=__doc__)
-    parser.add_argument("--images", type=int, default=400, help="generated JPEGs (default: %(default)s)")
-    parser.add_argument("--batches", type=int, default=12, help=f"of {_BATCH} per round (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="of which the median counts (default: %(default)s)")
-    parser.add_argument("--output", default="data_loaders", help="path of the .csv, .json and .png, without ending")
-    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # contestant, images, shards: in a fresh process
-    arguments = parser.parse_args(argv)
-    if min(arguments.images, arguments.batches, arguments.rounds) < 1:
-        raise UserError("--images, --batches and --rounds must be at least 1")
-    if arguments.one:
-        name, images, shards = arguments.one
-        measured: Any = seconds_to_resume(shards, 10**6) if name == "resume" else None
-        print(json.dumps(measured or measure(name, images, shards, arguments.batches, arguments.rounds)), flush=True)
-        os._exit(0)  # others' workers and threads may outlast their loader
-    if find_spec("matplotlib") is None:  # before the minutes of measuring
-        raise UserError("the plot needs the package matplotlib; pip install matplotlib")
+    require("matplotlib", extra="plots")  # before the minutes of measuring
     with tempfile.TemporaryDirectory() as folder:
-        images_path, shards_path = make_images(Path(folder), arguments.images)
+        images_path, shards_path = make_images(Path(folder), images)
         size = np.mean([path.stat().st_size for path in images_path.rglob("*.jpg")])
         rates: dict[str, list[float]] = {name: [] for name in _CONTESTANTS}
         # Round by round, so that a busy minute of the machine meets all alike.
-        for _ in range(arguments.rounds):
+        for _ in range(rounds):
             for name in _CONTESTANTS:
-                rates[name] += _in_fresh_process(name, images_path, shards_path, arguments.batches)
+                rates[name] += _in_fresh_process(name, images_path, shards_path, batches)
         resume = _in_fresh_process("resume", images_path, shards_path, 1)
-    _report(arguments, rates, resume, float(size))
+    about = {
+        "command": f"scalevit bench data --images {images} --batches {batches} --rounds {rounds}",
+        "mean_jpeg_bytes": round(float(size)),
+        "images_per_cpu_second": rates,
+        "seconds_to_resume_at_position_1e6": resume,
+    }
+    _report(output, rates, resume, about)
 
 
 def _in_fresh_process(name: str, images: Path, shards: Path, batches: int) -> Any:
-    program = "import sys; from scalevit.bench.loaders import main; main(sys.argv[1:])"
-    command = [sys.executable, "-c", program, "--batches", str(batches), "--rounds", "1"]
+    program = "import sys; from scalevit.bench.loaders import measure_one; measure_one(*sys.argv[1:])"
     done = subprocess.run(
-        [*command, "--one", name, str(images), str(shards)],
+        [sys.executable, "-c", program, name, str(images), str(shards), str(batches)],
         capture_output=True, text=True, timeout=1800, check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
@@ -271,9 +265,14 @@ def _in_fresh_process(name: str, images: Path, shards: Path, batches: int) -> An
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _report(
-    arguments: argparse.Namespace, rates: dict[str, list[float]], resume: dict[str, float], size: float
-) -> None:
+def measure_one(name: str, images: str, shards: str, batches: str) -> None:
+    """Prints as JSON what one contestant reaches in one round, or how long resuming takes; ends this process."""
+    measured = seconds_to_resume(shards, 10**6) if name == "resume" else measure(name, images, shards, int(batches), 1)
+    print(json.dumps(measured), flush=True)
+    os._exit(0)  # others' workers and threads may outlast their loader
+
+
+def _report(output: Path, rates: dict[str, list[float]], resume: dict[str, float], about: dict[str, Any]) -> None:
     medians = {name: float(np.median(values)) for name, values in rates.items()}
     rows = [
         dict(
@@ -281,7 +280,6 @@ def _report(
         )
         for name, rate in sorted(medians.items(), key=lambda item: -item[1])
     ]
-    output = Path(arguments.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     with open(output.with_suffix(".csv"), "w", newline="") as file:
         writer = csv.DictWriter(file, _FIELDS)
@@ -289,15 +287,10 @@ def _report(
         for row in rows:
             writer.writerow({key: f"{value:.4g}" if isinstance(value, float) else value for key, value in row.items()})
     packages = ("torch", "torchvision", "timm", "webdataset", "pillow", "simplejpeg", "numpy")
-    about = {
-        "command": f"scalevit bench data --images {arguments.images} --batches {arguments.batches} "
-        f"--rounds {arguments.rounds}",
+    about |= {
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "versions": {name: version(name) for name in packages},
-        "mean_jpeg_bytes": round(size),
-        "images_per_cpu_second": rates,
-        "seconds_to_resume_at_position_1e6": resume,
     }
     output.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
     _plot(rows, output.with_suffix(".png"))

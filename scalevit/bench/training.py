@@ -3,7 +3,6 @@
 Random images that lie on the device already: the engine and the model are measured, not the loader.
 """
 
-import argparse
 import csv
 import gc
 import json
@@ -18,11 +17,9 @@ import torch
 import torch.nn.functional as F
 from rich.table import Table
 
-from scalevit.config.loading import load_config
 from scalevit.config.tree import Config
 from scalevit.distributed import World
 from scalevit.engines.factory import check_engine
-from scalevit.errors import UserError
 from scalevit.models.costs import model_costs
 from scalevit.runs.folder import describe_environment
 from scalevit.terminal import print_table
@@ -50,34 +47,23 @@ class Row:
     peak_memory_bytes: int | None
 
 
-def main(argv: Sequence[str]) -> None:
-    """Measures every strategy with every kind of MLP and prints the table.
+def compare_training(configs: Sequence[Config], *, steps: int, output: Path | None = None) -> None:
+    """Measures training steps of each config, and prints a table with their ratios to the first.
+
+    Args:
+        steps: measured optimizer steps per config, at least 2.
+        output: folder for bench_train.json and bench_train.csv.
 
     Raises:
-        UserError: as `load_config` and `build_model`.
+        UserError: as `build_model`.
     """
-    parser = argparse.ArgumentParser(prog="scalevit bench train", description="Training steps, side by side.")
-    parser.add_argument("--config", required=True, help="a JSON file, see configs/")
-    parser.add_argument("--strategies", nargs="+", default=["none", "grouped", "shallow"], help="of reduction")
-    parser.add_argument("--mlps", nargs="+", default=["eager", "auto"], help="values of kernels.mlp")
-    parser.add_argument("--steps", type=int, default=20, help="measured optimizer steps (default: %(default)s)")
-    parser.add_argument("--output", type=Path, help="folder for bench_train.json and bench_train.csv")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that win over the file's")
-    arguments = parser.parse_intermixed_args(argv)
-    if arguments.steps < 2:
-        raise UserError(f"--steps {arguments.steps}: must be at least 2, for percentiles")
-    configs = [
-        load_config(arguments.config, [*arguments.overrides, f"reduction.strategy={strategy}", f"kernels.mlp={mlp}"])
-        for strategy in arguments.strategies
-        for mlp in arguments.mlps
-    ]
     world = World.from_environment()
     rows: list[Row] = []
     for config in configs:
         check_engine(config.engine, world)
     with world.process_group(offloads=any(config.engine.offloads for config in configs)):
         for config in configs:
-            rows.append(_measure(config, world, arguments.steps, first=rows[0] if rows else None))
+            rows.append(_measure(config, world, steps, first=rows[0] if rows else None))
             gc.collect()
             if world.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -85,8 +71,8 @@ def main(argv: Sequence[str]) -> None:
     if not world.is_first:
         return
     _print(rows, device)
-    if arguments.output is not None:
-        _write(rows, arguments.output, {"date": date.today().isoformat(), **describe_environment(world.size, device)})
+    if output is not None:
+        _write(rows, output, {"date": date.today().isoformat(), **describe_environment(world.size, device)})
 
 
 def _measure(config: Config, world: World, steps: int, first: Row | None) -> Row:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from scalevit.cli.parsing import add_config
 from scalevit.config.loading import load_config
 from scalevit.config.tree import SECTIONS
 from scalevit.errors import naming_settings
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", required=True, help="a JSON file, see configs/")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that win over the file's")
+    add_config(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -3,9 +3,12 @@
 Knows pydantic alone. Must not import torch or another room, so that a config is checked in milliseconds.
 """
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from scalevit.errors import SettingError
 
 UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -24,6 +27,9 @@ class Section(BaseModel):
         allow_inf_nan=False,
         protected_namespaces=(),
     )
+
+
+AnySection = TypeVar("AnySection", bound=Section)
 
 
 class Part(Section):
@@ -48,3 +54,20 @@ def one_of(parts: tuple[type[Part], ...]) -> Any:
     for part in parts[1:]:
         union = union | part
     return Annotated[union, Field(discriminator=keys.pop())]
+
+
+def parse_section(section: type[AnySection], settings: Mapping[str, Any]) -> AnySection:
+    """A section from plain values, for code that is called from Python and not with a config.
+
+    Raises:
+        SettingError: an unknown setting or an impossible value; names the first one.
+    """
+    try:
+        return section.model_validate(dict(settings))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"])) or section.__name__
+        if first["type"] == "extra_forbidden":
+            allowed = ", ".join(section.model_fields)
+            raise SettingError(key, first["input"], f"unknown setting; allowed: {allowed}") from None
+        raise SettingError(key, first["input"], first["msg"].removeprefix("Value error, ")) from None

@@ -1,4 +1,4 @@
-"""Where images come from and what happens to them."""
+"""The data section: where images come from and how they are augmented. Plain settings; must not know a room."""
 
 from typing import Annotated, Literal
 
@@ -8,74 +8,76 @@ from scalevit.config.base import FilePath, NonNegativeFloat, NonNegativeInt, Sec
 
 
 class AugmentationConfig(Section):
-    """What happens to a training image; the defaults are timm's plus the paper's."""
+    """Augmentation of training images. The defaults are timm's with the paper's changes."""
 
     aug_repeats: PositiveInt = 3
-    """Augmented copies of each decoded image (repeated augmentation); an epoch stays as many images long."""
+    """Augmented copies of each decoded image (repeated augmentation). The length of an epoch does not change."""
     crop_scale: tuple[PositiveFloat, PositiveFloat] = (0.08, 1.0)
-    """Area of the random crop relative to the image."""
+    """Smallest and largest area of the random crop, as a fraction of the image."""
     crop_ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
-    """Aspect ratio of the random crop."""
+    """Smallest and largest aspect ratio (width over height) of the random crop."""
     hflip: UnitInterval = 0.5
     """Probability of a horizontal flip."""
     color_jitter: UnitInterval = 0.4
-    """Strength of colour jitter; not used where auto_augment is (timm's rule)."""
+    """Strength of colour jitter; not used together with auto_augment (as in timm)."""
     auto_augment: str | None = "rand-m9-mstd0.5-inc1"
-    """timm's RandAugment / AutoAugment policy, or null."""
+    """A RandAugment or AutoAugment policy in timm's notation; null applies none."""
     interpolation: Literal["random", "bilinear", "bicubic"] = "random"
-    """Resampling of the training crop; random draws bilinear or bicubic."""
+    """Resampling of the training crop; random chooses bilinear or bicubic for each image."""
     random_erasing: UnitInterval = 0.25
-    """Probability of erasing a rectangle (timm's pixel mode)."""
+    """Probability that a rectangle of an image is erased (timm's pixel mode)."""
     mixup: NonNegativeFloat = 0.8
-    """Alpha of mixup's Beta distribution; 0 turns it off."""
+    """Alpha of mixup's Beta distribution; 0 disables mixup."""
     cutmix: NonNegativeFloat = 1.0
-    """Alpha of CutMix; with both on, each batch takes one of the two."""
+    """Alpha of CutMix's Beta distribution; 0 disables CutMix. With both enabled, each batch uses one of them."""
     mixup_prob: UnitInterval = 1.0
-    """Probability that a batch is mixed at all."""
+    """Probability that a batch is mixed."""
 
     @model_validator(mode="after")
     def _ranges(self) -> "AugmentationConfig":
         for name, (low, high) in (("crop_scale", self.crop_scale), ("crop_ratio", self.crop_ratio)):
             if low > high:
-                raise ValueError(f"{name} = [{low}, {high}]: the first must not be above the second")
+                raise ValueError(f"{name} = [{low}, {high}]: the first must not be greater than the second")
         if self.crop_scale[1] > 1:
-            raise ValueError(f"crop_scale = {list(self.crop_scale)}: a crop has at most the image's area (1.0)")
+            raise ValueError(f"crop_scale = {list(self.crop_scale)}: a crop is at most the whole image (1.0)")
         return self
 
 
 class DataConfig(Section):
-    """Where the WebDataset shards are and how images become tensors."""
+    """WebDataset shards and how their images become tensors."""
 
     train: FilePath = "data/imagenet/train"
-    """Training shards: a folder of .tar files, or a pattern with * or {000..146}."""
+    """Training shards: a folder of .tar files, a pattern with * or {000..146}, or an address (s3://, gs://, https://)."""
     validation: FilePath = "data/imagenet/validation"
-    """Validation shards, likewise."""
+    """Validation shards, in the same forms."""
     builtin: Literal["digits"] | None = None
-    """digits: write scikit-learn's handwritten digits as shards to those folders when they are missing."""
+    """digits: scikit-learn's handwritten digits, written as shards to those two folders if they are missing; null: the
+    shards must exist."""
     workers: NonNegativeInt = 8
-    """Loader processes per rank; 0 loads in the training process. The order does not depend on it."""
+    """Loader processes per rank; 0 loads in the training process. Results do not depend on it."""
     transforms: Literal["timm", "fast"] = "timm"
-    """timm: its own transforms; fast: the same recipe with the resize in torch (pixels within two levels of timm's) and
-    the augmentation in numpy. With both, normalisation and random erasing happen on the device."""
+    """timm: timm's transforms. fast: the same recipe with the resize in torch (pixels differ from timm's by at most two
+    levels) and the augmentation in numpy. Normalisation and random erasing are done on the device in both cases."""
     label_key: str = "label"
-    """Key of the label in `.json` members; `.cls` and `.txt` need none."""
+    """Key of the label in `.json` members of the shards; not used for `.cls` and `.txt` members."""
     max_faults: NonNegativeInt = 100
-    """So many bad samples may a run have, of training and validation together. They are listed in
-    `runs/NAME/data_faults.jsonl`; in training others are shown in their place, in evaluation they count as wrong."""
+    """Maximum number of bad samples in a run, training and validation together. They are listed in
+    `runs/NAME/data_faults.jsonl`. In training they are replaced by other samples, in evaluation they count as wrong."""
     stream_samples_per_epoch: PositiveInt | None = None
-    """Read the training shards as a stream, so many samples an epoch: for `pipe:` commands and servers that give no
-    ranges. A stream is not exactly resumable, has no repeats, and needs a shard per worker; null reads at any place."""
+    """Read the training shards as a stream with this number of samples per epoch: for `pipe:` commands and servers
+    without range requests. A stream is not exactly resumable, supports no repeats and needs at least one shard per
+    worker. null reads samples at any position."""
     cache: str | None = None
-    """Folder on each node for chunks of shards at an address (s3://, gs://, https://, ...); null fetches every sample
-    by itself."""
+    """Folder on each node that caches chunks of shards at an address (s3://, gs://, https://); null fetches every
+    sample separately."""
     cache_gb: PositiveFloat | None = None
-    """Most gigabytes in that folder; null for no limit. `scalevit shards plan` tells how much is needed."""
+    """Maximum size of that folder in gigabytes; null for no limit. `scalevit shards plan` estimates what is needed."""
     mean: tuple[UnitInterval, UnitInterval, UnitInterval] | None = None
-    """Per-channel mean of the normalisation; null takes the timm model's own."""
+    """Per-channel mean of the normalisation; null takes that of the timm model."""
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
-    """Per-channel standard deviation; null takes the timm model's own."""
+    """Per-channel standard deviation of the normalisation; null takes that of the timm model."""
     crop_pct: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    """Evaluation: central crop over resized side; null takes the timm model's own."""
+    """Evaluation: side of the central crop as a fraction of the resized side; null takes that of the timm model."""
     augmentation: AugmentationConfig = AugmentationConfig()
 
     @model_validator(mode="after")
@@ -83,5 +85,5 @@ class DataConfig(Section):
         for name in ("train", "validation"):
             path = getattr(self, name)
             if self.builtin and (path.endswith(".tar") or "://" in path or set(path) & set("*?[]{}")):
-                raise ValueError(f"{name} = {path!r}: builtin data are written to a plain folder")
+                raise ValueError(f"{name} = {path!r}: builtin data sets are written to a plain folder")
         return self

@@ -1,6 +1,5 @@
 """What pydantic finds wrong, in one line: the key, its value, what is allowed and the nearest valid name."""
 
-import difflib
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -8,9 +7,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from scalevit.config.tree import Config
+from scalevit.errors import nearest
 
 
 def explain(error: ValidationError, settings: dict[str, Any]) -> str:
+    """One line for the first problem, with the number of further ones.
+
+    Args:
+        settings: what was validated, nested.
+    """
     problems = error.errors(include_url=False)
     first = problems[0]
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -21,22 +26,27 @@ def explain(error: ValidationError, settings: dict[str, Any]) -> str:
     match first["type"]:
         case "extra_forbidden":
             prefix = "".join(f"{part}." for part in path[:-1])
-            nearest = _nearest(path[-1], section.get("properties", {}), prefix)
-            return f"config: unknown key {key} = {value}; {nearest}{more}"
+            hint = _hint(path[-1], section.get("properties", {}), prefix)
+            return f"config: unknown key {key} = {value}; {hint}{more}"
         case "union_tag_invalid" | "union_tag_not_found":
             name = first["ctx"]["discriminator"].strip("'")
-            allowed = [tag.strip().strip("'") for tag in first["ctx"].get("expected_tags", "").split(",") if tag]
+            tags = [tag.strip().strip("'") for tag in first["ctx"].get("expected_tags", "").split(",") if tag]
             if "tag" not in first["ctx"]:
                 return f"config: {key}.{name} is missing{more}"
-            nearest = _nearest(first["ctx"]["tag"], allowed)
-            return f"config: {key}.{name} = {json.dumps(first['ctx']['tag'])} is not known; {nearest}{more}"
+            hint = _hint(first["ctx"]["tag"], tags)
+            return f"config: {key}.{name} = {json.dumps(first['ctx']['tag'])} is not known; {hint}{more}"
         case "value_error":
             where = f"{key}: " if key else ""
             return f"config: {where}{first['ctx']['error']}{more}"
-    nearest = ""
-    if isinstance(first["input"], str) and (close := difflib.get_close_matches(first["input"], _choices(field))):
-        nearest = f"; nearest: {close[0]!r}"
-    return f"config: {key} = {value}: must be {_allowed(field, schema) or first['msg']}{nearest}{more}"
+    hint = ""
+    if isinstance(first["input"], str) and (close := nearest(first["input"], _choices(field))):
+        hint = f"; nearest: {close!r}"
+    return f"config: {key} = {value}: must be {allowed(field, schema) or first['msg']}{hint}{more}"
+
+
+def key_path(loc: tuple[int | str, ...], settings: dict[str, Any]) -> list[str]:
+    """The user's key path of a location in a `ValidationError`, e.g. ["engine", "stage"]."""
+    return _locate(loc, Config.model_json_schema(), settings)[0]
 
 
 def _locate(
@@ -49,13 +59,13 @@ def _locate(
     here = settings
     for part in loc:
         if isinstance(part, str) and not (isinstance(here, dict) and part in here):
-            # pydantic puts the tag of a union into the location: step into that kind, no key of the user's.
+            # pydantic puts the tag of a union into the location: step into that type; it is not a key of the user's.
             mapping = field.get("discriminator", {}).get("mapping", {})
             if part in mapping:
                 field = _resolve({"$ref": mapping[part]}, schema)
             continue
         if isinstance(part, int) and part >= len(here):
-            break  # a list that is too short: the list itself is the matter
+            break  # a list that is too short: the problem is the list itself
         path.append(str(part))
         section = field
         if isinstance(part, int):
@@ -80,11 +90,10 @@ def _resolve(field: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     return field
 
 
-def _nearest(given: str, valid: Iterable[str], prefix: str = "") -> str:
+def _hint(given: str, valid: Iterable[str], prefix: str = "") -> str:
     names = list(valid)
-    close = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
-    if close:
-        return f"nearest: {prefix}{close[0]} (allowed: {', '.join(names)})"
+    if close := nearest(given, names):
+        return f"nearest: {prefix}{close} (allowed: {', '.join(names)})"
     return f"allowed: {', '.join(names)}" if names else "no keys are allowed here"
 
 
@@ -112,13 +121,13 @@ _TYPES = {
 }
 
 
-def _allowed(field: dict[str, Any], schema: dict[str, Any]) -> str:
+def allowed(field: dict[str, Any], schema: dict[str, Any]) -> str:
     """What a schema accepts, in words: 'an integer above 0'."""
     field = _resolve(field, schema)
     if "oneOf" in field:
         return "a section"
     if "anyOf" in field:
-        return " or ".join(_allowed(kind, schema) for kind in field["anyOf"])
+        return " or ".join(allowed(kind, schema) for kind in field["anyOf"])
     if "const" in field or "enum" in field:
         values = field.get("enum", [field.get("const")])
         return ("one of " if len(values) > 1 else "") + ", ".join(json.dumps(value) for value in values)

@@ -1,8 +1,9 @@
 """From a config file and overrides to a valid `Config`, or to one line that says what is wrong.
 
-A file may name another with `extends` (relative to itself); `key.sub=value` overrides from the command line come
-last. Later layers win key by key. Where a layer changes the kind of a section (`reduction.strategy`,
-`engine.name`), that section starts anew, so that `reduction.strategy=shallow` works on a grouped config.
+A config is a path or the name of a preset (`configs/`, in the installed package `scalevit/presets`). A file may name
+another with `extends`; `key.sub=value` overrides from the command line are applied last. Later layers override earlier
+ones key by key. Where a layer changes the type of a section (`reduction.strategy`, `engine.name`), that section is
+replaced, so that `reduction.strategy=shallow` works on a grouped config.
 """
 
 import json
@@ -13,32 +14,36 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from scalevit.config.explain import explain
+from scalevit.config.explain import explain, key_path
+from scalevit.config.renamed import refuse_renamed
 from scalevit.config.tree import Config
-from scalevit.errors import UserError
+from scalevit.errors import UserError, nearest
 
-# Keys of a file that are not settings: the parent, and the schema that editors complete from.
-_META_KEYS = ("extends", "$schema")
+PRESETS = Path(__file__).parents[1] / "presets"
+
+# Keys of a file that are not settings: its parent, a note for readers, and the schema that editors complete from.
+_META_KEYS = ("extends", "about", "$schema")
 
 
-def load_config(path: str | os.PathLike[str] | None, overrides: Iterable[str] = ()) -> Config:
+def load_config(config: str | os.PathLike[str] | None, overrides: Iterable[str] = ()) -> Config:
     """Reads, merges and validates.
 
     Args:
-        path: a JSON file, or None for the defaults alone.
+        config: a JSON file or the name of a preset, or None for the defaults alone.
         overrides: `key.sub=value` strings; a value is JSON, or else a plain string.
 
     Raises:
         UserError: one line that names the key, the value, what is allowed and the nearest valid name.
     """
-    layers = [] if path is None else _read_with_parents(Path(path))
-    layers.append(_overrides_layer(overrides))
-    kinds = _discriminators()
-    # The default kinds are the first layer: `engine.stage=2` alone speaks of the default engine.
+    layers = [] if config is None else _read_with_parents(find_config(config))
+    given, numbers = _overrides_layer(overrides)
+    types = _discriminators()
+    # The default types are the first layer: `engine.stage=2` without `engine.name` applies to the default engine.
     defaults = Config()
-    merged: dict[str, Any] = {name: {kind: getattr(getattr(defaults, name), kind)} for name, kind in kinds.items()}
-    for layer in layers:
-        merged = _merge(merged, layer, kinds)
+    merged: dict[str, Any] = {name: {key: getattr(getattr(defaults, name), key)} for name, key in types.items()}
+    for layer in [*layers, given]:
+        merged = _merge(merged, layer, types)
+    _keep_text_for_strings(merged, numbers)
     return validate(merged)
 
 
@@ -48,10 +53,46 @@ def validate(settings: dict[str, Any]) -> Config:
     Raises:
         UserError: as in `load_config`.
     """
+    refuse_renamed(settings)
     try:
-        return Config.model_validate_json(json.dumps(settings), strict=True)
+        return _parse(settings)
     except ValidationError as error:
         raise UserError(explain(error, settings)) from None
+
+
+def _parse(settings: dict[str, Any]) -> Config:
+    return Config.model_validate_json(json.dumps(settings), strict=True)
+
+
+# --- finding ----------------------------------------------------------------------------------------------
+
+
+def preset_names() -> list[str]:
+    """The names that `find_config` accepts, e.g. "quickstart"; in a subfolder "folder/name"."""
+    files = (path.relative_to(PRESETS).with_suffix("") for path in PRESETS.rglob("*.json"))
+    return sorted(name for name in map(Path.as_posix, files) if name != "schema")
+
+
+def find_config(config: str | os.PathLike[str], folder: Path = Path()) -> Path:
+    """The file of a config: a path where a file exists, else a preset of that name.
+
+    Args:
+        folder: what a relative path is relative to.
+
+    Raises:
+        UserError: neither exists; names the nearest preset.
+    """
+    path, names = folder / config, preset_names()
+    name = Path(config).as_posix().removesuffix(".json")
+    if path.is_file():
+        return path
+    if name in names:
+        return PRESETS / f"{name}.json"
+    if path.exists():
+        raise UserError(f"config {path}: is a folder, not a file")
+    close = nearest(name, names) or nearest(Path(name).name, names)
+    hint = f"; nearest preset: {close}" if close else ""
+    raise UserError(f"config {os.fspath(config)}: no such file or preset{hint} (presets: {', '.join(names)})")
 
 
 # --- reading ----------------------------------------------------------------------------------------------
@@ -64,15 +105,24 @@ def _read_with_parents(path: Path) -> list[dict[str, Any]]:
     current: Path | None = path
     while current is not None:
         if current.resolve() in seen:
-            raise UserError(f"config {path}: `extends` goes in a circle at {current}")
+            raise UserError(f"config {path}: `extends` is circular at {current}")
         seen.append(current.resolve())
         layer = _read_json(current)
         parent = layer.get("extends")
         if parent is not None and not isinstance(parent, str):
-            raise UserError(f"config {current}: extends = {json.dumps(parent)} must be the path of one file")
+            raise UserError(f"config {current}: extends = {json.dumps(parent)}: must be one file or preset")
+        if not isinstance(layer.get("about", {}), dict):
+            raise UserError(f"config {current}: about = {json.dumps(layer['about'])}: must be an object of texts")
         layers.insert(0, {key: value for key, value in layer.items() if key not in _META_KEYS})
-        current = None if parent is None else current.parent / parent
+        current = None if parent is None else _find_parent(parent, current)
     return layers
+
+
+def _find_parent(parent: str, child: Path) -> Path:
+    try:
+        return find_config(parent, child.parent)
+    except UserError as error:
+        raise UserError(f"config {child}: extends: {error}") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -80,7 +130,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         for key in keys:
             if keys.count(key) > 1:
-                raise UserError(f"config {path}: the key {key!r} stands twice in one section")
+                raise UserError(f"config {path}: the key {key!r} appears twice in one section")
         return dict(pairs)
 
     try:
@@ -90,32 +140,52 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"config {path}: not valid JSON ({error})") from None
     if not isinstance(content, dict):
-        raise UserError(f"config {path}: must hold a JSON object, not {type(content).__name__}")
+        raise UserError(f"config {path}: must contain a JSON object, not {type(content).__name__}")
     return content
 
 
-def _overrides_layer(overrides: Iterable[str]) -> dict[str, Any]:
+def _overrides_layer(overrides: Iterable[str]) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
+    """The overrides as nested settings, and the text of those that were read as numbers, by key path."""
     layer: dict[str, Any] = {}
+    numbers: dict[tuple[str, ...], str] = {}
     for override in overrides:
         key, separator, text = override.partition("=")
         path = key.split(".")
         if not separator or not all(path):
-            raise UserError(f"override {override!r}: must read key.sub=value")
+            raise UserError(f"override {override!r}: must have the form key.sub=value")
         try:
             value = json.loads(text)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             value = text
         section = layer
         for depth, part in enumerate(path[:-1]):
             section = section.setdefault(part, {})
             if not isinstance(section, dict):
-                raise UserError(f"override {override!r}: {'.'.join(path[: depth + 1])} was given a plain value before")
+                raise UserError(f"override {override!r}: {'.'.join(path[: depth + 1])} was set to a plain value before")
         section[path[-1]] = value
-    return layer
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            numbers[tuple(path)] = text
+    return layer, numbers
+
+
+def _keep_text_for_strings(settings: dict[str, Any], numbers: dict[tuple[str, ...], str]) -> None:
+    """Puts back the text of overrides that look like numbers where a string is expected: `name=2024`, in place."""
+    if not numbers:
+        return
+    try:
+        _parse(settings)
+    except ValidationError as error:
+        for problem in error.errors(include_url=False):
+            path = tuple(key_path(problem["loc"], settings))
+            if problem["type"] == "string_type" and path in numbers:
+                section = settings
+                for part in path[:-1]:
+                    section = section[part]
+                section[path[-1]] = numbers[path]
 
 
 def _discriminators() -> dict[str, str]:
-    """Sections that come in several kinds, with the key that tells which, e.g. {"engine": "name"}."""
+    """Sections of several types, with the key that selects the type, e.g. {"engine": "name"}."""
     fields = Config.model_fields.items()
     return {name: str(field.discriminator) for name, field in fields if field.discriminator}
 
@@ -125,13 +195,13 @@ def _merge(base: Any, layer: Any, discriminators: dict[str, str]) -> Any:
         return layer
     merged = dict(base)
     for key, value in layer.items():
-        kind = discriminators.get(key)
+        selector = discriminators.get(key)
         before = base.get(key)
         if (
-            kind
+            selector
             and isinstance(value, dict)
             and isinstance(before, dict)
-            and value.get(kind, before[kind]) != before[kind]
+            and value.get(selector, before[selector]) != before[selector]
         ):
             merged[key] = value
         else:

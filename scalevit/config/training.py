@@ -1,4 +1,4 @@
-"""The loop: optimizer, schedule, checkpoints, EMA and evaluation."""
+"""The sections of the training loop: optimizer, schedule, checkpoints, EMA, evaluation. Plain settings."""
 
 from typing import Annotated, Any, Literal
 
@@ -8,99 +8,107 @@ from scalevit.config.base import NonNegativeFloat, NonNegativeInt, Section
 
 
 class OptimizerConfig(Section):
-    """An optimizer of timm's factory (`timm.optim.create_optimizer_v2`), with timm's no-decay groups."""
+    """An optimizer built by timm's factory (`timm.optim.create_optimizer_v2`) with timm's parameter groups."""
 
     name: str = "adamw"
-    """timm's name of the optimizer, for example adamw, sgd, lion, lamb, nadamw, adan."""
+    """timm's name of the optimizer, for example adamw, sgd, lion, lamb, nadamw or adan."""
     lr: PositiveFloat = 1e-3
-    """Peak learning rate, for the global batch as configured."""
+    """Peak learning rate. It is not scaled with the batch size."""
     weight_decay: NonNegativeFloat = 0.05
-    """Weight decay; biases, norms, tokens and position embeddings have none (timm's groups)."""
+    """Weight decay. Biases, norms, tokens and position embeddings are not decayed (timm's groups)."""
     args: dict[str, Any] = {}
-    """More arguments of that optimizer, for example {"betas": [0.9, 0.95], "eps": 1e-8} or {"momentum": 0.9}."""
+    """Further arguments of the optimizer, for example {"betas": [0.9, 0.95], "eps": 1e-8} or {"momentum": 0.9}."""
     clip_grad_norm: PositiveFloat | None = None
-    """Global norm that gradients are clipped to; null does not clip."""
+    """Maximum global norm of the gradients; null does not clip."""
 
 
 class ScheduleConfig(Section):
-    """A learning rate schedule of timm's factory (`timm.scheduler.create_scheduler_v2`) over `train.epochs`."""
+    """A learning rate schedule built by timm's factory (`timm.scheduler.create_scheduler_v2`) over `train.epochs`."""
 
     name: str = "cosine"
-    """timm's name of the schedule."""
+    """timm's name of the schedule, for example cosine, step or poly."""
     warmup_epochs: NonNegativeFloat = 5
-    """Epochs of linear warm-up."""
+    """Epochs of linear warm-up; must be fewer than `train.epochs`."""
     warmup_lr: NonNegativeFloat = 1e-5
-    """Learning rate at the first step of the warm-up (timm's default)."""
+    """Learning rate at the start of the warm-up (timm's default)."""
     min_lr: NonNegativeFloat = 0.0
-    """Learning rate at the end."""
+    """Learning rate at the end of the schedule."""
     update: Literal["epoch", "step"] = "epoch"
-    """How often the learning rate changes: timm's default is once per epoch."""
+    """Whether the learning rate changes once per epoch (timm's default) or at every step."""
     args: dict[str, Any] = {}
-    """More arguments of timm's factory, for example {"decay_rate": 0.5, "cooldown_epochs": 10}."""
+    """Further arguments of timm's factory, for example {"decay_rate": 0.5, "cooldown_epochs": 10}."""
 
 
 class CheckpointConfig(Section):
-    """When the whole state of the run is saved."""
+    """When the complete state of the run is saved, and which checkpoints are kept."""
 
     every_epochs: PositiveInt | None = 1
+    """Epochs between checkpoints; null saves none at the end of an epoch."""
     every_steps: PositiveInt | None = None
-    """Also every so many optimizer steps."""
+    """Optimizer steps between checkpoints, in addition to those of `every_epochs`; null saves none."""
     keep: PositiveInt = 2
-    """How many of the newest checkpoints stay on disk."""
+    """Number of newest checkpoints that are kept."""
     keep_best: bool = True
-    """Also keep the checkpoint with the best top-1 (of the EMA, where there is one), of those that were evaluated."""
+    """Also keep the checkpoint with the best top-1 (of the EMA, if enabled) among those that were evaluated."""
     asynchronous: bool = True
-    """Train on while a checkpoint is written. Either way each rank needs host memory for two copies of its part."""
+    """Continue training while a checkpoint is written. In both cases each rank needs host memory for two copies of its
+    part of the state."""
 
 
 class TrainConfig(Section):
-    """The loop. Gradient accumulation follows: global_batch = micro_batch x ranks x accumulation."""
+    """The training loop. Gradient accumulation is computed: global_batch = micro_batch x ranks x accumulation."""
 
     epochs: PositiveInt = 300
+    """Length of the run and of the learning rate schedule."""
     max_steps: PositiveInt | None = None
-    """Stop after so many optimizer steps, with the schedule still laid out for all epochs."""
+    """Stop after this number of optimizer steps; the schedule still spans all epochs. null trains all epochs."""
     global_batch: PositiveInt = 1024
-    """Images per optimizer step over all ranks."""
+    """Images per optimizer step, over all ranks."""
     micro_batch: PositiveInt = 256
-    """Images per forward pass on one rank. Mixup mixes within it, so the run's numbers depend on it but not on the
+    """Images per forward pass on one rank. Mixup and CutMix mix within it, so results depend on it, but not on the
     number of ranks."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
-    """bf16 and fp16 are automatic mixed precision over fp32 weights; fp16 scales its loss."""
+    """bf16, fp16: automatic mixed precision with fp32 weights (fp16 with loss scaling); fp32: full precision."""
     channels_last: bool = True
+    """Pass images to the model in the channels-last memory format."""
     activation_checkpointing: bool = False
-    """Recompute each block in the backward pass (non-reentrant)."""
+    """Recompute each block in the backward pass (non-reentrant): less memory, about a third more compute."""
     compile: bool = False
-    """torch.compile each block. Drop-path and dropout then draw other numbers than without."""
+    """Compile each block with torch.compile. Drop-path and dropout then draw other random numbers."""
     meta_init: bool = False
-    """Initialise shard by shard, for models that do not fit into a host's memory, with FSDP2 or ZeRO stage 3. The
-    initial values then have timm's distributions but are not those of the same seed without."""
+    """Initialise each shard separately, for models larger than the memory of a host; needs FSDP2 or ZeRO stage 3. The
+    initial values follow timm's distributions but differ from those of the same seed without it."""
     resume: Literal["auto"] | bool = "auto"
-    """auto: go on from the newest checkpoint of this run if there is one; true: there must be one; false: start
-    anew, and refuse a run folder that has checkpoints."""
+    """auto: resume from the newest intact checkpoint of this run, if there is one. true: a checkpoint must exist.
+    false: start a new run; a run folder that has checkpoints is an error."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     log_every_steps: PositiveInt = 50
-    """Steps between lines of metrics.jsonl."""
+    """Optimizer steps between training records in metrics.jsonl and the trackers."""
     profile: bool = False
-    """Write a trace and, on CUDA, a memory snapshot of some steps into `runs/NAME/profile/`, for each rank."""
+    """Write a profiler trace and, on CUDA, a memory snapshot of a few steps for each rank into
+    `runs/NAME/profile/steps_FIRST_LAST/`."""
     profile_after: NonNegativeInt = 10
-    """So many steps of this process come before the profiled ones, for warming up."""
+    """Steps of this process before the profiled ones, as warm-up."""
     profile_steps: PositiveInt = 3
-    """How many steps are profiled."""
+    """Number of profiled steps."""
 
 
 class EmaConfig(Section):
     """Exponential moving average of the weights, in fp32."""
 
     enabled: bool = True
+    """Keep an average of the weights; it is evaluated and saved like the weights."""
     decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9998
+    """Weight of the previous average at each step; 0.9998 averages over about 5,000 steps."""
     shared_parameters: Literal["once", "per_use"] = "once"
-    """once: every unique parameter decays by `decay`. per_use reproduces timm's ModelEmaV3, which updates a shared
-    MLP once for each block that uses it (decay squared in pairs), as in the paper's runs."""
+    """once: every parameter is averaged once per step. per_use: a shared MLP is averaged once for each block that
+    uses it (in groups of two its decay is squared), as timm's ModelEmaV3 does and as in the paper's runs."""
 
 
 class EvaluationConfig(Section):
-    """Top-1 and top-5 of the weights and of the EMA, every validation image exactly once."""
+    """Top-1 and top-5 of the weights and of the EMA over the validation images, each exactly once."""
 
     every_epochs: PositiveInt = 1
+    """Epochs between evaluations; the end of the run is always evaluated."""
     batch: PositiveInt = 256
-    """Images per forward pass on one rank."""
+    """Images per forward pass on one rank. Results do not depend on it."""

@@ -37,7 +37,7 @@ else:
 
 
 class TrackingConfig(Section):
-    """Where records are sent beside the run folder, a section for each tracker."""
+    """Where the records of a run are sent besides its run folder: one section per tracker."""
 
     @property
     def enabled(self) -> list[Tracker]:
@@ -58,23 +58,27 @@ class Config(Section):
     """One training run."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
-    """Name of the run and of its folder."""
+    """Name of the run and of its run folder."""
     output_dir: FilePath = "runs"
-    """Folder that holds the run folders."""
+    """Folder in which run folders are created."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
-    """Seed of every random draw of the run."""
+    """Seed of all random numbers of the run."""
     model: ModelConfig = ModelConfig()
     reduction: ReductionSection = REDUCTIONS[0]()
+    """How the parameters of the MLPs are reduced; `reduction.strategy` selects one."""
     kernels: KernelsConfig = KernelsConfig()
     data: DataConfig = DataConfig()
     task: TaskSection = TASKS[0]()
+    """What the model is trained for; `task.name` selects one."""
     loss: LossSection = LOSSES[0]()
+    """The training loss; `loss.name` selects one."""
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     train: TrainConfig = TrainConfig()
     ema: EmaConfig = EmaConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     engine: EngineSection = ENGINES[0]()
+    """How the model is sharded over ranks; `engine.name` selects one."""
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")

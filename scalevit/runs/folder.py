@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from scalevit.config.tree import Config
-from scalevit.files import write_whole
 from scalevit.errors import UserError
+from scalevit.files import write_whole
 
 _PACKAGES = (
     "scalevit",

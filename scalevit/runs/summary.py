@@ -5,8 +5,8 @@ from typing import Any
 
 from rich.table import Table
 
-from scalevit.training.evaluation import Accuracy
 from scalevit.terminal import print_table
+from scalevit.training.evaluation import Accuracy
 
 
 def best_epoch(epochs: list[dict[str, Any]], prefix: str) -> dict[str, Any]:

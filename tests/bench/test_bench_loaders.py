@@ -1,17 +1,14 @@
 import csv
 import json
 
-import pytest
-
 from scalevit.bench import loaders as bench
-from scalevit.errors import UserError
 
 
 def test_it_measures_and_writes_its_files(tmp_path, monkeypatch, capsys):
     """Two contestants and the smallest numbers: what counts here is that it runs."""
     chosen = ("ours, fast path", "timm wds", "timm wds, prefetcher")
     monkeypatch.setattr(bench, "_CONTESTANTS", {name: bench._CONTESTANTS[name] for name in chosen})
-    bench.main(["--images", "64", "--batches", "3", "--rounds", "1", "--output", str(tmp_path / "new" / "data")])
+    bench.compare_loaders(64, 3, 1, tmp_path / "new" / "data")
     with open(tmp_path / "new" / "data.csv") as file:
         rows = {row["contestant"]: row for row in csv.DictReader(file)}
     assert set(rows) == set(chosen)
@@ -23,8 +20,3 @@ def test_it_measures_and_writes_its_files(tmp_path, monkeypatch, capsys):
     assert resume["ours"] < resume["skipping"]
     assert (tmp_path / "new" / "data.png").read_bytes()[:4] == b"\x89PNG"
     assert "images/s/core" in capsys.readouterr().out
-
-
-def test_numbers_that_make_no_sense():
-    with pytest.raises(UserError, match="must be at least 1"):
-        bench.main(["--rounds", "0"])

@@ -6,9 +6,9 @@ Knows the methods of `Reduction`, and no reduction by name.
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
 from torch import nn
 
+from scalevit.config.base import parse_section
 from scalevit.errors import SettingError, nearest
 from scalevit.models import reductions
 from scalevit.models.mlps import mlp_views, remove_mlp, transformer_blocks
@@ -88,14 +88,4 @@ def parse_reduction(settings: Mapping[str, Any]) -> Reduction:
         raise SettingError(
             "strategy", strategy, f"must be one of {', '.join(kinds)}" + f"; nearest: {close}" * bool(close)
         )
-    try:
-        return kinds[strategy].model_validate(dict(settings))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"])) or "strategy"
-        if first["type"] == "extra_forbidden":
-            raise SettingError(
-                key, first["input"], f"unknown setting; allowed: {', '.join(kinds[strategy].model_fields)}"
-            ) from None
-        value = first["input"] if first["loc"] else strategy
-        raise SettingError(key, value, first["msg"].removeprefix("Value error, ")) from None
+    return parse_section(kinds[strategy], settings)

@@ -1,0 +1,55 @@
+"""What the commands share: the arguments of a config, and running a module with its own arguments."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Adds `--config` and the overrides, for `scalevit.config.loading.load_config`."""
+    parser.add_argument(
+        "--config", required=True, help="a JSON file, or a preset by name: quickstart, baseline, grouped, ..."
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key.sub=value",
+        help="settings that override the config's, e.g. train.epochs=90",
+    )
+
+
+def run_module(module: str, program: str, purpose: str, argv: Sequence[str]) -> None:
+    """Parses the arguments of a module with `add_arguments` and `run`, and runs it.
+
+    Args:
+        program: shown in its help, e.g. "scalevit train".
+        purpose: what it does, in a few words.
+    """
+    command = import_module(module)
+    parser = CommandParser(
+        prog=program,
+        description=f"{purpose[0].upper()}{purpose[1:]}.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher
+    command.add_arguments(parser)
+    parse = parser.parse_intermixed_args if parser.intermixed else parser.parse_args
+    if status := command.run(parse(argv)):
+        sys.exit(status)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Parses overrides also between options (intermixed), where argparse supports it: not beside actions."""
+
+    intermixed = True
+
+    def add_subparsers(self, **settings: Any) -> Any:
+        self.intermixed = False
+        return super().add_subparsers(**settings)
+
+    def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
+        if settings.get("nargs") == argparse.REMAINDER:
+            self.intermixed = False
+        return super().add_argument(*names, **settings)

@@ -1,0 +1,123 @@
+"""The models for use from Python: build a reduced model, reduce a model, load its weights.
+
+Public as `scalevit.create_model`, `scalevit.reduce_model` and `scalevit.load_weights`.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from scalevit.config.base import parse_section
+from scalevit.config.model import ModelConfig
+from scalevit.errors import SettingError, UserError
+from scalevit.models.build import build_model
+from scalevit.models.reductions import REDUCTIONS
+from scalevit.models.reductions.apply import parse_reduction
+from scalevit.models.reductions.apply import reduce_model as apply_reduction
+from scalevit.models.reductions.base import Reduction
+from scalevit.models.weights.read import read_weights
+from scalevit.tying import canonical_state, tied_names
+
+
+def create_model(
+    name: str,
+    reduction: str | Reduction = "grouped",
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    **kwargs: Any,
+) -> nn.Module:
+    """Builds a reduced timm Vision Transformer, on the CPU and in training mode.
+
+    Args:
+        name: a model of timm's registry, e.g. "vit_base_patch16_224".
+        reduction: "none", "grouped", "shallow" or "thin", or its settings.
+        weights: a file of a run (reduced alike) or of timm (not reduced); None initialises from the seed.
+        seed: of the initialisation; the caller's random state does not change.
+        kwargs: settings of the reduction (`group_size`, `keep`, ...) and arguments of timm's factory (`num_classes`,
+            `img_size`, `drop_path_rate`, `global_pool`, ...).
+
+    Returns:
+        A model that maps images (B, 3, H, W) to logits (B, num_classes).
+
+    Raises:
+        UserError: an unknown model, reduction or argument, or weights that do not fit.
+    """
+    if isinstance(reduction, str):
+        fields = {field for part in REDUCTIONS if part.kind() == reduction for field in part.model_fields}
+        own = {key: kwargs.pop(key) for key in fields & kwargs.keys()}
+        reduction = parse_reduction({**own, "strategy": reduction})
+    pretrained = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    sizes = pretrained.input_size if pretrained else (3, 224, 224)
+    model = parse_section(
+        ModelConfig,
+        {
+            "name": name,
+            "image_size": kwargs.pop("img_size", sizes[-1]),
+            "num_classes": kwargs.pop("num_classes", 1000),
+            "drop_path": kwargs.pop("drop_path_rate", 0.0),
+            "initial_weights": None if weights is None else os.fspath(weights),
+            "kwargs": kwargs,
+        },
+    )
+    return build_model(model, reduction, seed=seed)
+
+
+def reduce_model(model: nn.Module, reduction: str | Reduction = "grouped", **settings: Any) -> nn.Module:
+    """Reduces a timm Vision Transformer in place, e.g. one with pretrained weights.
+
+    Args:
+        model: a timm VisionTransformer whose blocks have timm's `Mlp`.
+        reduction: "grouped" or "shallow", or its settings. "thin" is an argument of timm's factory: use `create_model`.
+        settings: of the reduction, e.g. `group_size=2`.
+
+    Returns:
+        The same model.
+
+    Raises:
+        UserError: the model cannot be reduced, or the reduction does not fit it.
+    """
+    if isinstance(reduction, str):
+        reduction = parse_reduction({**settings, "strategy": reduction})
+    if reduction.factory_arguments():
+        raise SettingError("reduction", reduction.strategy, "applies when a model is built: use create_model")
+    return apply_reduction(model, reduction)
+
+
+def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
+    """Loads a weights file into a model that has its structure already.
+
+    Args:
+        model: of `create_model` or `reduce_model`, with the reduction that the file was made with.
+        path: a safetensors file of a run, or a state dict saved by torch.
+
+    Returns:
+        The same model.
+
+    Raises:
+        UserError: the file cannot be read, or does not have exactly the model's tensors.
+    """
+    tensors = read_weights(Path(path)).tensors
+    for alias, name in tied_names(model).items():
+        # A plain state dict lists a shared tensor once per use. One of an unreduced model has others there.
+        if alias in tensors and name in tensors:
+            if not torch.equal(tensors[alias], tensors[name]):
+                raise UserError(f"weights {path}: {alias} and {name} differ, but this model shares them")
+            del tensors[alias]
+    own = canonical_state(model)
+    for problem, names in (("lacks", own.keys() - tensors.keys()), ("has the unknown", tensors.keys() - own.keys())):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise UserError(f"weights {path}: {problem} {min(names)}{more} of this model")
+    for name, tensor in tensors.items():
+        if tensor.shape != own[name].shape:
+            found, wanted = list(tensor.shape), list(own[name].shape)
+            raise UserError(f"weights {path}: {name} has shape {found}, the model's has {wanted}")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+    return model

@@ -1,0 +1,1 @@
+"""What a run leaves behind: its folder, environment, summary and trackers. Knows files, JSON and records; not torch."""
