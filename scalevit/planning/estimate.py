@@ -10,7 +10,7 @@ from torch import nn
 
 from scalevit.config.loading import validate
 from scalevit.config.tree import SECTIONS, Config
-from scalevit.data.order.batching import Batching
+from scalevit.data.order.batching import BatchLayout
 from scalevit.distributed import World
 from scalevit.engines.deepspeed.settings import DeepSpeedSettings
 from scalevit.engines.factory import check_engine
@@ -85,7 +85,7 @@ def make_plan(config: Config, device: Device, *, gpus: int, nodes: int) -> Plan:
     check_engine(config.engine, World(rank=0, size=gpus, local_rank=0, local_size=gpus, device=torch.device("meta")))
     ignored = [*not_estimated(config.engine), *(["train.compile"] if config.train.compile else [])]
     with naming_settings({"global_batch": "train.global_batch"}):
-        accumulation = Batching(config.train.global_batch, config.train.micro_batch).accumulation(gpus)
+        accumulation = BatchLayout(config.train.global_batch, config.train.micro_batch).accumulation(gpus)
     mode: Mode = "eager" if config.kernels.mlp == "eager" or device.name == "cpu" else config.kernels.save
     rows: list[Row] = []
     activations: dict[str, dict[Mode, dict[bool, Trace]]] = {}

@@ -18,7 +18,7 @@ from scalevit.data.loading.evaluation_loader import EvaluationLoader
 from scalevit.data.loading.readers import open_reader
 from scalevit.data.loading.stream_loader import StreamLoader
 from scalevit.data.loading.train_loader import TrainLoader
-from scalevit.data.order.batching import Batching, order_rank
+from scalevit.data.order.batching import BatchLayout, order_rank
 from scalevit.data.order.shuffle import Order
 from scalevit.data.shards.index import load_index
 from scalevit.data.storage.paths import StreamOnlyError
@@ -222,7 +222,7 @@ def _engine_setup(config: Config, world: World, model: nn.Module) -> Setup:
         blocks=transformer_blocks(model),
         optimizer=partial(build_optimizer, config=config.optimizer),
         micro_batch=config.train.micro_batch,
-        accumulation=Batching(config.train.global_batch, config.train.micro_batch).accumulation(world.size),
+        accumulation=BatchLayout(config.train.global_batch, config.train.micro_batch).accumulation(world.size),
         precision=config.train.precision,
         clip_grad_norm=config.optimizer.clip_grad_norm,
         activation_checkpointing=config.train.activation_checkpointing,

@@ -9,7 +9,7 @@ import torch
 from scalevit.data.faults import Fault, FaultLog
 from scalevit.data.loading.chunk_cache import ChunkCache
 from scalevit.data.loading.stream_loader import StreamLoader
-from scalevit.data.order.batching import Batching
+from scalevit.data.order.batching import BatchLayout
 from scalevit.data.shards.discovery import find_shards
 from scalevit.data.shards.index import load_index
 from scalevit.data.transforms.mixing import BatchMixing
@@ -39,8 +39,8 @@ def stream_with_workers(folder):
 @pytest.mark.parametrize(
     ("mistake", "key", "value"),
     [
-        (lambda folder: Batching(10, 4), "train.global_batch", 10),
-        (lambda folder: Batching(12, 2).accumulation(4), "train.global_batch", 12),
+        (lambda folder: BatchLayout(10, 4), "train.global_batch", 10),
+        (lambda folder: BatchLayout(12, 2).accumulation(4), "train.global_batch", 12),
         (mix_three, "train.micro_batch", 3),
         (lambda folder: training_transform(image_size=8, mean=(0, 0, 0), auto_augment="rand-x9"),
          "data.augmentation.auto_augment", "rand-x9"),
