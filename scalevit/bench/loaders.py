@@ -1,8 +1,8 @@
 """`scalevit bench data`: images per second of one core for this loader and for others, on the same images in one run.
 
-Each contestant gives batches of augmented training images made by one worker process. What counts is the CPU time of
-that worker and of the process that collects its batches, so other processes on the machine disturb little; only ratios
-between contestants of one run are worth telling. Knows loaders, ours and others'; must not know models.
+Each contestant yields batches of augmented training images made by one worker process. The CPU time of that worker and
+of the process that collects its batches is measured, so other processes on the machine disturb little; compare only
+contestants of one run. Knows loaders, ours and others'; must not know models.
 """
 
 import csv
@@ -160,7 +160,7 @@ _CONTESTANTS: dict[str, Callable[[str, str], Iterable[Any]]] = {
 
 
 def _cpu_seconds() -> float:
-    """Of this process and all that it started, also of those that have ended; Linux alone tells."""
+    """CPU time of this process and all that it started, including those that have ended. Linux only."""
     ticks = os.sysconf("SC_CLK_TCK")
     parents: dict[int, int] = {}
     seconds: dict[int, float] = {}
@@ -179,7 +179,7 @@ def _cpu_seconds() -> float:
 
 
 def measure(name: str, images: str, shards: str, batches: int, rounds: int) -> list[float]:
-    """Images per CPU second of a contestant, in rounds of so many batches after a warm-up."""
+    """Images per CPU second of a contestant, by round, after a warm-up; `batches` per round."""
     import torch
 
     torch.set_num_threads(1)
@@ -197,7 +197,7 @@ def measure(name: str, images: str, shards: str, batches: int, rounds: int) -> l
 
 
 def seconds_to_resume(shards: str, position: int) -> dict[str, float]:
-    """Until the first batch at a position: of ours, and of skipping samples one by one, from its rate over some."""
+    """Seconds to the first batch at a position: ours, and by skipping samples one by one, from the rate of 2,000."""
     import webdataset
 
     from scalevit.data.loading.dataset import ShardDataset

@@ -12,7 +12,7 @@ from rich.table import Table
 from scalevit.cli.parsing import add_config
 from scalevit.config.loading import load_config
 from scalevit.config.tree import Config
-from scalevit.errors import SettingError, UserError
+from scalevit.errors import SettingError, UserError, naming_settings
 from scalevit.planning.devices import device_names, load_device
 from scalevit.terminal import print_table
 
@@ -57,7 +57,11 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _optimizer_tensors(config: Config) -> int:
     """State tensors of the parameter's shape that the config's optimizer keeps."""
-    return 2
+    from scalevit.training.optimizers import state_tensors
+    from scalevit.training.setting_keys import OPTIMIZATION_KEYS
+
+    with naming_settings(OPTIMIZATION_KEYS):
+        return len(state_tensors(config.optimizer.name, config.optimizer.args))
 
 
 @contextmanager

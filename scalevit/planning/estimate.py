@@ -12,7 +12,7 @@ from functools import cache, partial
 import torch
 
 from scalevit.config.tree import SECTIONS, Config
-from scalevit.data.order.batching import Batching
+from scalevit.data.order.batching import BatchLayout
 from scalevit.distributed import World
 from scalevit.engines import ENGINES
 from scalevit.engines.cost import EngineCost, ParameterLayout
@@ -89,7 +89,7 @@ def estimate_run(config: Config, device: Device, *, gpus: int, nodes: int, optim
     with naming_settings({key: f"engine.{key}" for key in type(config.engine).model_fields}):
         config.engine.check(world)
     with naming_settings({"global_batch": "train.global_batch"}):
-        accumulation = Batching(config.train.global_batch, config.train.micro_batch).accumulation(gpus)
+        accumulation = BatchLayout(config.train.global_batch, config.train.micro_batch).accumulation(gpus)
     run = _Run(config, device, gpus, nodes, accumulation, optimizer_tensors)
     mode: Mode = "eager" if config.kernels.mlp == "eager" or device.name == "cpu" else config.kernels.save
     rows: list[EstimateRow] = []

@@ -17,7 +17,7 @@ from torch import nn
 from scalevit.config.tree import SECTIONS, Config
 from scalevit.cpu import prepare_cpu
 from scalevit.data.loading.evaluation_loader import EvaluationLoader
-from scalevit.data.order.batching import Batching
+from scalevit.data.order.batching import BatchLayout
 from scalevit.distributed import World
 from scalevit.engines.base import Engine, EngineSpec
 from scalevit.engines.settings import UpdateScope
@@ -202,7 +202,7 @@ def _engine_spec(config: Config, world: World, model: nn.Module) -> EngineSpec:
         blocks=transformer_blocks(model),
         optimizer=partial(build_optimizer, config=config.optimizer),
         micro_batch=config.train.micro_batch,
-        accumulation=Batching(config.train.global_batch, config.train.micro_batch).accumulation(world.size),
+        accumulation=BatchLayout(config.train.global_batch, config.train.micro_batch).accumulation(world.size),
         precision=config.train.precision,
         update_scope=check_engine(config, world),
         clip_grad_norm=config.optimizer.clip_grad_norm,

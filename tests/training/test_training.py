@@ -298,6 +298,6 @@ def test_bad_samples_are_replaced_listed_and_counted_and_other_data_is_refused(w
     assert metrics(run_folder, "evaluation")[-1]["top1"] <= 100 * 359 / 360
     base = [*command("python"), "--config", QUICKSTART, *SETTINGS, *settings]
     limited = run([*base, "name=limited", "data.max_faults=2"], cwd=workplace)
-    expect_one_line(limited.status, limited.errors, "bad samples, more than data.max_faults = 2", "data_faults.jsonl")
+    expect_one_line(limited.status, limited.errors, "data.max_faults = 2: found", "data_faults.jsonl")
     other = run([*base, "name=damaged", "train.max_steps=50", "train.global_batch=64"], cwd=workplace)
     expect_one_line(other.status, other.errors, "train.global_batch: 32 there, 64 now")

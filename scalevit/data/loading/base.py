@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from scalevit.data.faults import Fault
 from scalevit.data.loading.shared_buffers import PREFETCHED
-from scalevit.data.order.batching import Batching
+from scalevit.data.order.batching import BatchLayout
 from scalevit.data.workers import initialise_worker, worker_context
 from scalevit.errors import UserError
 
@@ -56,7 +56,7 @@ class TrainingBatches(ABC):
     """Endless micro-batches of one rank, in steps and epochs.
 
     Args:
-        batching: the layout of steps.
+        layout: the layout of steps.
         samples: in an epoch.
         rank: of this process.
         world_size: number of ranks.
@@ -70,7 +70,7 @@ class TrainingBatches(ABC):
 
     def __init__(
         self,
-        batching: Batching,
+        layout: BatchLayout,
         *,
         samples: int,
         rank: int,
@@ -79,8 +79,8 @@ class TrainingBatches(ABC):
         pin_memory: bool,
         finish: OnDevice | None,
     ) -> None:
-        self.batching, self.samples = batching, samples
-        self.accumulation = batching.accumulation(world_size)
+        self.layout, self.samples = layout, samples
+        self.accumulation = layout.accumulation(world_size)
         """Micro-batches of this rank per step."""
         self.finish = finish or identity
         self.rank, self.world_size = rank, world_size
@@ -90,7 +90,7 @@ class TrainingBatches(ABC):
     @property
     @abstractmethod
     def index_faults(self) -> Sequence[Fault]:
-        """Samples of the shards that are never shown because they cannot be used."""
+        """Samples of the shards that are never used because they are bad."""
 
     @property
     @abstractmethod
@@ -103,15 +103,15 @@ class TrainingBatches(ABC):
 
     def epoch_of(self, step: int) -> int:
         """The epoch (from 0) in which a step begins."""
-        return self.batching.epoch_of(step, self.samples)
+        return self.layout.epoch_of(step, self.samples)
 
     def epoch_end_step(self, epoch: int) -> int:
         """The number of steps up to and including the one in which an epoch ends."""
-        return self.batching.epoch_end_step(epoch, self.samples)
+        return self.layout.epoch_end_step(epoch, self.samples)
 
     def steps_in(self, epochs: int) -> int:
         """Steps of a number of epochs from the start of the run."""
-        return self.batching.steps_in(epochs, self.samples)
+        return self.layout.steps_in(epochs, self.samples)
 
 
 def data_loader(

@@ -24,7 +24,7 @@ from scalevit.data.images import KINDS, UndecodableImage
 from scalevit.data.loading.base import Batch, Fingerprint, OnDevice, TrainingBatches, data_loader, iterate_batches
 from scalevit.data.loading.dataset import decoder_for
 from scalevit.data.loading.shared_buffers import BatchBuffers
-from scalevit.data.order.batching import Batching
+from scalevit.data.order.batching import BatchLayout
 from scalevit.data.shards import labels, tar
 from scalevit.data.storage.files import ForwardFile
 from scalevit.data.storage.paths import expand_braces
@@ -71,7 +71,7 @@ class StreamLoader(TrainingBatches):
         finish: OnDevice | None = None,
     ) -> None:
         super().__init__(
-            Batching(global_batch, micro_batch),
+            BatchLayout(global_batch, micro_batch),
             samples=samples,
             rank=rank,
             world_size=world_size,

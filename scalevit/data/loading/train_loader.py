@@ -17,7 +17,7 @@ from scalevit.data.faults import Fault
 from scalevit.data.loading.base import Batch, Fingerprint, OnDevice, TrainingBatches, data_loader, iterate_batches
 from scalevit.data.loading.dataset import ShardDataset
 from scalevit.data.loading.shared_buffers import BatchBuffers
-from scalevit.data.order.batching import Batching
+from scalevit.data.order.batching import BatchLayout
 from scalevit.data.order.shuffle import Order
 from scalevit.errors import UserError
 
@@ -28,7 +28,7 @@ _IDS_AT_ONCE = 4096
 
 
 class TrainLoader(TrainingBatches):
-    """Micro-batches of one rank, laid out by `Batching`.
+    """Micro-batches of one rank, laid out by `BatchLayout`.
 
     Args:
         dataset: the training samples.
@@ -59,7 +59,7 @@ class TrainLoader(TrainingBatches):
         if len(order) != len(dataset):
             raise ValueError(f"an order of {len(order)} for {len(dataset)} samples")
         super().__init__(
-            Batching(global_batch, micro_batch, repeats),
+            BatchLayout(global_batch, micro_batch, repeats),
             samples=len(dataset),
             rank=rank,
             world_size=world_size,
@@ -75,16 +75,16 @@ class TrainLoader(TrainingBatches):
 
     @property
     def fingerprint(self) -> Fingerprint:
-        batching = self.batching
+        layout = self.layout
         return {
             "samples": self.samples,
             "index": self.dataset.index.fingerprint,
             "seed": self.order.seed,
             "order": self.order.fingerprint,
             "augmentation_seed": self.dataset.seed,
-            "global_batch": batching.global_batch,
-            "micro_batch": batching.micro_batch,
-            "repeats": batching.repeats,
+            "global_batch": layout.global_batch,
+            "micro_batch": layout.micro_batch,
+            "repeats": layout.repeats,
         }
 
     def batches(self, start_step: int) -> Iterator[Batch]:
@@ -102,10 +102,10 @@ class TrainLoader(TrainingBatches):
         return iterate_batches(data_loader(training, requests, self._workers, self._pin_memory, keep_workers=False))
 
     def _requests(self, start_step: int) -> Iterator["_Request"]:
-        rows = self.batching.of_rank(self.rank, self.world_size, start_step)
+        rows = self.layout.of_rank(self.rank, self.world_size, start_step)
         # An id takes 1 us in a call for thousands and 10 us in a call for one batch; an epoch is at most one call.
-        an_epoch = -(-self.samples * self.batching.repeats // self.batching.global_batch) * self.accumulation
-        while block := list(islice(rows, min(an_epoch, -(-_IDS_AT_ONCE // self.batching.micro_batch)))):
+        an_epoch = -(-self.samples * self.layout.repeats // self.layout.global_batch) * self.accumulation
+        while block := list(islice(rows, min(an_epoch, -(-_IDS_AT_ONCE // self.layout.micro_batch)))):
             ids = self.order.ids(np.concatenate([batch.positions for batch in block]))
             for batch, samples in zip(block, np.split(ids, len(block)), strict=True):
                 yield _Request(batch.step, batch.number, samples, batch.positions, batch.copies)

@@ -1,1 +1,1 @@
-"""Which sample comes when, and on which rank and row. Arithmetic alone."""
+"""Which sample is at which position, and on which rank and row. Arithmetic only."""

@@ -28,7 +28,7 @@ class MicroBatch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Batching:
+class BatchLayout:
     """How positions are laid out in steps. With R = repeats, micro-batch k of step s has the slots
     t = s * m + j, j = 0..m-1, of lane k: position (t // R) * K + k in its copy t % R.
 

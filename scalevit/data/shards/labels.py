@@ -53,6 +53,6 @@ def _integer(content: bytes, source: str) -> int:
     text = content[:64].strip()
     digits = text.removeprefix(b"-")
     if len(content) > 64 or not digits.isdigit() or len(digits) > _MAX_DIGITS:
-        shown = text[:20].decode("ascii", "replace")
-        raise NoLabel(f"the label {shown!r} of {source} is not an integer")
+        start = text[:20].decode("ascii", "replace")
+        raise NoLabel(f"the label {start!r} of {source} is not an integer")
     return int(text)
