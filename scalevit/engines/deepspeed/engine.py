@@ -66,7 +66,7 @@ class DeepSpeedEngine(Engine):
             )
         except (ValidationError, internals.DeepSpeedConfigError) as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"config: engine.native is refused by DeepSpeed: {reason[:300]}") from error
+            raise UserError(f"DeepSpeed refuses its native settings: {reason[:300]}") from error
         if self.stage == 3:
             internals.reduce_parameters_of_leaves_once(self.engine.optimizer, self.engine.module)
             internals.step_each_group_once(self.optimizer, self.engine.optimizer, self.group_counters)
