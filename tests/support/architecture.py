@@ -44,6 +44,7 @@ DATA = {
 }
 TORCHLESS = {"config", "sections", "runs", "cluster"}
 NAMES_CONFIG_KEYS = {"config", "sections", "cli"}
+MAPS_SETTINGS = {"scalevit.training.run", "scalevit.training.setting_keys"}
 MOST_LINES, LONGEST_FUNCTION = 400, 60
 
 
@@ -271,12 +272,12 @@ def too_long(sources: Sources) -> list[str]:
 
 
 def config_keys_in_rooms(sources: Sources, keys: Iterable[str]) -> list[str]:
-    """Texts (not docstrings) that name a config key, outside config, cli, training.run and Parts."""
+    """Texts (not docstrings) that name a config key, outside config, cli, the maps in training, and Parts."""
     dotted = sorted((re.escape(key) for key in keys if "." in key), key=len, reverse=True)
     pattern = re.compile(rf"(?<![\w./])(?:{'|'.join(dotted)})(?!\w)")
     found = []
     for module in sources.modules.values():
-        if module.room in NAMES_CONFIG_KEYS or module.name == "scalevit.training.run" or module.name in sources.parts:
+        if module.room in NAMES_CONFIG_KEYS or module.name in {*MAPS_SETTINGS, *sources.parts}:
             continue
         documentation = {id(node.value) for node in ast.walk(module.tree) if isinstance(node, ast.Expr)}
         for node in ast.walk(module.tree):
