@@ -96,7 +96,8 @@ class Ranks:
 
     def _check(self, deadline: float) -> None:
         for log, process in zip(self._logs, self._processes, strict=True):
-            assert not process.returncode, log.read_text()[-6000:]
+            # A process that a signal ended (a negative status) may have said nothing.
+            assert not process.returncode, f"{log.name}: status {process.returncode}\n{log.read_text()[-6000:]}"
         assert time.monotonic() < deadline, f"still running: {self._logs[0].read_text()[-3000:]}"
 
 
