@@ -98,7 +98,7 @@ with world.process_group():
     engine = shard()
     engine.train()
     for step in range(2):
-        loss = F.cross_entropy(engine(images), torch.tensor([1, 2]))
+        loss = F.cross_entropy(engine.forward(images), torch.tensor([1, 2]))
         engine.backward(loss, last=True)
         engine.step(1e-3)
     assert loss.isfinite()

@@ -74,7 +74,7 @@ class DeepSpeedEngine(Engine):
 
     def _materialise(self, module: nn.Module, values: Iterable[tuple[str, Tensor]]) -> None:
         """Fills a module on the meta device from whole tensors, at stage 3, and shards each as it comes."""
-        assert self.stage == 3, "check_engine"
+        assert self.stage == 3, "EngineSettings.check_training"
         buffers = {name for name, _ in module.named_buffers()}
         names = {canonical: [canonical] for canonical in [*dict(module.named_parameters()), *buffers]}
         for further, canonical in self.tied.items():
