@@ -1,7 +1,7 @@
 """`scalevit bench train`: how fast a config's model trains, each reduction with eager and with fused MLPs, in one run.
 
 Random images that are on the device already: the engine and the model are measured, not the loader. Knows models and
-engines through a config; names no reduction and no engine.
+engines through a config; names no reduction, engine, task or loss.
 """
 
 import csv
@@ -16,11 +16,11 @@ from datetime import date
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from rich.table import Table
 
 from scalevit.config.tree import Config
 from scalevit.cpu import prepare_cpu
+from scalevit.data.transforms.mixing import MixedLabels
 from scalevit.distributed import World
 from scalevit.engines.base import Engine
 from scalevit.errors import UserError
@@ -29,6 +29,7 @@ from scalevit.models.costs import model_costs
 from scalevit.runs.environment import describe_environment
 from scalevit.terminal import print_table
 from scalevit.training.run import check_engine, prepare_engine
+from scalevit.training.tasks.base import DeviceBatch
 from scalevit.training.throughput import peak_flops
 
 _WARM_UP_STEPS = 3
@@ -128,7 +129,9 @@ def _step_seconds(engine: Engine, config: Config, device: torch.device, steps: i
     size, classes, batch = config.model.image_size, config.model.num_classes, config.train.micro_batch
     generator = torch.Generator(device).manual_seed(config.seed)
     images = torch.randn(batch, 3, size, size, device=device, generator=generator)
-    targets = torch.rand(batch, classes, device=device, generator=generator).softmax(1)
+    labels = torch.randint(classes, (batch,), device=device, generator=generator)
+    mixed = DeviceBatch(images, MixedLabels(labels, labels.flip(0), 0.5))
+    task = config.task.build(config.loss, device)
     on_gpu = device.type == "cuda"
     seconds = []
     engine.train()
@@ -136,8 +139,9 @@ def _step_seconds(engine: Engine, config: Config, device: torch.device, steps: i
         if step == _WARM_UP_STEPS and on_gpu:
             torch.cuda.reset_peak_memory_stats()
         started = time.perf_counter()
-        loss = F.cross_entropy(engine.forward(images).float(), targets)
-        engine.backward(loss, last=True)
+        for index in range(task.passes):
+            loss = task.loss(engine.forward, mixed, index).total
+            engine.backward(loss, last=index == task.passes - 1)
         engine.step(config.optimizer.lr)
         if on_gpu:
             torch.cuda.synchronize()

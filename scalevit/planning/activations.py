@@ -119,10 +119,18 @@ def _fused_flops(x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, *rest: An
 
 
 def _fused_backward_flops(
-    dy: Tensor, x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, a: Tensor, b: Tensor, *rest: Any, **named: Any
+    dy: Tensor,
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    saved_post: Tensor,
+    saved: Tensor,
+    *rest: Any,
+    **named: Any,
 ) -> int:
-    """Two products for each of the forward's, and fc1 once more if its output was not saved."""
-    again = 0 if a.numel() else 2 * x.shape[0] * w1.numel()
+    """Two products for each of the forward's, and fc1 once more if nothing of its output was saved."""
+    again = 0 if saved.numel() else 2 * x.shape[0] * w1.numel()
     return 2 * _fused_flops(x, w1, b1, w2) + again
 
 

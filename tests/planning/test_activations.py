@@ -92,6 +92,13 @@ def test_save_modes_differ_by_bytes_per_hidden_unit_and_token() -> None:
     assert saved["lean"] - saved["recompute"] == 2 * hidden
 
 
+def test_only_the_recompute_mode_computes_fc1_again() -> None:
+    settings: Any = {"precision": "bf16", "activation_checkpointing": False, "batch": BATCH}
+    flops = {mode: trace(SMALL, NoReduction(), mode=mode, **settings).flops for mode in ("fast", "lean", "recompute")}
+    assert flops["lean"] == flops["fast"]
+    assert flops["recompute"] - flops["fast"] == BATCH * 4 * 17 * 2 * 32 * 128  # blocks, tokens, 2 FLOPs, fc1
+
+
 def test_flops_are_those_of_describe() -> None:
     settings: Any = {"mode": "fast", "precision": "bf16", "batch": BATCH}
     plain = trace(ModelConfig(), NoReduction(), activation_checkpointing=False, **settings).flops / BATCH
