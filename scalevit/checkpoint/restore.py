@@ -63,7 +63,7 @@ def restore(checkpoint: Path, engine: Engine, ema: Mapping[str, Tensor] | None) 
     record = read_record(checkpoint)
     local = engine.local_parameters()
     weights = engine.slices(local)
-    _check_shapes(checkpoint, record["tensors"], weights)
+    check_shapes(checkpoint, record["tensors"], weights)
     try:
         state = RunState.from_record(record["state"])
         described = state_tensors(record["optimizer"], {name: own.shape for name, own in weights.items()})
@@ -107,16 +107,16 @@ def read_parts(checkpoint: Path, parts: Mapping[str, Mapping[str, TensorSlice]])
     read_slices(checkpoint, {f"{part}.{name}": own for part, slices in parts.items() for name, own in slices.items()})
 
 
-def _empty(slices: Mapping[str, TensorSlice]) -> dict[str, TensorSlice]:
-    return {name: own.empty_like() for name, own in slices.items()}
+def check_shapes(checkpoint: Path, saved: dict[str, Any], slices: Mapping[str, TensorSlice]) -> None:
+    """Makes sure that a checkpoint and a model have the same parameters.
 
+    Args:
+        saved: shapes by name, the record's `tensors`.
+        slices: the model's, by name.
 
-def _copy(targets: Mapping[str, TensorSlice], sources: Mapping[str, TensorSlice]) -> None:
-    for name, target in targets.items():
-        target.values.copy_(sources[name].values)
-
-
-def _check_shapes(checkpoint: Path, saved: dict[str, Any], slices: Mapping[str, TensorSlice]) -> None:
+    Raises:
+        UserError: one of them has a parameter that the other lacks, or one of another shape.
+    """
     own = {name: list(part.shape) for name, part in slices.items()}
     for name in sorted(saved.keys() | own.keys()):
         there, here = saved.get(name), own.get(name)
@@ -125,3 +125,12 @@ def _check_shapes(checkpoint: Path, saved: dict[str, Any], slices: Mapping[str, 
                 f"checkpoint {checkpoint}: belongs to another model ({name} is {there or 'not'} there, "
                 f"{here or 'not'} here)"
             )
+
+
+def _empty(slices: Mapping[str, TensorSlice]) -> dict[str, TensorSlice]:
+    return {name: own.empty_like() for name, own in slices.items()}
+
+
+def _copy(targets: Mapping[str, TensorSlice], sources: Mapping[str, TensorSlice]) -> None:
+    for name, target in targets.items():
+        target.values.copy_(sources[name].values)

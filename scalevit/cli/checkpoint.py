@@ -4,19 +4,23 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
 
 from scalevit.errors import UserError
 from scalevit.terminal import print_table
 
+if TYPE_CHECKING:
+    from scalevit.export.base import Exporter
+
 _CONVERT = """\
 SOURCE and TARGET decide what is written:
-  checkpoint or run folder -> NAME.safetensors   the weights (with --ema the averaged ones), for any tool
-  checkpoint or run folder -> folder             a DeepSpeed checkpoint; under torchrun, for that number of ranks
-  DeepSpeed checkpoint     -> NAME.safetensors   the weights
-  DeepSpeed checkpoint     -> run folder         a checkpoint from which training resumes
+  checkpoint or run folder -> file         the weights (with --ema the averaged ones) in the form of the file's suffix
+  checkpoint or run folder -> new folder   a DeepSpeed checkpoint; under torchrun, for that number of ranks
+  DeepSpeed checkpoint     -> file         the weights in the form of the file's suffix
+  DeepSpeed checkpoint     -> run folder   a checkpoint from which training resumes
+NAME.safetensors is a weights file, for any tool. An unknown suffix is refused with a list of the known ones.
 DeepSpeed checkpoints need --config, because they do not name their model."""
 
 
@@ -77,60 +81,70 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 def _convert(arguments: argparse.Namespace) -> None:
     from scalevit.engines.deepspeed.checkpoints import is_deepspeed
+    from scalevit.export.by_suffix import exporter_of
 
     source, target = Path(arguments.source), Path(arguments.target)
     if not source.is_dir():
         raise UserError(f"{source}: no such folder")
+    exporter = exporter_of(arguments.target)
     if is_deepspeed(source):
-        _from_deepspeed(source, target, arguments)
+        _from_deepspeed(source, target, exporter, arguments)
     elif arguments.config is not None:
         raise UserError(f"--config applies only to DeepSpeed checkpoints, and {source} is not one")
+    elif exporter is not None:
+        _to_file(source, target, exporter, arguments)
     else:
-        _from_ours(source, target, arguments)
+        _to_deepspeed(source, target, arguments)
 
 
-def _from_deepspeed(source: Path, target: Path, arguments: argparse.Namespace) -> None:
+def _from_deepspeed(source: Path, target: Path, exporter: "Exporter | None", arguments: argparse.Namespace) -> None:
     if arguments.config is None:
         raise UserError(f"{source} is a DeepSpeed checkpoint: give the config of its run with --config")
     if arguments.ema:
         raise UserError(f"--ema: DeepSpeed checkpoint {source} contains no EMA weights")
     from scalevit.config.loading import load_config
-    from scalevit.training.convert import from_deepspeed, native_to_checkpoint, native_to_weights
+    from scalevit.export.checkpoint_model import model_of_deepspeed
+    from scalevit.export.deepspeed_checkpoint import read_deepspeed_run, write_checkpoint
 
     config = load_config(arguments.config, arguments.overrides)
-    native = from_deepspeed(source, config)
-    if target.suffix == ".safetensors":
-        native_to_weights(native, target, config)
+    native = read_deepspeed_run(source, config)
+    if exporter is not None:
+        exporter.write(*model_of_deepspeed(native, config), target)
         print(f"wrote {target}: weights of step {native.step}")
     else:
-        written = native_to_checkpoint(native, target, config)
+        written = write_checkpoint(native, target, config)
         print(f"wrote {written}; resume with output_dir={target.parent} name={target.name}")
 
 
-def _from_ours(source: Path, target: Path, arguments: argparse.Namespace) -> None:
+def _to_file(source: Path, target: Path, exporter: "Exporter", arguments: argparse.Namespace) -> None:
+    if arguments.stage is not None:
+        raise UserError(
+            f"--stage applies only to DeepSpeed checkpoints: TARGET must be a folder, not a {exporter.suffix} file"
+        )
     from scalevit.checkpoint.folder import find_checkpoint
-    from scalevit.training.convert import to_deepspeed, to_weights
+    from scalevit.export.checkpoint_model import model_of_checkpoint
 
     checkpoint = find_checkpoint(source)
-    if target.suffix == ".safetensors":
-        if arguments.stage is not None:
-            raise UserError(
-                "--stage applies only to DeepSpeed checkpoints: TARGET must be a folder, not a .safetensors file"
-            )
-        to_weights(checkpoint, target, ema=arguments.ema)
-        print(f"wrote {target}: {'EMA' if arguments.ema else 'weights'} of {checkpoint}")
-        return
+    exporter.write(*model_of_checkpoint(checkpoint, ema=arguments.ema), target)
+    print(f"wrote {target}: {'EMA' if arguments.ema else 'weights'} of {checkpoint}")
+
+
+def _to_deepspeed(source: Path, target: Path, arguments: argparse.Namespace) -> None:
     if arguments.ema:
-        raise UserError("--ema needs a .safetensors file as TARGET: DeepSpeed checkpoints contain no EMA weights")
+        raise UserError("--ema needs a file as TARGET: DeepSpeed checkpoints contain no EMA weights")
     if target.exists():
         raise UserError(f"{target}: already exists; choose a new folder")
+    from scalevit.checkpoint.folder import find_checkpoint
     from scalevit.distributed import World
+    from scalevit.export.deepspeed_checkpoint import write_deepspeed
 
+    checkpoint = find_checkpoint(source)
+    stage: Literal[0, 1, 2, 3] = arguments.stage or 0
     world = World.from_environment()
     with world.process_group():
-        to_deepspeed(checkpoint, target, stage=arguments.stage or 0, world=world)
+        write_deepspeed(checkpoint, target, stage=stage, world=world)
     if world.is_first:
-        print(f"wrote {target}: {checkpoint} for DeepSpeed ZeRO-{arguments.stage or 0}, world size {world.size}")
+        print(f"wrote {target}: {checkpoint} for DeepSpeed ZeRO-{stage}, world size {world.size}")
 
 
 # --- printing ---------------------------------------------------------------------------------------------

@@ -10,14 +10,22 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
 
 from resume_worker import read_alone
-from scalevit.checkpoint.folder import list_checkpoints
+from scalevit.checkpoint.folder import list_checkpoints, read_record
+from scalevit.checkpoint.saver import Saver
 from scalevit.cli.main import main
 from scalevit.config.loading import load_config
+from scalevit.config.training import CheckpointConfig
+from scalevit.distributed import World
 from scalevit.engines.deepspeed.checkpoints import DeepSpeedCheckpoint
+from scalevit.engines.state import TensorSlice
+from scalevit.export import by_suffix
+from scalevit.export.base import ModelDescription
+from scalevit.export.deepspeed_checkpoint import write_checkpoint
 from scalevit.models.build import build_model
-from scalevit.training.convert import native_to_checkpoint
 
 TINY = [
     "model.name=vit_tiny_patch16_224",
@@ -40,7 +48,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scalars = {"step": dict.fromkeys(weights, torch.tensor(6.0))}
     native = DeepSpeedCheckpoint(7, shapes, weights, tensors, scalars)
     folder = tmp_path_factory.mktemp("convert") / "run"
-    native_to_checkpoint(native, folder, config)
+    write_checkpoint(native, folder, config)
     return folder
 
 
@@ -84,6 +92,58 @@ def test_a_weights_file(run_folder: Path, tmp_path: Path, capsys: pytest.Capture
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         tied = json.loads(file.metadata()["scalevit"])["tied"]
     assert tied["blocks.1.mlp.fc1.weight"] == "blocks.0.mlp.fc1.weight"
+
+
+def test_the_ema(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (checkpoint,) = list_checkpoints(run_folder / "checkpoints")
+    record = read_record(checkpoint)
+    tensors = {name: tensor for name, tensor in read_alone(checkpoint).items() if name.startswith("weights.")}
+    averages = {name.replace("weights.", "ema.", 1): tensor + 1 for name, tensor in tensors.items()}
+    slices = {
+        name: TensorSlice(tensor, 0, torch.Size(record["tensors"][name.partition(".")[2]]))
+        for name, tensor in (tensors | averages).items()
+    }
+    one_rank = World(rank=0, size=1, local_rank=0, ranks_per_node=1, device=torch.device("cpu"))
+    Saver(tmp_path / "run", one_rank, CheckpointConfig()).write(7, slices, {**record, "parts": ["ema", "weights"]})
+    for target, options in (("own", []), ("ema", ["--ema"])):
+        call(capsys, "convert", tmp_path / "run", tmp_path / f"{target}.safetensors", *options)
+    own, ema = (load_file(tmp_path / f"{target}.safetensors") for target in ("own", "ema"))
+    assert own.keys() == ema.keys() == record["tensors"].keys()
+    for name, tensor in own.items():
+        assert torch.equal(ema[name], tensor + 1), name
+
+
+class Names:
+    """An exporter: the model's canonical names as text."""
+
+    name = "parameter names"
+    suffix = ".names"
+
+    def write(self, model: nn.Module, description: ModelDescription, target: Path) -> None:
+        assert not model.training
+        assert description.tied["blocks.1.mlp.fc1.weight"] == "blocks.0.mlp.fc1.weight"
+        target.write_text(description.model.name + "\n" + "\n".join(name for name, _ in model.named_parameters()))
+
+
+def test_another_exporter(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "known suffixes: .safetensors (weights);" in refused(capsys, "convert", run_folder, tmp_path / "x.names")
+    monkeypatch.setattr(by_suffix, "EXPORTERS", (*by_suffix.EXPORTERS, Names()))
+    call(capsys, "convert", run_folder, tmp_path / "x.names")
+    (checkpoint,) = list_checkpoints(run_folder / "checkpoints")
+    first, *names = (tmp_path / "x.names").read_text().split("\n")
+    assert first == "vit_tiny_patch16_224"
+    assert names == list(read_record(checkpoint)["tensors"])
+    message = refused(capsys, "convert", run_folder, tmp_path / "x.onnx")
+    assert "known suffixes: .safetensors (weights), .names (parameter names);" in message
+
+
+def test_which_targets_are_folders(tmp_path: Path) -> None:
+    assert by_suffix.exporter_of(f"{tmp_path}/lr0.5/") is None
+    (tmp_path / "lr0.1").mkdir()
+    assert by_suffix.exporter_of(f"{tmp_path}/lr0.1") is None
+    assert by_suffix.exporter_of(f"{tmp_path}/run") is None
 
 
 def test_to_deepspeed_and_back(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,6 @@
-"""Between scalevit's checkpoints, weights files, and DeepSpeed's own checkpoints.
+"""Runs as DeepSpeed's own checkpoints, and back to a run folder. Must not know DeepSpeed's files: its engine does.
 
-Above the checkpoints' room, because it builds models, optimizers and engines.
+No exporter of a model: optimizer state and step are converted too, for the ranks and the ZeRO stage that will resume.
 """
 
 from collections.abc import Mapping
@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from scalevit.checkpoint.folder import checkpoint_path, list_checkpoints, read_record
 from scalevit.checkpoint.optimizer_record import to_record
-from scalevit.checkpoint.restore import read_parts, restore
+from scalevit.checkpoint.restore import restore
 from scalevit.checkpoint.run_state import RunState
 from scalevit.checkpoint.saver import Saver, versions
 from scalevit.config.loading import validate
 from scalevit.config.training import CheckpointConfig
-from scalevit.config.tree import SECTIONS, Config
+from scalevit.config.tree import Config
 from scalevit.distributed import World
 from scalevit.engines.base import EngineSpec
 from scalevit.engines.deepspeed.checkpoints import DeepSpeedCheckpoint, read_deepspeed
@@ -27,36 +27,14 @@ from scalevit.engines.deepspeed.settings import DeepSpeedSettings
 from scalevit.engines.precision import LossScale
 from scalevit.engines.state import OptimizerState, TensorSlice
 from scalevit.errors import UserError, naming_settings
-from scalevit.models.build import build_model
+from scalevit.export.checkpoint_model import initial_model
 from scalevit.models.mlps import transformer_blocks
-from scalevit.models.weights.write import write_weights
 from scalevit.training.optimizers import build_optimizer, check_optimizer
+from scalevit.training.setting_keys import OPTIMIZATION_KEYS
 from scalevit.tying import tied_names
 
-_KEYS = {"optimizer": "optimizer.name", "optimizer_args": "optimizer.args"}
 
-
-def to_weights(checkpoint: Path, target: Path, *, ema: bool) -> None:
-    """Writes `target` (.safetensors): the model's weights under canonical names, tying in the metadata.
-
-    Raises:
-        UserError: there is no EMA, or a file cannot be read or written.
-    """
-    record = read_record(checkpoint)
-    part = "ema" if ema else "weights"
-    if part not in record["parts"]:
-        raise UserError(f"checkpoint {checkpoint}: contains no EMA weights")
-    shapes = {name: torch.Size(shape) for name, shape in record["tensors"].items()}
-    flat = {name: TensorSlice(torch.empty(shape.numel()), 0, shape) for name, shape in shapes.items()}
-    read_parts(checkpoint, {part: flat})
-    # Only these sections of an older config have to be valid.
-    config = validate({key: record["config"].get(key, {}) for key in ("model", "reduction")})
-    _write_weights(
-        target, {name: flat[name].values.view(shape) for name, shape in shapes.items()}, config, record["tied"]
-    )
-
-
-def to_deepspeed(checkpoint: Path, target: Path, *, stage: Literal[0, 1, 2, 3], world: World) -> None:
+def write_deepspeed(checkpoint: Path, target: Path, *, stage: Literal[0, 1, 2, 3], world: World) -> None:
     """Writes a folder that DeepSpeed's `load_checkpoint` reads, at this world size. Collective.
 
     Raises:
@@ -64,9 +42,9 @@ def to_deepspeed(checkpoint: Path, target: Path, *, stage: Literal[0, 1, 2, 3], 
     """
     config = validate(read_record(checkpoint)["config"])
     settings = DeepSpeedSettings(stage=stage)
-    with naming_settings(_KEYS):
+    with naming_settings(OPTIMIZATION_KEYS):
         check_optimizer(config.optimizer, settings.update_scope(world))
-    model = _model_of(config)
+    model = initial_model(config)
     spec = EngineSpec(
         world=world,
         blocks=transformer_blocks(model),
@@ -80,15 +58,15 @@ def to_deepspeed(checkpoint: Path, target: Path, *, stage: Literal[0, 1, 2, 3], 
     engine.save_native(target, f"global_step{state.step}", state.step)
 
 
-def from_deepspeed(source: Path, config: Config) -> DeepSpeedCheckpoint:
+def read_deepspeed_run(source: Path, config: Config) -> DeepSpeedCheckpoint:
     """Reads what a DeepSpeed run of this config's model and optimizer saved.
 
     Raises:
         UserError: it cannot be read, or belongs to another model.
     """
-    model = _model_of(config)
+    model = initial_model(config)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    with naming_settings(_KEYS):
+    with naming_settings(OPTIMIZATION_KEYS):
         groups = build_optimizer(model, config.optimizer).param_groups
     order = [names[id(parameter)] for group in groups for parameter in group["params"]]
     native = read_deepspeed(source, order, set().union(*groups))
@@ -103,7 +81,7 @@ def from_deepspeed(source: Path, config: Config) -> DeepSpeedCheckpoint:
     return native
 
 
-def native_to_checkpoint(native: DeepSpeedCheckpoint, run_folder: Path, config: Config) -> Path:
+def write_checkpoint(native: DeepSpeedCheckpoint, run_folder: Path, config: Config) -> Path:
     """Writes it as the checkpoint of a run that training resumes from.
 
     Raises:
@@ -116,9 +94,11 @@ def native_to_checkpoint(native: DeepSpeedCheckpoint, run_folder: Path, config: 
     def whole(tensors: Mapping[str, Tensor]) -> dict[str, TensorSlice]:
         return {name: TensorSlice(values, 0, native.shapes[name]) for name, values in tensors.items()}
 
-    model = _model_of(config)
+    model = initial_model(config)
+    with naming_settings(OPTIMIZATION_KEYS):
+        optimizer_class = type(build_optimizer(model, config.optimizer))
     optimizer = OptimizerState(
-        type(build_optimizer(model, config.optimizer)).__name__,
+        optimizer_class.__name__,
         {name: whole(tensors) for name, tensors in native.tensors.items()},
         native.scalars,
     )
@@ -141,25 +121,3 @@ def native_to_checkpoint(native: DeepSpeedCheckpoint, run_folder: Path, config: 
     slices = {f"{part}.{name}": own for part, held in parts.items() for name, own in held.items()}
     Saver(folder, one_rank, CheckpointConfig()).write(native.step, slices, record)
     return checkpoint_path(folder, native.step)
-
-
-def native_to_weights(native: DeepSpeedCheckpoint, target: Path, config: Config) -> None:
-    """Writes `target` (.safetensors) with the model's weights.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    model = _model_of(config)
-    tensors = {name: native.weights[name].view(shape) for name, shape in native.shapes.items()}
-    _write_weights(target, tensors, config, tied_names(model))
-
-
-def _model_of(config: Config) -> nn.Module:
-    with naming_settings(SECTIONS):
-        return build_model(config.model, config.reduction, seed=config.seed)
-
-
-def _write_weights(target: Path, tensors: Mapping[str, Tensor], config: Config, tied: Mapping[str, str]) -> None:
-    if not target.parent.is_dir():
-        raise UserError(f"{target.parent}: no such folder")
-    write_weights(target, tensors, model=config.model, reduction=config.reduction, tied=tied)

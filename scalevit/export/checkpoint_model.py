@@ -1,0 +1,68 @@
+"""Models with the weights of a checkpoint, ours or DeepSpeed's, as exporters take them.
+
+Must not know in which form a model is written.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from scalevit.checkpoint.folder import read_record
+from scalevit.checkpoint.restore import check_shapes, read_parts
+from scalevit.config.loading import validate
+from scalevit.config.tree import SECTIONS, Config
+from scalevit.engines.deepspeed.checkpoints import DeepSpeedCheckpoint
+from scalevit.engines.state import TensorSlice
+from scalevit.errors import UserError, naming_settings
+from scalevit.export.base import ModelDescription
+from scalevit.models.build import build_model
+from scalevit.tying import tied_names
+
+
+def initial_model(config: Config) -> nn.Module:
+    """A config's model for tensors that replace its own: its initial weights are not read. Evaluation mode, on the CPU.
+
+    Raises:
+        UserError: timm does not know it, or its reduction does not fit.
+    """
+    model = config.model.model_copy(update={"initial_weights": None})
+    with naming_settings(SECTIONS):
+        return build_model(model, config.reduction, seed=config.seed).eval()
+
+
+def model_of_checkpoint(checkpoint: Path, *, ema: bool) -> tuple[nn.Module, ModelDescription]:
+    """The model of a checkpoint of ours with its weights, or with their EMA.
+
+    Raises:
+        UserError: there is no EMA, the checkpoint cannot be read, or this version builds another model of its config.
+    """
+    record = read_record(checkpoint)
+    part = "ema" if ema else "weights"
+    if part not in record["parts"]:
+        raise UserError(f"checkpoint {checkpoint}: contains no EMA weights")
+    # Only these sections of an older config have to be valid.
+    config = validate({key: record["config"].get(key, {}) for key in ("model", "reduction")})
+    model = initial_model(config)
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    slices = {name: TensorSlice(torch.empty(shape.numel()), 0, shape) for name, shape in shapes.items()}
+    check_shapes(checkpoint, record["tensors"], slices)
+    read_parts(checkpoint, {part: slices})
+    return _filled(model, {name: own.values for name, own in slices.items()}, config)
+
+
+def model_of_deepspeed(native: DeepSpeedCheckpoint, config: Config) -> tuple[nn.Module, ModelDescription]:
+    """The model of a checkpoint that `read_deepspeed_run` read with this config.
+
+    Raises:
+        UserError: as `initial_model`.
+    """
+    return _filled(initial_model(config), native.weights, config)
+
+
+def _filled(model: nn.Module, flat: Mapping[str, Tensor], config: Config) -> tuple[nn.Module, ModelDescription]:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(flat[name].view(parameter.shape))
+    return model, ModelDescription(config.model, config.reduction, tied_names(model))

@@ -1,0 +1,25 @@
+"""Weights as a safetensors file: each parameter once, by its canonical name, with the tied names in the metadata."""
+
+from pathlib import Path
+
+from torch import nn
+
+from scalevit.export.base import ModelDescription
+from scalevit.models.weights.write import write_weights
+
+
+class WeightsFile:
+    """The file that `model.initial_weights` reads."""
+
+    name = "weights"
+    suffix = ".safetensors"
+
+    def write(self, model: nn.Module, description: ModelDescription, target: Path) -> None:
+        """As `Exporter.write`."""
+        write_weights(
+            target,
+            dict(model.named_parameters()),
+            model=description.model,
+            reduction=description.reduction,
+            tied=description.tied,
+        )
