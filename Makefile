@@ -83,7 +83,7 @@ schema: setup
 	@$(RUN) scalevit schema --markdown > docs/.config.md && mv docs/.config.md docs/config.md
 
 docs: setup
-	@$(RUN) mkdocs build --quiet --strict
+	@NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --quiet --strict
 
 # From a copy: setuptools would put what an earlier build left into the wheel.
 wheel: setup

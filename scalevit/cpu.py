@@ -28,7 +28,7 @@ def keep_freed_memory() -> None:
 
     A training step allocates the same activations again and again. By default large ones are given back each time, and
     the kernel hands them out again zeroed and page by page. The process keeps its peak until it ends (docs/LOG.md has
-    what it gains and costs). Other C libraries are left alone.
+    what it gains and costs). Other C libraries are not changed.
     """
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)

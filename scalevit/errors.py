@@ -11,7 +11,7 @@ from typing import Any
 
 
 class UserError(Exception):
-    """A mistake in a config, a path or a data set. The message says what, where and how to mend it.
+    """A mistake in a config, a path or a data set. The message says what is wrong, where, and how to fix it.
 
     Entry points (`scalevit.cli.main`, `launch/*.py`) print the message as one line and exit with status 2.
     Every other exception is a bug and keeps its traceback.
@@ -41,7 +41,7 @@ def naming_settings(keys: Mapping[str, str]) -> Iterator[None]:
     """Turns a `SettingError` of the block into a `UserError` that names the config key.
 
     Args:
-        keys: config key by argument, e.g. {"micro_batch": "train.micro_batch"}. A section's key stands for its fields
+        keys: config key by argument, e.g. {"micro_batch": "train.micro_batch"}. A section's key covers its fields
             too: {"model": "model"} names `model.image_size`.
     """
     try:
@@ -95,21 +95,21 @@ def nearest(given: str, valid: Iterable[str], *, cutoff: float = 0.5) -> str | N
     return by_lower_case[close[0]] if close else None
 
 
-# How long a rank waits for the first to tell the same mistake. A launcher ends all ranks when one has ended.
-_SECONDS_FOR_THE_FIRST = 15.0
+# How long other ranks wait for rank 0 to report the same error. A launcher ends all ranks when one has ended.
+_SECONDS_FOR_RANK_ZERO = 15.0
 
 
 @contextmanager
 def one_line_errors(*, rank: int = 0) -> Iterator[None]:
     """Turns a `UserError` into its line on standard error and exit status 2.
 
-    Most mistakes are met by every rank alike, and told by the first. The others give it time to: if they are still
-    there afterwards, the mistake was theirs alone (a path that one node lacks), and they tell it.
+    Most errors occur on every rank; rank 0 reports them. The other ranks wait for that, and report an error that only
+    they have (for example a path that is missing on one node).
     """
     try:
         yield
     except UserError as error:
         if rank:
-            time.sleep(_SECONDS_FOR_THE_FIRST)
+            time.sleep(_SECONDS_FOR_RANK_ZERO)
         print(f"error: rank {rank}: {error}" if rank else f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)

@@ -1,6 +1,6 @@
 """Files that are complete or absent, whenever a process is killed or a machine loses power; locks; checksums.
 
-The one way to write a file, to lock one and to compute its checksum. Knows paths and bytes alone.
+The one way to write a file, to lock one and to compute its checksum. Knows only paths and bytes.
 """
 
 import fcntl

@@ -1,7 +1,7 @@
 """Checkpoints on disk: a folder is complete or absent, and damage is found before anything is read from it.
 
 `checkpoints/step-00001234/` holds the ranks' safetensors files, `state.json` (the state of the run) and `manifest.json`
-(the SHA-256 of every other file). It is written under a hidden name and renamed when all of it is on the disk. `latest`
+(the SHA-256 of every other file). It is written under a hidden name and renamed when all of it is flushed. `latest`
 and `best` name the newest and the best one, for people and scripts; a resumed run looks at the folders themselves.
 Knows paths and records, not what a record means.
 """
@@ -148,7 +148,7 @@ def digest(path: Path) -> dict[str, Any]:
 
 
 def commit(folder: Path, step: int, record: Mapping[str, Any], digests: Mapping[str, Any]) -> None:
-    """Adds record and manifest to the temporary folder of a step, whose tensors are on the disk, and renames it.
+    """Adds record and manifest to the temporary folder of a step, whose tensors are flushed to disk, and renames it.
 
     Args:
         digests: of the tensors' files, by name.

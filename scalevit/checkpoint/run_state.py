@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 
 @dataclass
@@ -31,9 +31,7 @@ class RunState:
         for name in sorted(types.keys() ^ record.keys()):
             raise ValueError(f"{name} is {'missing' if name in types else 'unknown'}")
         for name, hint in types.items():
-            allowed = tuple(
-                get_origin(kind) or kind for kind in (get_args(hint) if type(None) in get_args(hint) else [hint])
-            )
-            if not isinstance(record[name], (*allowed, int) if hint is float else allowed):
+            allowed = (int, float) if hint is float else get_origin(hint) or hint
+            if not isinstance(record[name], allowed):
                 raise ValueError(f"{name} is {type(record[name]).__name__}")
         return cls(**record)

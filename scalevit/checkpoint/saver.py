@@ -118,7 +118,7 @@ class Saver:
         return self._writing is not None and self._writing.done() and self._writing.exception() is not None
 
     def wait(self) -> None:
-        """Waits until the last save is on the disk. Collective.
+        """Waits until the last save is written to disk. Collective.
 
         Raises:
             UserError: the disk is full or the folder cannot be written; on every rank.
@@ -130,7 +130,7 @@ class Saver:
     # --- in the threads -------------------------------------------------------------------------------------
 
     def write(self, step: int, slices: Mapping[str, TensorSlice], record: Mapping[str, Any]) -> None:
-        """Writes a checkpoint and returns when it is on the disk. Collective.
+        """Writes a checkpoint and returns when it is flushed to disk. Collective.
 
         Args:
             slices: by "part.name", on the CPU; those of all ranks together hold each element once.

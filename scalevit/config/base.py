@@ -1,6 +1,6 @@
 """What every section of the config is made of: strict, frozen settings, and Parts, which are settings with behaviour.
 
-Knows pydantic alone. Must not import torch or another room, so that a config is checked in milliseconds.
+Knows only pydantic. Must not import torch or another room, so that a config is checked in milliseconds.
 """
 
 from collections.abc import Mapping

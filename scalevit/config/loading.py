@@ -29,7 +29,7 @@ def load_config(config: str | os.PathLike[str] | None, overrides: Iterable[str] 
     """Reads, merges and validates.
 
     Args:
-        config: a JSON file or the name of a preset, or None for the defaults alone.
+        config: a JSON file or the name of a preset, or None for the defaults only.
         overrides: `key.sub=value` strings; a value is JSON, or else a plain string.
 
     Raises:

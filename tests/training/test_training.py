@@ -266,7 +266,7 @@ def test_ranks_that_cannot_share_a_batch_end_with_one_line(
 ) -> None:
     monkeypatch.chdir(workplace)
     monkeypatch.setattr("sys.argv", [SCRIPT, "--config", QUICKSTART])
-    monkeypatch.setattr("scalevit.errors._SECONDS_FOR_THE_FIRST", 0.0)
+    monkeypatch.setattr("scalevit.errors._SECONDS_FOR_RANK_ZERO", 0.0)
     for rank, said in ((0, "error: train.global_batch"), (1, "error: rank 1: ")):
         monkeypatch.setenv("WORLD_SIZE", "3")
         monkeypatch.setenv("RANK", str(rank))

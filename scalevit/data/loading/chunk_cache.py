@@ -70,7 +70,7 @@ class ChunkCache:
         """
         path = self._path(part)
         while True:
-            # Opened for every read: an open file would keep its place on the disk after it was removed.
+            # Opened for every read: the disk space of a removed file is freed only when it is closed.
             try:
                 with open(path, "rb", buffering=0) as file:
                     content = os.pread(file.fileno(), size, offset)

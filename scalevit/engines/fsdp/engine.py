@@ -112,7 +112,7 @@ class FsdpEngine(Engine):
         """Makes one unit of the modules; returns one of them, which speaks for the unit."""
         options: dict[str, Any] = {}
         if self.settings.mixed_precision == "policy":
-            # An output in fp32 from the root alone: a LayerNorm with bf16 weights takes no fp32 input.
+            # Only the root returns fp32: a LayerNorm with bf16 weights takes no fp32 input.
             options["mp_policy"] = MixedPrecisionPolicy(
                 param_dtype=DTYPES[self.spec.precision], reduce_dtype=torch.float32, output_dtype=output_dtype
             )
