@@ -40,8 +40,11 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 def test_an_optimizer_computes_as_in_one_process(results: Results, one: Cell) -> None:
     ours, expected = results[one["id"]], expected_of(one)
     assert len(ours["losses"]) == STEPS
+    # fp32: only the order of summation differs. Muon orthogonalises in bf16, five times in turn, which makes several
+    # percent of an update of rounding noise in the gradient; here all updates together are 7e-4 of the weights.
+    limit = 1e-4 if one["optimizer"] == "muon" else 1e-5
     for what, deviation in deviations(ours, expected).items():
-        assert deviation < 1e-5, f"{what} deviates by {deviation:.1e}"
+        assert deviation < limit, f"{what} deviates by {deviation:.1e}"
     moved = max((expected["weights"][name] - tensor).abs().max().item() for name, tensor in ours["initial"].items())
     assert moved > 3 * OPTIMIZERS[one["optimizer"]].lr / 10, "it trains"
 
