@@ -7,20 +7,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from scalevit.config.loading import load_config
     from scalevit.config.tree import Config
     from scalevit.kernels import fused_mlp
     from scalevit.models.api import create_model, load_weights, reduce_model
+    from scalevit.training.run import prepare
     from scalevit.training.trainer import Trainer
 
 __version__ = "0.2.0.dev0"
-__all__ = ["Config", "Trainer", "__version__", "create_model", "fused_mlp", "load_weights", "reduce_model"]
+__all__ = [
+    "Config",
+    "Trainer",
+    "__version__",
+    "create_model",
+    "fused_mlp",
+    "load_config",
+    "load_weights",
+    "prepare",
+    "reduce_model",
+]
 
 _MODULES = {
     "Config": "scalevit.config.tree",
     "Trainer": "scalevit.training.trainer",
     "create_model": "scalevit.models.api",
     "fused_mlp": "scalevit.kernels",
+    "load_config": "scalevit.config.loading",
     "load_weights": "scalevit.models.api",
+    "prepare": "scalevit.training.run",
     "reduce_model": "scalevit.models.api",
 }
 

@@ -6,6 +6,7 @@ With `--runs FOLDER` it first collects the summaries of finished runs into docs/
 import argparse
 import json
 import statistics
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ def collect(runs: Path) -> None:
     config = json.loads((finished[0] / "config.json").read_text())
     environment = json.loads((finished[0] / "environment.json").read_text())
     content = {
+        "date": date.today().isoformat(),
         "command": "scalevit train --config quickstart reduction.strategy=STRATEGY seed=SEED",
         "data": "scikit-learn's handwritten digits: 1,437 training and 360 validation images",
         "model": config["model"],
