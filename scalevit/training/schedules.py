@@ -48,6 +48,9 @@ def _check_updates(config: ScheduleConfig) -> None:
     for key in ("step_on_epochs", "updates_per_epoch"):
         if key in config.args:
             raise SettingError("schedule_args", config.args, f"{key} is not used: set schedule.update instead")
+    noise = [key for key in config.args if key.startswith("noise")]
+    if noise and config.update == "step":
+        raise SettingError("schedule_args", config.args, f"{noise[0]} needs schedule.update=epoch")
 
 
 def _fit(optimizer: torch.optim.Optimizer, config: ScheduleConfig, epochs: int) -> Any:
