@@ -27,6 +27,9 @@ class Schedule:
         """
         if config.name == "plateau":
             raise SettingError("schedule", config.name, "needs a metric, which this version does not pass to schedules")
+        if config.name == "none" and config.warmup_epochs > 0:
+            reason = "has no warm-up: set schedule.name=constant, which has one, or schedule.warmup_epochs=0"
+            raise SettingError("schedule", config.name, reason)
         _check_updates(config)
         self._optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=base_lr)
         self._scheduler = _fit(self._optimizer, config, epochs)

@@ -55,6 +55,7 @@ def test_a_schedule_ends_with_the_run(args: dict[str, int], peak: int) -> None:
     [
         ({"name": "cosin"}, 'schedule = "cosin": is not a schedule of timm; nearest: cosine'),
         ({"name": "plateau"}, 'schedule = "plateau": needs a metric, which this version does not pass to schedules'),
+        ({"name": "none"}, 'schedule = "none": has no warm-up: set schedule.name=constant'),
         ({"args": {"decay": 1}}, "schedule_args = .*unexpected keyword argument 'decay'"),
         ({"args": {"num_epochs": 9}}, "schedule_args = .*multiple values"),
         ({"args": {"step_on_epochs": False, "updates_per_epoch": 5}}, "step_on_epochs is not used: set schedule.update"),
