@@ -211,11 +211,11 @@ def _create(
         if key in args and not present:
             raise SettingError("optimizer_args", dict(args), f"{name} has no {key}")
     options = copy.deepcopy(dict(args))
-    kind: Any = timm.optim.get_optimizer_class(name, bind_defaults=False)
     on_gpu = isinstance(target, nn.Module) and next(target.parameters()).device.type == "cuda"
-    if on_gpu and issubclass(kind, torch.optim.Adam):  # AdamW is one too
-        options.setdefault("fused", True)
     try:
+        kind: Any = timm.optim.get_optimizer_class(name, bind_defaults=False)
+        if on_gpu and issubclass(kind, torch.optim.Adam):  # AdamW is one too
+            options.setdefault("fused", True)
         return timm.optim.create_optimizer_v2(target, name, lr=lr, weight_decay=weight_decay, **options)
     except (TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -115,6 +115,8 @@ def test_where_an_optimizer_may_run(name: str, works: list[Any], refused: list[A
         ("adamv", {}, 'optimizer = "adamv": is not an optimizer of timm; nearest: adam'),
         ("adahessian", {}, 'optimizer = "adahessian": it cannot be run with gradients only'),
         ("kron", {}, r'optimizer = "kron": its state cannot be saved \(Q is a list\)'),
+        ("fusedadam", {}, 'optimizer = "fusedadam": it cannot be built here'),
+        ("bnbadamw8bit", {}, 'optimizer = "bnbadamw8bit": it cannot be built here'),
         ("adamw", {"betta": 1}, "optimizer_args = .*unexpected keyword argument 'betta'"),
         ("adamw", {"betas": [2, 3]}, "optimizer_args = .*Invalid beta parameter"),
         ("adamw", {"lr": 1}, "optimizer_args = .*multiple values for keyword argument 'lr'"),
