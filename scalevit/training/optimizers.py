@@ -217,9 +217,9 @@ def _create(
         if on_gpu and issubclass(kind, torch.optim.Adam):  # AdamW is one too
             options.setdefault("fused", True)
         return timm.optim.create_optimizer_v2(target, name, lr=lr, weight_decay=weight_decay, **options)
-    except (TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise SettingError("optimizer_args", dict(args), f"{name} refuses them ({reason})") from error
     except (AssertionError, ImportError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise SettingError("optimizer", name, f"it cannot be built here ({reason})") from error
+    except Exception as error:  # of any kind: foreign constructors fail in any way
+        reason = " ".join(str(error).split())[:200]
+        raise SettingError("optimizer_args", dict(args), f"{name} refuses them ({reason})") from error

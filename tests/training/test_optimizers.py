@@ -119,6 +119,7 @@ def test_where_an_optimizer_may_run(name: str, works: list[Any], refused: list[A
         ("bnbadamw8bit", {}, 'optimizer = "bnbadamw8bit": it cannot be built here'),
         ("adamw", {"betta": 1}, "optimizer_args = .*unexpected keyword argument 'betta'"),
         ("adamw", {"betas": [2, 3]}, "optimizer_args = .*Invalid beta parameter"),
+        ("adamw", {"betas": [0.9]}, "optimizer_args = .*refuses them"),
         ("adamw", {"lr": 1}, "optimizer_args = .*multiple values for keyword argument 'lr'"),
         ("lion", {"eps": 1e-8}, "optimizer_args = .*lion has no eps"),
     ],
