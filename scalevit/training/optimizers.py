@@ -66,11 +66,6 @@ def check_optimizer(config: OptimizerConfig, allowed: UpdateScope) -> UpdateScop
     return scope
 
 
-def is_elementwise(name: str, args: Mapping[str, Any]) -> bool:
-    """Whether the update of an element depends on that element's history only, so that any rank may hold it."""
-    return update_scope(name, args) == "elements"
-
-
 def update_scope(name: str, args: Mapping[str, Any]) -> UpdateScope:
     """What one update of an optimizer reads, from a few steps on shaped parameters and on the same numbers reshaped.
 

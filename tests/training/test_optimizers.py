@@ -17,7 +17,6 @@ from scalevit.models.reductions.grouped import GroupedReduction
 from scalevit.training.optimizers import (
     build_optimizer,
     check_optimizer,
-    is_elementwise,
     state_tensors,
     update_scope,
 )
@@ -60,7 +59,6 @@ def test_groups_hold_every_parameter_once_and_vectors_do_not_decay() -> None:
 )
 def test_what_an_update_reads(name: str, args: dict[str, Any], scope: str) -> None:
     assert update_scope(name, args) == scope
-    assert is_elementwise(name, args) == (scope == "elements")
 
 
 @pytest.mark.parametrize(
