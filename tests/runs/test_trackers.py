@@ -67,6 +67,17 @@ def test_a_tracker_that_fails_is_reported_once_and_the_others_continue(
     assert [line["step"] for line in read_records(tmp_path / "metrics.jsonl")[0]] == [1, 2, 3, 4]
 
 
+def test_a_tracker_that_cannot_be_opened_ends_the_run_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: Tracker, run: RunInfo, saved: str | None) -> None:
+        raise RuntimeError("no\nserver")
+
+    monkeypatch.setattr(RecordingTracker, "open", fails)
+    with pytest.raises(SettingError, match=r"^recording\.enabled = true: cannot be opened \(RuntimeError: no server\)$"):
+        Tracking([RecordingTracker()]).open(info(tmp_path), {})
+
+
 def test_metrics_that_cannot_be_written_end_the_run_in_one_line(tmp_path: Path) -> None:
     tracking = Tracking([])
     tracking.open(info(tmp_path), {})
