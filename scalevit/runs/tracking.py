@@ -27,10 +27,12 @@ class Tracking:
         """Finds what is missing on this machine, before any process group exists.
 
         Raises:
+            SettingError: a tracker cannot work here; its arguments are sections by the tracker's name.
             UserError: a tracker's package is not installed.
         """
         for tracker in self._trackers:
-            tracker.check()
+            with settings_of(tracker.name):
+                tracker.check()
 
     def open(self, run: RunInfo, saved: Mapping[str, str]) -> dict[str, str]:
         """Opens all of them.

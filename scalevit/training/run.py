@@ -35,7 +35,7 @@ from scalevit.training.open_data import RunData, open_data, open_evaluation
 from scalevit.training.optimizers import build_optimizer, check_optimizer
 from scalevit.training.resume import find_resumable
 from scalevit.training.schedules import Schedule
-from scalevit.training.setting_keys import OPTIMIZATION_KEYS, naming_data_settings
+from scalevit.training.setting_keys import OPTIMIZATION_KEYS, TRACKER_KEYS, naming_data_settings
 from scalevit.training.trainer import Trainer
 
 
@@ -107,7 +107,8 @@ def prepare(config: Config) -> PreparedRun:
     folder = RunFolder(Path(config.output_dir) / config.name, writes=world.is_first)
     check_engine(config, world)
     tracking = Tracking(config.tracking.enabled)
-    tracking.check()
+    with naming_settings(TRACKER_KEYS):
+        tracking.check()
     with naming_settings(SECTIONS):
         costs = model_costs(config.model, config.reduction)
     checkpoints = find_resumable(config, folder)
