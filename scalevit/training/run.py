@@ -59,10 +59,12 @@ class PreparedRun:
     def trainer(self) -> Iterator[Trainer]:
         """The trainer of this run, with a process group for as long as the block runs. Collective."""
         with _process_group(self.config, self.world):
+            with naming_settings(OPTIMIZATION_KEYS):
+                engine = self.build_engine()
             yield Trainer(
                 self.config,
                 self.world,
-                self.build_engine(),
+                engine,
                 self.data,
                 self.folder,
                 self.tracking,
@@ -93,7 +95,9 @@ class PreparedEvaluation:
     def evaluate(self) -> dict[str, float]:
         """Every metric of the validation set, by name; top-k in percent."""
         with _process_group(self.config, self.world):
-            return evaluate(self.build_engine(), self.data, channels_last=self.config.train.channels_last)
+            with naming_settings(OPTIMIZATION_KEYS):
+                engine = self.build_engine()
+            return evaluate(engine, self.data, channels_last=self.config.train.channels_last)
 
 
 def prepare(config: Config) -> PreparedRun:

@@ -76,7 +76,9 @@ def test_a_tracker_that_cannot_be_opened_ends_the_run_in_one_line(
         raise RuntimeError("no\nserver")
 
     monkeypatch.setattr(RecordingTracker, "open", fails)
-    with pytest.raises(SettingError, match=r"^recording\.enabled = true: cannot be opened \(RuntimeError: no server\)$"):
+    with pytest.raises(
+        SettingError, match=r"^recording\.enabled = true: cannot be opened \(RuntimeError: no server\)$"
+    ):
         Tracking([RecordingTracker()]).open(info(tmp_path), {})
 
 
