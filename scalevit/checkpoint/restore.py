@@ -1,7 +1,7 @@
 """Resuming from a checkpoint, with any engine and any number of ranks. Knows slices and files."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +49,15 @@ def _quarantine(checkpoint: Path, problem: str) -> None:
     print(f"warning: checkpoint {checkpoint}: {problem}; renamed to {renamed.name}", file=sys.stderr, flush=True)
 
 
-def restore(checkpoint: Path, engine: Engine, ema: Mapping[str, Tensor] | None) -> RunState:
+def restore(
+    checkpoint: Path, engine: Engine, ema: Mapping[str, Tensor] | None, *, kept: Sequence[str] = ()
+) -> RunState:
     """Restores weights, optimizer state, EMA and loss scale. Collective.
 
     Args:
         ema: averaged weights, laid out like the engine's local parameters; filled with the weights if the checkpoint
             has no EMA.
+        kept: names of the tensors that the run's optimizer expects to find in its state.
 
     Raises:
         UserError: the checkpoint belongs to another model or optimizer, was written by another version of scalevit, or
@@ -72,11 +75,8 @@ def restore(checkpoint: Path, engine: Engine, ema: Mapping[str, Tensor] | None) 
         scale = {key: record["loss_scale"][key] for key in ("value", "grown_steps", "enabled")}
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"checkpoint {checkpoint}: was written by another version of scalevit ({error})") from None
-    own_name = type(engine.optimizer).__name__
-    if optimizer != own_name and (described or scalars):
-        raise UserError(
-            f"checkpoint {checkpoint}: contains the state of optimizer {optimizer}, this run uses {own_name}"
-        )
+    if described or scalars:  # else it keeps nothing, and any optimizer may follow
+        _check_optimizer(checkpoint, optimizer, described, type(engine.optimizer).__name__, kept)
     parts = {"weights": _empty(weights)}
     parts |= {_OPTIMIZER + name: slices for name, slices in engine.optimizer_state_layout(described).items()}
     if ema is not None and "ema" in record["parts"]:
@@ -125,6 +125,28 @@ def check_shapes(checkpoint: Path, saved: dict[str, Any], slices: Mapping[str, T
                 f"checkpoint {checkpoint}: belongs to another model ({name} is {there or 'not'} there, "
                 f"{here or 'not'} here)"
             )
+
+
+def _check_optimizer(checkpoint: Path, saved: str, tensors: Iterable[str], own: str, kept: Iterable[str]) -> None:
+    """Makes sure that a checkpoint has what a run's optimizer continues from.
+
+    Args:
+        saved: class of the checkpoint's optimizer.
+        tensors: names of those in its state.
+        own: class of the run's optimizer.
+        kept: names of the tensors that it expects.
+
+    Raises:
+        UserError: it is another optimizer, or one whose arguments make it keep more.
+    """
+    if saved != own:
+        raise UserError(f"checkpoint {checkpoint}: contains the state of optimizer {saved}, this run uses {own}")
+    present = set(tensors)
+    if missing := [name for name in kept if name not in present]:
+        raise UserError(
+            f"checkpoint {checkpoint}: contains no {missing[0]}, which this run's {own} keeps: "
+            "give it the arguments that it had, or start another run"
+        )
 
 
 def _empty(slices: Mapping[str, TensorSlice]) -> dict[str, TensorSlice]:

@@ -5,19 +5,23 @@ Must not know in which form a model is written.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from scalevit.checkpoint.folder import read_record
 from scalevit.checkpoint.restore import check_shapes, read_parts
-from scalevit.config.loading import validate
+from scalevit.config.base import parse_section
+from scalevit.config.model import ModelConfig
+from scalevit.config.renamed import refuse_renamed
 from scalevit.config.tree import SECTIONS, Config
 from scalevit.engines.deepspeed.checkpoints import DeepSpeedCheckpoint
 from scalevit.engines.state import TensorSlice
-from scalevit.errors import UserError, naming_settings
+from scalevit.errors import UserError, naming_settings, settings_of
 from scalevit.export.base import ModelDescription
 from scalevit.models.build import build_model
+from scalevit.models.reductions.apply import parse_reduction
 from scalevit.tying import tied_names
 
 
@@ -43,13 +47,24 @@ def model_of_checkpoint(checkpoint: Path, *, ema: bool) -> tuple[nn.Module, Mode
     if part not in record["parts"]:
         raise UserError(f"checkpoint {checkpoint}: contains no EMA weights")
     # Only these sections of an older config have to be valid.
-    config = validate({key: record["config"].get(key, {}) for key in ("model", "reduction")})
+    config = _model_config({key: record["config"].get(key, {}) for key in ("model", "reduction")})
     model = initial_model(config)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     slices = {name: TensorSlice(torch.empty(shape.numel()), 0, shape) for name, shape in shapes.items()}
     check_shapes(checkpoint, record["tensors"], slices)
     read_parts(checkpoint, {part: slices})
     return _filled(model, {name: own.values for name, own in slices.items()}, config)
+
+
+def _model_config(sections: Mapping[str, Any]) -> Config:
+    """The config of a model alone: the other sections are their defaults, and are not compared with these."""
+    refuse_renamed(sections)
+    with naming_settings(SECTIONS):
+        with settings_of("model"):
+            model = parse_section(ModelConfig, sections["model"])
+        with settings_of("reduction"):
+            reduction = parse_reduction(sections["reduction"])
+    return Config().model_copy(update={"model": model, "reduction": reduction})
 
 
 def model_of_deepspeed(native: DeepSpeedCheckpoint, config: Config) -> tuple[nn.Module, ModelDescription]:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from scalevit.errors import SettingError, settings_of
+from scalevit.errors import SettingError, UserError, settings_of
 from scalevit.runs.records import Record
 from scalevit.runs.summary import Summary
 from scalevit.runs.trackers.base import RunInfo, Tracker
@@ -27,10 +27,12 @@ class Tracking:
         """Finds what is missing on this machine, before any process group exists.
 
         Raises:
+            SettingError: a tracker cannot work here; its arguments are sections by the tracker's name.
             UserError: a tracker's package is not installed.
         """
         for tracker in self._trackers:
-            tracker.check()
+            with settings_of(tracker.name):
+                tracker.check()
 
     def open(self, run: RunInfo, saved: Mapping[str, str]) -> dict[str, str]:
         """Opens all of them.
@@ -95,5 +97,8 @@ class Tracking:
 def _open(tracker: Tracker, run: RunInfo, saved: str | None) -> str | None:
     try:
         return tracker.open(run, saved)
-    except OSError as error:
-        raise SettingError("enabled", True, f"cannot be opened ({error})") from error
+    except UserError:
+        raise
+    except Exception as error:  # of any kind: it is a tracker's library, and other ranks wait for this one
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise SettingError("enabled", True, f"cannot be opened ({reason})") from error

@@ -66,11 +66,6 @@ def check_optimizer(config: OptimizerConfig, allowed: UpdateScope) -> UpdateScop
     return scope
 
 
-def is_elementwise(name: str, args: Mapping[str, Any]) -> bool:
-    """Whether the update of an element depends on that element's history only, so that any rank may hold it."""
-    return update_scope(name, args) == "elements"
-
-
 def update_scope(name: str, args: Mapping[str, Any]) -> UpdateScope:
     """What one update of an optimizer reads, from a few steps on shaped parameters and on the same numbers reshaped.
 
@@ -211,15 +206,15 @@ def _create(
         if key in args and not present:
             raise SettingError("optimizer_args", dict(args), f"{name} has no {key}")
     options = copy.deepcopy(dict(args))
-    kind: Any = timm.optim.get_optimizer_class(name, bind_defaults=False)
     on_gpu = isinstance(target, nn.Module) and next(target.parameters()).device.type == "cuda"
-    if on_gpu and issubclass(kind, torch.optim.Adam):  # AdamW is one too
-        options.setdefault("fused", True)
     try:
+        kind: Any = timm.optim.get_optimizer_class(name, bind_defaults=False)
+        if on_gpu and issubclass(kind, torch.optim.Adam):  # AdamW is one too
+            options.setdefault("fused", True)
         return timm.optim.create_optimizer_v2(target, name, lr=lr, weight_decay=weight_decay, **options)
-    except (TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise SettingError("optimizer_args", dict(args), f"{name} refuses them ({reason})") from error
     except (AssertionError, ImportError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise SettingError("optimizer", name, f"it cannot be built here ({reason})") from error
+    except Exception as error:  # of any kind: foreign constructors fail in any way
+        reason = " ".join(str(error).split())[:200]
+        raise SettingError("optimizer_args", dict(args), f"{name} refuses them ({reason})") from error

@@ -35,7 +35,7 @@ from scalevit.training.open_data import RunData, open_data, open_evaluation
 from scalevit.training.optimizers import build_optimizer, check_optimizer
 from scalevit.training.resume import find_resumable
 from scalevit.training.schedules import Schedule
-from scalevit.training.setting_keys import OPTIMIZATION_KEYS, naming_data_settings
+from scalevit.training.setting_keys import OPTIMIZATION_KEYS, TRACKER_KEYS, naming_data_settings
 from scalevit.training.trainer import Trainer
 
 
@@ -59,10 +59,12 @@ class PreparedRun:
     def trainer(self) -> Iterator[Trainer]:
         """The trainer of this run, with a process group for as long as the block runs. Collective."""
         with _process_group(self.config, self.world):
+            with naming_settings(OPTIMIZATION_KEYS):
+                engine = self.build_engine()
             yield Trainer(
                 self.config,
                 self.world,
-                self.build_engine(),
+                engine,
                 self.data,
                 self.folder,
                 self.tracking,
@@ -93,7 +95,9 @@ class PreparedEvaluation:
     def evaluate(self) -> dict[str, float]:
         """Every metric of the validation set, by name; top-k in percent."""
         with _process_group(self.config, self.world):
-            return evaluate(self.build_engine(), self.data, channels_last=self.config.train.channels_last)
+            with naming_settings(OPTIMIZATION_KEYS):
+                engine = self.build_engine()
+            return evaluate(engine, self.data, channels_last=self.config.train.channels_last)
 
 
 def prepare(config: Config) -> PreparedRun:
@@ -107,7 +111,8 @@ def prepare(config: Config) -> PreparedRun:
     folder = RunFolder(Path(config.output_dir) / config.name, writes=world.is_first)
     check_engine(config, world)
     tracking = Tracking(config.tracking.enabled)
-    tracking.check()
+    with naming_settings(TRACKER_KEYS):
+        tracking.check()
     with naming_settings(SECTIONS):
         costs = model_costs(config.model, config.reduction)
     checkpoints = find_resumable(config, folder)

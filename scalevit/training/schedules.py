@@ -27,6 +27,10 @@ class Schedule:
         """
         if config.name == "plateau":
             raise SettingError("schedule", config.name, "needs a metric, which this version does not pass to schedules")
+        if config.name == "none" and config.warmup_epochs > 0:
+            reason = "has no warm-up: set schedule.name=constant, which has one, or schedule.warmup_epochs=0"
+            raise SettingError("schedule", config.name, reason)
+        _check_updates(config)
         self._optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=base_lr)
         self._scheduler = _fit(self._optimizer, config, epochs)
         try:
@@ -40,6 +44,16 @@ class Schedule:
         if self._scheduler is not None:
             self._scheduler.step(int(epoch) if epoch == int(epoch) else epoch)
         return self._optimizer.param_groups[0]["lr"]
+
+
+def _check_updates(config: ScheduleConfig) -> None:
+    """Refuses arguments that count updates of their own, or that need others than the config's."""
+    for key in ("step_on_epochs", "updates_per_epoch"):
+        if key in config.args:
+            raise SettingError("schedule_args", config.args, f"{key} is not used: set schedule.update instead")
+    noise = [key for key in config.args if key.startswith("noise")]
+    if noise and config.update == "step":
+        raise SettingError("schedule_args", config.args, f"{noise[0]} needs schedule.update=epoch")
 
 
 def _fit(optimizer: torch.optim.Optimizer, config: ScheduleConfig, epochs: int) -> Any:

@@ -33,6 +33,7 @@ from scalevit.training.ema import Ema
 from scalevit.training.evaluation import Evaluation, evaluate_weight_sets
 from scalevit.training.interval import Interval
 from scalevit.training.open_data import RunData
+from scalevit.training.optimizers import state_tensors
 from scalevit.training.preemption import Interrupted, PreemptionHandler
 from scalevit.training.profiling import Profiler
 from scalevit.training.resume import changed_settings
@@ -146,7 +147,8 @@ class Trainer:
         if record["data"] is not None:  # a converted checkpoint knows no order of samples
             with self.world.collective_errors():
                 check_fingerprint(record["data"], self.data.train.fingerprint, f"checkpoint {checkpoint}", DATA_KEYS)
-        self.state = restore(checkpoint, self.engine, self.ema.tensors if self.ema else None)
+        kept = state_tensors(self.config.optimizer.name, self.config.optimizer.args)
+        self.state = restore(checkpoint, self.engine, self.ema.tensors if self.ema else None, kept=kept)
         self.throughput.add(self.state.timed_images, self.state.seconds)
         if self.world.is_first:
             print(f"resuming {self.folder.path} at step {self.state.step}", flush=True)

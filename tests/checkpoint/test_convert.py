@@ -94,6 +94,17 @@ def test_a_weights_file(run_folder: Path, tmp_path: Path, capsys: pytest.Capture
     assert tied["blocks.1.mlp.fc1.weight"] == "blocks.0.mlp.fc1.weight"
 
 
+def test_a_model_of_one_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It trains with loss=bce only; the default loss must not keep it from being exported."""
+    config = load_config(None, [*TINY, "model.num_classes=1", "loss.name=bce"])
+    parameters = dict(build_model(config.model, config.reduction, seed=1).named_parameters())
+    weights = {name: parameter.detach().flatten() for name, parameter in parameters.items()}
+    shapes = {name: parameter.shape for name, parameter in parameters.items()}
+    write_checkpoint(DeepSpeedCheckpoint(7, shapes, weights, {}, {}), tmp_path / "run", config)
+    call(capsys, "convert", tmp_path / "run", tmp_path / "model.safetensors")
+    assert load_file(tmp_path / "model.safetensors")["head.weight"].shape == (1, 36)
+
+
 def test_the_ema(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (checkpoint,) = list_checkpoints(run_folder / "checkpoints")
     record = read_record(checkpoint)

@@ -27,6 +27,7 @@ from scalevit.engines.precision import LossScale
 from scalevit.engines.state import OptimizerState, StateTensor, TensorSlice
 from scalevit.errors import UserError
 from scalevit.training.ema import Ema
+from scalevit.training.optimizers import state_tensors
 
 ALONE = World(rank=0, size=1, local_rank=0, ranks_per_node=1, device=torch.device("cpu"))
 
@@ -244,6 +245,13 @@ def test_the_state_of_another_optimizer_is_refused(tmp_path: Path) -> None:
     engine.optimizer = torch.optim.SGD([torch.zeros(1)])
     with pytest.raises(UserError, match="contains the state of optimizer AdamW, this run uses SGD"):
         restore(tmp_path / "step-00000005", engine, None)
+
+
+def test_an_optimizer_that_keeps_more_than_the_checkpoint_has_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    restore(tmp_path / "step-00000005", OneRank(0.0), None, kept=["exp_avg_sq"])
+    with pytest.raises(UserError, match=r"contains no max_exp_avg_sq, which this run.s AdamW keeps"):
+        restore(tmp_path / "step-00000005", OneRank(0.0), None, kept=state_tensors("adamw", {"amsgrad": True}))
 
 
 def test_packages_that_are_not_installed_have_no_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

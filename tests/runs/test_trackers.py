@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import pytest
 
+from scalevit.config.loading import load_config
 from scalevit.errors import SettingError, UserError, require
 from scalevit.runs.records import Record, read_records
 from scalevit.runs.summary import Summary
@@ -18,6 +19,7 @@ from scalevit.runs.trackers.csv_tracker import CsvTracker
 from scalevit.runs.trackers.tensorboard_tracker import TensorBoardTracker
 from scalevit.runs.trackers.wandb_tracker import WandbTracker
 from scalevit.runs.tracking import Tracking
+from scalevit.training.run import prepare
 
 
 class RecordingTracker(Tracker):
@@ -65,6 +67,19 @@ def test_a_tracker_that_fails_is_reported_once_and_the_others_continue(
     assert "tracker recording failed at step 2" in warnings[0]
     assert "No space left on device" in warnings[0]
     assert [line["step"] for line in read_records(tmp_path / "metrics.jsonl")[0]] == [1, 2, 3, 4]
+
+
+def test_a_tracker_that_cannot_be_opened_ends_the_run_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: Tracker, run: RunInfo, saved: str | None) -> None:
+        raise RuntimeError("no\nserver")
+
+    monkeypatch.setattr(RecordingTracker, "open", fails)
+    with pytest.raises(
+        SettingError, match=r"^recording\.enabled = true: cannot be opened \(RuntimeError: no server\)$"
+    ):
+        Tracking([RecordingTracker()]).open(info(tmp_path), {})
 
 
 def test_metrics_that_cannot_be_written_end_the_run_in_one_line(tmp_path: Path) -> None:
@@ -196,6 +211,18 @@ def test_a_missing_package_is_named_with_its_extra(tracker: Tracker, monkeypatch
         Tracking([tracker]).check()
 
 
+def test_a_setting_that_check_refuses_is_named_with_its_section(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: Tracker) -> None:
+        raise SettingError("mode", "online", "needs a key")
+
+    monkeypatch.setattr(WandbTracker, "check", fails)
+    config = load_config(None, ["tracking.wandb.enabled=true", f"output_dir={tmp_path}"])
+    with pytest.raises(UserError, match=r'^config: tracking\.wandb\.mode = "online": needs a key$'):
+        prepare(config)
+
+
 def test_a_folder_of_the_packages_name_is_not_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "no_such_package_here").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
@@ -231,8 +258,6 @@ def test_wandb_offline_returns_an_id_that_a_resumed_run_hands_back(
 
 
 def test_every_tracker_is_off_and_has_its_section(tmp_path: Path) -> None:
-    from scalevit.config.loading import load_config
-
     assert load_config(None).tracking.enabled == []
     for part in TRACKERS:
         enabled = load_config(None, [f"tracking.{part.kind()}.enabled=true"]).tracking.enabled

@@ -55,8 +55,15 @@ def test_a_schedule_ends_with_the_run(args: dict[str, int], peak: int) -> None:
     [
         ({"name": "cosin"}, 'schedule = "cosin": is not a schedule of timm; nearest: cosine'),
         ({"name": "plateau"}, 'schedule = "plateau": needs a metric, which this version does not pass to schedules'),
+        ({"name": "none"}, 'schedule = "none": has no warm-up: set schedule.name=constant'),
         ({"args": {"decay": 1}}, "schedule_args = .*unexpected keyword argument 'decay'"),
         ({"args": {"num_epochs": 9}}, "schedule_args = .*multiple values"),
+        (
+            {"args": {"step_on_epochs": False, "updates_per_epoch": 5}},
+            "step_on_epochs is not used: set schedule.update",
+        ),
+        ({"args": {"updates_per_epoch": 5}}, "updates_per_epoch is not used: set schedule.update"),
+        ({"update": "step", "args": {"noise": 0.4}}, "schedule_args = .*noise needs schedule.update=epoch"),
         ({"args": {"cycle_limit": 3}}, "schedule_args = .*cannot be fitted to 20"),
         ({"name": "wsd", "args": {"decay_epochs": 50}}, "schedule_args = .*decay_epochs"),
     ],

@@ -9,12 +9,16 @@ import shutil
 import signal
 import sys
 import time
+from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from launching import BIN, QUICKSTART, SCRIPT, SECONDS, command, finish, losses, metrics, run, start
 from scalevit.data.shards.index import load_index
+from scalevit.errors import SettingError, UserError
+from scalevit.training.run import PreparedEvaluation, PreparedRun
 
 STEPS = 24
 # Mixing, drop-path and random erasing on: their randomness must not depend on ranks or restarts either.
@@ -259,6 +263,19 @@ def test_mistakes_end_with_one_line(
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(SCRIPT, run_name="__main__")
     expect_one_line(ended.value.code, capsys.readouterr().err, *parts)
+
+
+@pytest.mark.parametrize("kind", [PreparedRun, PreparedEvaluation])
+def test_what_building_the_engine_refuses_is_named_by_its_config_key(
+    kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build_engine() -> None:
+        raise SettingError("optimizer_args", {"fused": True}, "adamw refuses them")
+
+    monkeypatch.setattr("scalevit.training.run._process_group", lambda config, world: nullcontext())
+    prepared = kind(**{**dict.fromkeys(field.name for field in fields(kind)), "build_engine": build_engine})
+    with pytest.raises(UserError, match=r'^config: optimizer\.args = {"fused": true}: adamw refuses them$'):
+        prepared.train() if kind is PreparedRun else prepared.evaluate()
 
 
 def test_ranks_that_cannot_share_a_batch_end_with_one_line(

@@ -213,7 +213,7 @@ class DeepSpeedEngine(Engine):
             zero = self.engine.optimizer
             flats = internals.flat_tensors(zero, self.stage)
             for _, parameter in self._named_parameters():
-                if (found := internals.partition_of(zero, parameter)) is not None:
+                if (found := internals.partition_of(parameter)) is not None:
                     ours, number, theirs = found
                     flats[number].data[theirs] = parameter.data.view(-1)[ours]
         self.invalidate_gathered()
@@ -321,7 +321,7 @@ class DeepSpeedEngine(Engine):
         flats = internals.flat_tensors(zero, self.stage)
         buffers = [flat.data if key is None else self.optimizer.state[flat][key] for flat in flats]
         for name, parameter in self._named_parameters():
-            found = internals.partition_of(zero, parameter)
+            found = internals.partition_of(parameter)
             ours, number, theirs = found or (slice(0, 0), 0, slice(0, 0))
             slices[name] = TensorSlice(buffers[number][theirs], ours.start, parameter.shape)
         return slices

@@ -203,7 +203,7 @@ def group_of_flat(zero: Any, stage: int, number: int) -> int:
     return zero.sub_group_to_group_id[number] if stage == 3 else number
 
 
-def partition_of(zero: Any, parameter: Any) -> tuple[slice, int, slice] | None:
+def partition_of(parameter: Any) -> tuple[slice, int, slice] | None:
     """Stages 1 and 2: which elements of a parameter this rank optimizes: (elements of the flattened parameter, number
     of the flat tensor, elements of that), or None.
 

@@ -48,6 +48,7 @@ class Tracker(Part):
         """Finds what is missing on this machine, before any process group exists.
 
         Raises:
+            SettingError: it cannot work with these settings.
             UserError: a package is not installed; names the extra that installs it.
         """
 
