@@ -284,13 +284,13 @@ def test_ranks_that_cannot_share_a_batch_end_with_one_line(
     monkeypatch.chdir(workplace)
     monkeypatch.setattr("sys.argv", [SCRIPT, "--config", QUICKSTART])
     monkeypatch.setattr("scalevit.errors._SECONDS_FOR_RANK_ZERO", 0.0)
-    for rank, said in ((0, "error: train.global_batch"), (1, "error: rank 1: ")):
+    for rank, said in ((0, "error: config: train.global_batch"), (1, "error: rank 1: ")):
         monkeypatch.setenv("WORLD_SIZE", "3")
         monkeypatch.setenv("RANK", str(rank))
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(SCRIPT, run_name="__main__")
         errors = capsys.readouterr().err
-        expect_one_line(ended.value.code, errors, said, "train.global_batch", "train.micro_batch", "3 ranks")
+        expect_one_line(ended.value.code, errors, said, "train.global_batch", "micro_batch = 32", "3 ranks")
 
 
 def test_bad_samples_are_replaced_listed_and_counted_and_other_data_is_refused(workplace: Path, digits: Path) -> None:
