@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 
 from scalevit import __version__
-from scalevit.cli.parsing import run_module
+from scalevit.cli.parsing import CommandParser, run_module
 from scalevit.errors import UserError, nearest, one_line_errors
 
 _COMMANDS = {
@@ -30,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: the arguments after the program's name; those of this process by default.
     """
-    arguments = _parser().parse_args(argv)
     with one_line_errors(rank=int(os.environ.get("RANK", "0"))):
+        arguments = _parser().parse_args(argv)
         name = arguments.command
         if name not in _COMMANDS:
             close = nearest(name, _COMMANDS)
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     width = max(map(len, _COMMANDS)) + 2
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="scalevit",
         usage="scalevit [-h] [--version] COMMAND ...",
         description="Train parameter-reduced Vision Transformers.\n\ncommands:\n"
