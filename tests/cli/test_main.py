@@ -73,6 +73,16 @@ def test_what_is_missing_is_named(arguments: str, name: str, capsys: pytest.Capt
     assert err.count("\n") == 1
 
 
+def test_a_reader_that_ends_early_is_no_error() -> None:
+    program = "from scalevit.cli.main import main; main(['schema'])"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
 def test_help_and_schema_import_no_torch() -> None:
     program = (
         "import sys; from scalevit.cli.main import main\n"
