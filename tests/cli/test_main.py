@@ -83,10 +83,13 @@ def test_a_reader_that_ends_early_is_no_error() -> None:
     assert process.returncode == 1
 
 
-def test_help_and_schema_import_no_torch() -> None:
+def test_help_schema_and_early_errors_import_no_torch() -> None:
     program = (
         "import sys; from scalevit.cli.main import main\n"
-        "for arguments in (['--help'], ['train', '--help'], ['bench', '--help'], ['schema']):\n"
+        "for arguments in (['--help'], ['train', '--help'], ['bench', '--help'], ['schema'],\n"
+        "    ['plan', '--config', 'quickstart', '--gpus', '0'],\n"
+        "    ['plan', '--config', 'quickstart', '--gpus', '2', '--device', 'h20'],\n"
+        "    ['evaluate', '--config', 'quickstart'], ['checkpoint', 'convert', 'nowhere', 'x']):\n"
         "    try: main(arguments)\n"
         "    except SystemExit: pass\n"
         "sys.exit(any(name in sys.modules for name in ('torch', 'timm')))"
