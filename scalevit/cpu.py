@@ -27,7 +27,7 @@ def keep_freed_memory() -> None:
     """Makes glibc keep what is freed for the next allocation, instead of giving it back to the kernel.
 
     A training step allocates the same activations again and again. By default large ones are given back each time, and
-    the kernel hands them out again zeroed and page by page. The process keeps its peak until it ends (docs/LOG.md has
+    the kernel hands them out again zeroed and page by page. The process keeps its peak until it ends (docs/log.md has
     what it gains and costs). Other C libraries are not changed.
     """
     if platform.libc_ver()[0] == "glibc":

@@ -13,6 +13,7 @@ import torch
 
 import gpu_session
 from gpu_session import Part
+from launching import SECONDS
 from scalevit.kernels import bench
 from scalevit.kernels.tuning import tuner
 
@@ -109,7 +110,12 @@ def test_a_checkout_that_is_not_installed_is_found(tmp_path: Path, name: str) ->
     script = f"import importlib.util as u; print(u.find_spec({name!r}).origin)"
     variables = gpu_session.part_environment(tmp_path)
     done = subprocess.run(
-        [sys.executable, "-S", "-c", script], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=120
+        [sys.executable, "-S", "-c", script],
+        cwd=tmp_path,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
     )
     assert done.returncode == 0, done.stderr
     assert str(gpu_session.ROOT / "scalevit") in done.stdout
@@ -130,7 +136,7 @@ print(scalevit.kernels.__file__)
 """
     variables = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=600
+        [sys.executable, "-c", script], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=SECONDS
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(gpu_session.ROOT / "scalevit" / "kernels" / "__init__.py")

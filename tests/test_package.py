@@ -12,10 +12,8 @@ from pathlib import Path
 import pytest
 
 import scalevit
-from launching import ROOT, environment
+from launching import ROOT, SECONDS, environment
 from scalevit.config.loading import preset_names
-
-SECONDS = 600
 
 
 def run(arguments: list[str], *, cwd: Path, path: Path | None = None) -> str:

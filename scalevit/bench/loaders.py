@@ -6,22 +6,23 @@ contestants of one run. Knows loaders, ours and others'; must not know models.
 """
 
 import csv
+import io
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scalevit.errors import UserError, require
+from scalevit.files import write_whole, writing_whole
+from scalevit.runs.environment import describe_environment
 
 _POLICY = "rand-m9-mstd0.5-inc1"
 _SIZE, _BATCH = 224, 32
@@ -232,9 +233,11 @@ def compare_loaders(images: int, batches: int, rounds: int, output: Path) -> Non
         output: path of the .csv, .json and .png, without suffix.
 
     Raises:
-        UserError: a loader fails, or matplotlib is missing.
+        UserError: a loader fails, the output cannot be written, or matplotlib is missing.
     """
-    require("matplotlib", extra="plots")  # before the minutes of measuring
+    # Before the minutes of measuring.
+    require("matplotlib", extra="plots")
+    _check_folder(output.parent)
     with tempfile.TemporaryDirectory() as folder:
         images_path, shards_path = make_images(Path(folder), images)
         size = np.mean([path.stat().st_size for path in images_path.rglob("*.jpg")])
@@ -245,12 +248,27 @@ def compare_loaders(images: int, batches: int, rounds: int, output: Path) -> Non
                 rates[name] += _in_fresh_process(name, images_path, shards_path, batches)
         resume = _in_fresh_process("resume", images_path, shards_path, 1)
     about = {
-        "command": f"scalevit bench data --images {images} --batches {batches} --rounds {rounds}",
+        "images": images,
+        "batches": batches,
+        "rounds": rounds,
         "mean_jpeg_bytes": round(float(size)),
         "images_per_cpu_second": rates,
         "seconds_to_resume_at_position_1e6": resume,
     }
-    _report(output, rates, resume, about)
+    try:
+        _report(output, rates, resume, about)
+    except OSError as error:
+        raise UserError(f"{output.parent}: cannot be written ({error.strerror})") from None
+
+
+def _check_folder(folder: Path) -> None:
+    """Creates a folder and a file in it, which is removed."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
 
 
 def _in_fresh_process(name: str, images: Path, shards: Path, batches: int) -> Any:
@@ -280,19 +298,14 @@ def _report(output: Path, rates: dict[str, list[float]], resume: dict[str, float
         )
         for name, rate in sorted(medians.items(), key=lambda item: -item[1])
     ]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with open(output.with_suffix(".csv"), "w", newline="") as file:
-        writer = csv.DictWriter(file, _FIELDS)
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({key: f"{value:.4g}" if isinstance(value, float) else value for key, value in row.items()})
-    packages = ("torch", "torchvision", "timm", "webdataset", "pillow", "simplejpeg", "numpy")
-    about |= {
-        "date": date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        "versions": {name: version(name) for name in packages},
-    }
-    output.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, _FIELDS)
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: f"{value:.4g}" if isinstance(value, float) else value for key, value in row.items()})
+    write_whole(output.with_suffix(".csv"), text.getvalue().encode())
+    about = {"date": date.today().isoformat(), **describe_environment(1, "cpu"), **about}
+    write_whole(output.with_suffix(".json"), (json.dumps(about, indent=1) + "\n").encode())
     _plot(rows, output.with_suffix(".png"))
     for row in rows:
         print(
@@ -314,4 +327,5 @@ def _plot(rows: list[dict[str, Any]], path: Path) -> None:
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel("images per CPU second over timm's wds loader")
     axes.margins(x=0.1)
-    figure.savefig(path, dpi=120)
+    with writing_whole(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

@@ -80,17 +80,21 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
+    source, target = Path(arguments.source), Path(arguments.target)
+    if not source.is_dir():  # before torch is loaded, which takes seconds
+        raise UserError(f"{source}: no such folder")
     from scalevit.engines.deepspeed.checkpoints import is_deepspeed
     from scalevit.export.by_suffix import exporter_of
 
-    source, target = Path(arguments.source), Path(arguments.target)
-    if not source.is_dir():
-        raise UserError(f"{source}: no such folder")
     exporter = exporter_of(arguments.target)
     if is_deepspeed(source):
         _from_deepspeed(source, target, exporter, arguments)
     elif arguments.config is not None:
         raise UserError(f"--config applies only to DeepSpeed checkpoints, and {source} is not one")
+    elif arguments.overrides:
+        raise UserError(
+            f"{arguments.overrides[0]}: settings apply only to DeepSpeed checkpoints, and {source} is not one"
+        )
     elif exporter is not None:
         _to_file(source, target, exporter, arguments)
     else:
@@ -100,6 +104,8 @@ def _convert(arguments: argparse.Namespace) -> None:
 def _from_deepspeed(source: Path, target: Path, exporter: "Exporter | None", arguments: argparse.Namespace) -> None:
     if arguments.config is None:
         raise UserError(f"{source} is a DeepSpeed checkpoint: give the config of its run with --config")
+    if arguments.stage is not None:
+        raise UserError(f"--stage applies only to DeepSpeed checkpoints that are written, and {source} is read")
     if arguments.ema:
         raise UserError(f"--ema: DeepSpeed checkpoint {source} contains no EMA weights")
     from scalevit.config.loading import load_config

@@ -10,7 +10,7 @@ from scalevit.cli.parsing import add_config
 from scalevit.config.loading import load_config
 from scalevit.config.tree import SECTIONS
 from scalevit.errors import naming_settings
-from scalevit.models.reductions.none import NoReduction
+from scalevit.models.reductions import REDUCTIONS
 from scalevit.terminal import print_table
 
 if TYPE_CHECKING:
@@ -30,11 +30,11 @@ def run(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.config, arguments.overrides)
     from scalevit.models.costs import model_costs
 
-    model, reduction = config.model, config.reduction
+    model, reduction, unreduced = config.model, config.reduction, REDUCTIONS[0]()
     with naming_settings(SECTIONS):
-        baseline = model_costs(model, NoReduction())
+        baseline = model_costs(model, unreduced)
         columns = {"baseline": baseline}
-        if not isinstance(reduction, NoReduction):
+        if not isinstance(reduction, type(unreduced)):
             columns[reduction.strategy] = model_costs(model, reduction)
     table = Table(title=f"{model.name}, {model.image_size} px, {model.num_classes} classes")
     table.add_column("")

@@ -5,6 +5,7 @@ import json
 
 from scalevit.cli.parsing import add_config
 from scalevit.config.loading import load_config
+from scalevit.errors import UserError
 
 _EXAMPLES = """\
 examples:
@@ -24,6 +25,8 @@ def run(arguments: argparse.Namespace) -> None:
         UserError: a mistake in the config, the data or the weights.
     """
     config = load_config(arguments.config, arguments.overrides)
+    if config.model.initial_weights is None:
+        raise UserError("config: model.initial_weights = null: name the weights to evaluate")
     # Imported late: a mistake in the config is reported before torch and timm are loaded, which takes seconds.
     from scalevit.training.run import prepare_evaluation
 

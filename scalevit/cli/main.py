@@ -6,10 +6,13 @@ below. Only the module of the command that was given is imported, so that help i
 
 import argparse
 import os
-from collections.abc import Sequence
+import select
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from scalevit import __version__
-from scalevit.cli.parsing import run_module
+from scalevit.cli.parsing import CommandParser, run_module
 from scalevit.errors import UserError, nearest, one_line_errors
 
 _COMMANDS = {
@@ -30,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: the arguments after the program's name; those of this process by default.
     """
-    arguments = _parser().parse_args(argv)
-    with one_line_errors(rank=int(os.environ.get("RANK", "0"))):
+    with one_line_errors(rank=int(os.environ.get("RANK", "0"))), _quiet_without_reader():
+        arguments = _parser().parse_args(argv)
         name = arguments.command
         if name not in _COMMANDS:
             close = nearest(name, _COMMANDS)
@@ -40,9 +43,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         run_module(f"scalevit.cli.{name}", f"scalevit {name}", _COMMANDS[name], arguments.rest)
 
 
+@contextmanager
+def _quiet_without_reader() -> Iterator[None]:
+    """Ends the process with status 1 and without a traceback where the reader of the output, e.g. `head`, has ended."""
+    try:
+        yield
+        print(end="", flush=True)
+    except BrokenPipeError:
+        output = select.poll()
+        output.register(sys.stdout, 0)
+        if not output.poll(0):  # another pipe is broken
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python reports it again when it ends
+        sys.exit(1)
+
+
 def _parser() -> argparse.ArgumentParser:
     width = max(map(len, _COMMANDS)) + 2
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="scalevit",
         usage="scalevit [-h] [--version] COMMAND ...",
         description="Train parameter-reduced Vision Transformers.\n\ncommands:\n"

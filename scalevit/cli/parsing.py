@@ -1,10 +1,13 @@
 """What the commands share: the arguments of a config, and running a module with its own arguments."""
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
+
+from scalevit.errors import UserError, nearest
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +44,10 @@ def run_module(module: str, program: str, purpose: str, argv: Sequence[str]) -> 
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Parses overrides also between options (intermixed), where argparse supports it: not beside actions."""
+    """Reports a mistake as a `UserError`, with the nearest valid name where there is one.
+
+    Parses overrides also between options (intermixed), where argparse supports it: not beside actions.
+    """
 
     intermixed = True
 
@@ -53,3 +59,20 @@ class CommandParser(argparse.ArgumentParser):
         if settings.get("nargs") == argparse.REMAINDER:
             self.intermixed = False
         return super().add_argument(*names, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        close = None
+        if unknown := re.match(r"unrecognized arguments: ([^\s=]+)", message):
+            close = nearest(unknown[1], self._option_names())
+        elif choice := re.search(r"invalid choice: (\S+) \(choose from (.*)\)", message):
+            close = nearest(choice[1].strip("'"), [name.strip("' ") for name in choice[2].split(",")])
+        hint = f"; nearest: {close}" if close else ""
+        raise UserError(f"{self.prog}: {' '.join(message.split())}{hint}; see {self.prog} --help")
+
+    def _option_names(self) -> list[str]:
+        """Of this parser and, because it reports their unknown options too, of its actions."""
+        names = [name for action in self._actions if action.help != argparse.SUPPRESS for name in action.option_strings]
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                names += [name for parser in action.choices.values() for name in parser._option_names()]
+        return names

@@ -39,12 +39,18 @@ def run(arguments: argparse.Namespace) -> None:
         UserError: as `load_config`, `load_device` and `estimate_run`.
     """
     config = load_config(arguments.config, arguments.overrides)
+    for option in ("gpus", "nodes"):
+        if (number := getattr(arguments, option)) < 1:
+            raise UserError(f"--{option} {number}: must be at least 1")
+    with _naming_options():
+        device = load_device(arguments.device)
+    # Imported late: the mistakes above are reported before torch and timm are loaded, which takes seconds.
     from scalevit.planning.estimate import estimate_run
 
     with _naming_options():
         estimate = estimate_run(
             config,
-            load_device(arguments.device),
+            device,
             gpus=arguments.gpus,
             nodes=arguments.nodes,
             optimizer_tensors=_optimizer_tensors(config),

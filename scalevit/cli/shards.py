@@ -163,6 +163,7 @@ def _index(arguments: argparse.Namespace) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> None:
+    _check_range(arguments, {"workers": 0, "num_classes": 1})
     reports = verify_shards(
         find_shards(arguments.shards),
         label_key=arguments.label_key,

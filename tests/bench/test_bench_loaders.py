@@ -1,7 +1,10 @@
 import csv
 import json
 
+import pytest
+
 from scalevit.bench import loaders as bench
+from scalevit.errors import UserError
 
 
 def test_it_measures_and_writes_its_files(tmp_path, monkeypatch, capsys):
@@ -16,7 +19,15 @@ def test_it_measures_and_writes_its_files(tmp_path, monkeypatch, capsys):
     assert all(float(row["images_per_cpu_second"]) > 0 for row in rows.values())
     about = json.loads((tmp_path / "new" / "data.json").read_text())
     assert 80_000 < about["mean_jpeg_bytes"] < 130_000
+    assert {"packages", "cpus", "date"} <= about.keys()
     resume = about["seconds_to_resume_at_position_1e6"]
     assert resume["ours"] < resume["skipping"]
     assert (tmp_path / "new" / "data.png").read_bytes()[:4] == b"\x89PNG"
     assert "images/s/core" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_written_is_reported_before_measuring(tmp_path, monkeypatch):
+    monkeypatch.delattr(bench, "make_images")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file: cannot be written"):
+        bench.compare_loaders(64, 3, 1, tmp_path / "file" / "data")

@@ -162,6 +162,8 @@ def test_to_deepspeed_and_back(run_folder: Path, tmp_path: Path, capsys: pytest.
     call(capsys, "convert", run_folder, tmp_path / "native", "--stage", 1)
     config = tmp_path / "config.json"
     config.write_text(json.dumps(load_config(None, TINY).model_dump(mode="json")))
+    options = ["--config", config, "--stage", 2]
+    assert "--stage applies only to" in refused(capsys, "convert", tmp_path / "native", tmp_path / "again", *options)
     printed = call(capsys, "convert", tmp_path / "native", tmp_path / "again", "--config", config)
     assert f"output_dir={tmp_path} name=again" in printed
     (before,), (after,) = (list_checkpoints(folder / "checkpoints") for folder in (run_folder, tmp_path / "again"))
@@ -204,6 +206,7 @@ def test_refusals(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "no such folder" in refused(capsys, "convert", run_folder, tmp_path / "no" / "x.safetensors")
     assert "already exists" in refused(capsys, "convert", run_folder, tmp_path)
     assert "--config applies only to" in refused(capsys, "convert", run_folder, tmp_path / "x", "--config", "x.json")
+    assert "seed=3: settings apply only to" in refused(capsys, "convert", run_folder, tmp_path / "x", "seed=3")
     damaged = tmp_path / "damaged"
     (checkpoint,) = list_checkpoints(run_folder / "checkpoints")
     damaged.mkdir()

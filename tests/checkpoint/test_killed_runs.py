@@ -1,4 +1,4 @@
-"""Killed at random moments, also in the middle of a save, a run goes on from a whole checkpoint to the same weights."""
+"""Killed at random moments, also in a save, a run resumes from an intact checkpoint to the same weights."""
 
 import json
 import os

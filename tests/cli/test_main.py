@@ -39,6 +39,10 @@ def test_help_lists_the_commands_and_the_benchmarks(capsys: pytest.CaptureFixtur
     ("arguments", "parts"),
     [
         ("trian --config quickstart", ["'trian'", "nearest: train"]),
+        ("train --config quickstart --confg x", ["scalevit train: unrecognized", "nearest: --config;", "--help"]),
+        ("shards verify x --wokers 2", ["unrecognized arguments: --wokers 2; nearest: --workers"]),
+        ("shards verfy x", ["invalid choice: 'verfy'", "nearest: verify"]),
+        ("checkpoint convert a b --stage 5", ["scalevit checkpoint convert: argument --stage: invalid choice: 5"]),
         ("bench dat", ["'dat'", "nearest: data"]),
         ("bench data --rounds 0", ["--rounds = 0", "at least 1"]),
         ("bench train --config quickstart --steps 1", ["--steps = 1", "at least 2"]),
@@ -65,13 +69,27 @@ def test_a_mistake_is_one_line(arguments: str, parts: list[str], capsys: pytest.
 def test_what_is_missing_is_named(arguments: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     status, _, err = ended(arguments, capsys)
     assert status == 2
-    assert err.splitlines()[-1].endswith(f"the following arguments are required: {name}")
+    assert f"the following arguments are required: {name}; see scalevit" in err
+    assert err.count("\n") == 1
 
 
-def test_help_and_schema_import_no_torch() -> None:
+def test_a_reader_that_ends_early_is_no_error() -> None:
+    program = "from scalevit.cli.main import main; main(['schema'])"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
+def test_help_schema_and_early_errors_import_no_torch() -> None:
     program = (
         "import sys; from scalevit.cli.main import main\n"
-        "for arguments in (['--help'], ['train', '--help'], ['bench', '--help'], ['schema']):\n"
+        "for arguments in (['--help'], ['train', '--help'], ['bench', '--help'], ['schema'],\n"
+        "    ['plan', '--config', 'quickstart', '--gpus', '0'],\n"
+        "    ['plan', '--config', 'quickstart', '--gpus', '2', '--device', 'h20'],\n"
+        "    ['evaluate', '--config', 'quickstart'], ['checkpoint', 'convert', 'nowhere', 'x']):\n"
         "    try: main(arguments)\n"
         "    except SystemExit: pass\n"
         "sys.exit(any(name in sys.modules for name in ('torch', 'timm')))"

@@ -51,6 +51,9 @@ def test_index_and_verify_commands(shards, tmp_path, capsys):
     assert "no checksums" not in shown
     with pytest.raises(UserError, match=r"--report .*/no/where: cannot be written \(No such file"):
         command("verify", shards, "--report", tmp_path / "no" / "where")
+    for option, value, lowest in (("--workers", -1, 0), ("--num-classes", 0, 1)):
+        with pytest.raises(UserError, match=f"{option} = {value}: must be at least {lowest}"):
+            command("verify", shards, option, value)
     others = tmp_path / "others"
     shutil.copytree(shards, others, ignore=shutil.ignore_patterns("*.json", ".*"))
     command("verify", others, "--workers", 0)

@@ -61,6 +61,16 @@ def no_waiting(monkeypatch):
     monkeypatch.setattr(remote, "FIRST_DELAY_SECONDS", 0.001)
 
 
+def test_the_extra_of_a_missing_package_is_named(monkeypatch):
+    def missing(protocol):
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec, "filesystem", missing)
+    remote._filesystem.cache_clear()
+    with pytest.raises(UserError, match=r"s3://: .*Install s3fs.*; pip install 'scalevit\[s3\]'"):
+        remote.size_of("s3://bucket/0.tar")
+
+
 def same(index, local):
     expected = load_index(local)
     assert index.fingerprint == expected.fingerprint

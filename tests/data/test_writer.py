@@ -13,6 +13,7 @@ import torchvision
 import webdataset
 from PIL import Image
 
+from launching import SECONDS
 from scalevit.data.images import Resize
 from scalevit.data.shards.index import load_index
 from scalevit.data.writing.sources import MemorySource
@@ -179,7 +180,7 @@ def test_killed_at_any_time_and_started_again_it_loses_and_repeats_nothing(image
         kills += writer.wait(10) == -signal.SIGKILL
         time.sleep(0.3)  # for workers to notice, so that the lock is free
     assert kills >= 2
-    last = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+    last = subprocess.run(arguments, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert last.returncode == 0, last.stderr
     assert contents(tmp_path / "set") == contents(tmp_path / "whole")
 

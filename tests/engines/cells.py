@@ -1,7 +1,7 @@
 """The cells of the engine tests, how they are run, and how far they are from plain PyTorch.
 
 A cell is a dict that `parity_worker` runs. As a script this runs the full parity matrix and the count of bytes and
-writes both down (some 20 minutes on 2 cores):
+writes both down (about 5 minutes on 2 cores):
 
     python tests/engines/cells.py --output docs/results
 """

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from launching import SECONDS
+
 REPOSITORY = Path(__file__).parents[2]
 
 FILE = '''"""AlternateMLP: every second block has no MLP."""
@@ -125,7 +127,7 @@ def test_every_second_block_without_mlp(tmp_path: Path) -> None:
     add_reduction(tmp_path)
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "TERM": "dumb", "COLUMNS": "200"}
     command = [sys.executable, "-c", SCRIPT, "engine.name=fsdp"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("everything works\n")
     assert done.stdout.count("alternate") >= 6  # a column of describe, five engines of plan

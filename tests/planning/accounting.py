@@ -1,6 +1,6 @@
 """Estimates of `scalevit plan` beside what real ranks hold and send.
 
-`python tests/planning/accounting.py` writes docs/results/plan_check.json; tests/planning/test_planning.py asserts.
+`python tests/planning/accounting.py` writes docs/results/plan_check.json; tests/planning/test_accounting.py asserts.
 """
 
 import json

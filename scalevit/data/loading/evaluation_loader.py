@@ -80,8 +80,8 @@ class EvaluationLoader:
 class _Evaluation(Dataset[EvaluationBatch | UserError]):
     """Makes batches in the workers. A `UserError` is returned, not raised: the DataLoader would add its traceback."""
 
-    def __init__(self, dataset: ShardDataset, stack: BatchBuffers) -> None:
-        self.dataset, self.stack = dataset, stack
+    def __init__(self, dataset: ShardDataset, buffers: BatchBuffers) -> None:
+        self.dataset, self.buffers = dataset, buffers
 
     def __getitem__(self, samples: np.ndarray) -> EvaluationBatch | UserError:
         """samples: (b,) int64, -1 for padding."""
@@ -93,7 +93,7 @@ class _Evaluation(Dataset[EvaluationBatch | UserError]):
             return error
         tensors = [row for row in rows if isinstance(row, torch.Tensor)]
         blank = torch.zeros_like(tensors[0]) if tensors else self.dataset.blank()
-        images = self.stack([row if isinstance(row, torch.Tensor) else blank for row in rows])
+        images = self.buffers([row if isinstance(row, torch.Tensor) else blank for row in rows])
         faults = [row for row in rows if isinstance(row, Fault)]
         decoded = torch.tensor([not isinstance(row, Fault) for row in rows])
         labels = torch.from_numpy(np.where(real, self.dataset.index.label[samples], 0))

@@ -2,7 +2,7 @@
 
 torch's DataLoader allocates new shared memory for every batch. The kernel zeroes it and maps it page by page, in the
 worker and again in the training process, and its file descriptor is sent through a socket: on a virtual machine that
-takes over half a millisecond per image (docs/LOG.md). Here each worker fills a few buffers in turn, sends each of them
+takes over half a millisecond per image (docs/log.md). Here each worker fills a few buffers in turn, sends each of them
 once, and afterwards only its number. Knows tensors and workers; must not know what the images are.
 """
 

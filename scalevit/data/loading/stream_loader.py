@@ -105,7 +105,7 @@ class StreamLoader(TrainingBatches):
         """
         stream = copy(self._stream)
         stream.start_step = start_step
-        stream.stack = BatchBuffers(held=self.accumulation, workers=self._workers)
+        stream.buffers = BatchBuffers(held=self.accumulation, workers=self._workers)
         parts = data_loader(stream, None, self._workers, self._pin_memory, keep_workers=False)
         step, index = start_step, 0
         for part in iterate_batches(parts):
@@ -132,7 +132,7 @@ class _Stream(IterableDataset[Any]):
         self.urls, self.transform, self.seed, self.rank = urls, transform, seed, rank
         self.label_key, self.num_classes, self.micro_batch = label_key, num_classes, micro_batch
         self.start_step = 0
-        self.stack = BatchBuffers(held=1, workers=0)
+        self.buffers = BatchBuffers(held=1, workers=0)
         self._decode = decoder_for(transform)
         self._faults: list[Fault] = []
 
@@ -160,7 +160,7 @@ class _Stream(IterableDataset[Any]):
             batch_labels.append(label)
             if len(tensors) == self.micro_batch:
                 faults, self._faults = self._faults, []
-                yield Batch(self.stack(tensors), torch.tensor(batch_labels), 0, 0, faults)
+                yield Batch(self.buffers(tensors), torch.tensor(batch_labels), 0, 0, faults)
                 tensors, batch_labels = [], []
 
     def _samples(self, urls: list[str], worker: int) -> Iterator[dict[str, Any]]:

@@ -183,8 +183,8 @@ def with_lookahead(requests: Iterator[_Request], distance: int) -> Iterator[_Req
 class _Training(Dataset[Batch | UserError]):
     """Makes batches from requests. A `UserError` is returned, not raised: the DataLoader would add its traceback."""
 
-    def __init__(self, dataset: ShardDataset, stack: BatchBuffers) -> None:
-        self.dataset, self.stack = dataset, stack
+    def __init__(self, dataset: ShardDataset, buffers: BatchBuffers) -> None:
+        self.dataset, self.buffers = dataset, buffers
 
     def __getitem__(self, request: _Request) -> Batch | UserError:
         tensors: list[torch.Tensor] = [torch.empty(0)] * len(request.samples)
@@ -203,4 +203,4 @@ class _Training(Dataset[Batch | UserError]):
         except UserError as error:
             return error
         labels = torch.from_numpy(self.dataset.index.label[samples])
-        return Batch(self.stack(tensors), labels, request.step, request.micro_batch, faults)
+        return Batch(self.buffers(tensors), labels, request.step, request.micro_batch, faults)

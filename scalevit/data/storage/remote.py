@@ -11,7 +11,7 @@ from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 from scalevit.data.storage.paths import StreamOnlyError, file_name, has_wildcard
-from scalevit.errors import UserError
+from scalevit.errors import UserError, require
 
 T = TypeVar("T")
 
@@ -20,16 +20,22 @@ ATTEMPTS = 5
 FIRST_DELAY_SECONDS = 0.5
 _MAX_BYTES_PER_READ = 16 << 20
 _BLOCK = 8 << 20
+# By protocol: the extra of scalevit that installs its packages.
+_EXTRAS = {"s3": "s3", "gs": "gcs", "gcs": "gcs", "http": "http", "https": "http"}
 
 
 @lru_cache(maxsize=64)
 def _filesystem(protocol: str) -> Any:
+    extra = _EXTRAS.get(protocol)
+    require("fsspec", extra=extra or "http")
     import fsspec
 
     try:
         return fsspec.filesystem(protocol)
     except (ImportError, ValueError) as error:  # the message names the package that the protocol needs
-        raise UserError(f"{protocol}://: cannot be read ({' '.join(str(error).split())})") from None
+        reason = " ".join(str(error).split())
+        install = f"; pip install 'scalevit[{extra}]'" if extra and isinstance(error, ImportError) else ""
+        raise UserError(f"{protocol}://: cannot be read ({reason}){install}") from None
 
 
 def _filesystem_of(address: str) -> Any:

@@ -17,7 +17,7 @@ from scalevit.data import images
 from scalevit.data.loading.readers import SampleReadError, open_reader
 from scalevit.data.shards.index import load_index
 from scalevit.data.storage.paths import file_name
-from scalevit.errors import SettingError, UserError
+from scalevit.errors import SettingError, UserError, require
 
 Sample = tuple[str, str, bytes, int]
 """Key, extension, bytes of the image, label."""
@@ -224,10 +224,9 @@ class DatasetsSource:
     """
 
     def __init__(self, path: str, split: str | None = None, image: str = "image", label: str = "label") -> None:
-        try:
-            import datasets
-        except ImportError:
-            raise UserError(f"data set {path}: reading it needs the package datasets; pip install datasets") from None
+        require("datasets", extra="datasets")
+        import datasets
+
         try:
             found: Any = datasets.load_from_disk(path)
         except (OSError, ValueError) as error:
