@@ -13,9 +13,9 @@ from scalevit.kernels import eager_mlp, fused_mlp, reference_mlp
 
 NAMES = ("x", "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias")
 SAVES = ("fast", "lean", "recompute")
-# From so many elements on the root mean square of the errors says something: of one element's it is a lottery.
+# Number of elements from which the root mean square of the errors is compared: for fewer it varies too much by chance.
 MANY = 1000
-# Of the bound: what the root mean square of the errors may exceed twice eager's by.
+# By how much of the bound the root mean square of the errors may exceed twice eager's.
 SLACK = 1 / 32
 
 
