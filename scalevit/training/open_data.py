@@ -12,7 +12,6 @@ from scalevit.data.loading.evaluation_loader import EvaluationLoader
 from scalevit.data.loading.readers import open_reader
 from scalevit.data.loading.stream_loader import StreamLoader
 from scalevit.data.loading.train_loader import TrainLoader
-from scalevit.data.order.batching import order_rank
 from scalevit.data.order.shuffle import Order
 from scalevit.data.shards.index import load_index
 from scalevit.data.transforms.base import Channels, Transform
@@ -49,7 +48,13 @@ def open_data(config: Config, world: World) -> RunData:
     return RunData(
         train=_open_training(config, world),
         evaluation=open_evaluation(config, world),
-        mixing=BatchMixing(mixup=augmentation.mixup, cutmix=augmentation.cutmix, probability=augmentation.mixup_prob),
+        mixing=BatchMixing(
+            mixup=augmentation.mixup,
+            cutmix=augmentation.cutmix,
+            probability=augmentation.mixup_prob,
+            group=augmentation.mixing_group,
+            seed=config.seed,
+        ),
     )
 
 
@@ -159,8 +164,7 @@ class _Placement(TypedDict):
 
 def _placement(config: Config, world: World) -> _Placement:
     return {
-        # The ranks of a node read the same chunks, however they are numbered.
-        "rank": order_rank(world.rank, world.size, world.ranks_per_node),
+        "rank": world.rank,
         "world_size": world.size,
         "workers": config.data.workers,
         "pin_memory": world.device.type == "cuda",

@@ -8,6 +8,7 @@ groups.
 """
 
 import io
+import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -48,8 +49,7 @@ class StreamLoader(TrainingBatches):
         global_batch, micro_batch, rank, world_size, workers, pin_memory, finish: as for `TrainLoader`.
 
     Raises:
-        SettingError: `workers`: there are fewer shards; `global_batch` is not divisible by the micro-batch or among the
-            ranks.
+        SettingError: `workers`: there are fewer shards; `global_batch` is less than the number of ranks.
         UserError: the braces of the pattern do not match.
     """
 
@@ -71,7 +71,8 @@ class StreamLoader(TrainingBatches):
         finish: OnDevice | None = None,
     ) -> None:
         super().__init__(
-            BatchLayout(global_batch, micro_batch),
+            BatchLayout(global_batch),
+            micro_batch=micro_batch,
             samples=samples,
             rank=rank,
             world_size=world_size,
@@ -84,7 +85,8 @@ class StreamLoader(TrainingBatches):
         if len(urls) < world_size * max(1, workers):
             reason = f"{pattern} names {len(urls)} shards, and each worker of {world_size} ranks needs one of its own"
             raise SettingError("workers", workers, reason)
-        self._stream = _Stream(urls[rank::world_size], transform, seed, rank, label_key, num_classes, micro_batch)
+        rows = self.split.loaded_rows
+        self._stream = _Stream(urls[rank::world_size], transform, seed, rank, label_key, num_classes, rows)
 
     @property
     def index_faults(self) -> Sequence[Fault]:
@@ -97,23 +99,19 @@ class StreamLoader(TrainingBatches):
         return {"streaming": "not exactly resumable", "samples": self.samples, "seed": self.seed}
 
     def batches(self, start_step: int) -> Iterator[Batch]:
-        """Endless micro-batches, whose images are overwritten as those of `TrainLoader`. `start_step` is the number of
-        the first step and changes the seed, but no samples are skipped.
+        """Endless batches, whose images are overwritten as those of `TrainLoader`. `start_step` is the number of the
+        first step and changes the seed, but no samples are skipped. Rows of weight 0 have images that are not used.
 
         Raises:
             UserError: while iterating: a shard cannot be streamed.
         """
         stream = copy(self._stream)
         stream.start_step = start_step
-        stream.buffers = BatchBuffers(held=self.accumulation, workers=self._workers)
-        parts = data_loader(stream, None, self._workers, self._pin_memory, keep_workers=False)
-        step, index = start_step, 0
-        for part in iterate_batches(parts):
-            number = index * self.world_size + self.rank
-            yield part._replace(step=step, micro_batch=number)
-            index += 1
-            if index == self.accumulation:
-                step, index = step + 1, 0
+        stream.buffers = BatchBuffers(held=self.split.loads, workers=self._workers)
+        parts = iterate_batches(data_loader(stream, None, self._workers, self._pin_memory, keep_workers=False))
+        for step in itertools.count(start_step):
+            for load in self.split.of_rank(self.rank, step):
+                yield next(parts)._replace(step=step, rows=torch.from_numpy(load.rows))
 
 
 class _Stream(IterableDataset[Any]):
@@ -127,10 +125,10 @@ class _Stream(IterableDataset[Any]):
         rank: int,
         label_key: str,
         num_classes: int,
-        micro_batch: int,
+        rows: int,
     ) -> None:
         self.urls, self.transform, self.seed, self.rank = urls, transform, seed, rank
-        self.label_key, self.num_classes, self.micro_batch = label_key, num_classes, micro_batch
+        self.label_key, self.num_classes, self.rows = label_key, num_classes, rows
         self.start_step = 0
         self.buffers = BatchBuffers(held=1, workers=0)
         self._decode = decoder_for(transform)
@@ -158,9 +156,9 @@ class _Stream(IterableDataset[Any]):
             seed_sample(hash64(self.seed, self.rank, number, self.start_step), position, 0)
             tensors.append(self.transform(image))
             batch_labels.append(label)
-            if len(tensors) == self.micro_batch:
+            if len(tensors) == self.rows:
                 faults, self._faults = self._faults, []
-                yield Batch(self.buffers(tensors), torch.tensor(batch_labels), 0, 0, faults)
+                yield Batch(self.buffers(tensors), torch.tensor(batch_labels), 0, torch.empty(0), faults)
                 tensors, batch_labels = [], []
 
     def _samples(self, urls: list[str], worker: int) -> Iterator[dict[str, Any]]:
