@@ -76,10 +76,10 @@ class BatchMixing:
             return MixingDraw(weight, None)
         # timm's `rand_bbox`, with the weight corrected for what lies outside the image (`correct_lam`).
         ratio = math.sqrt(1 - weight)
-        center_y, center_x = generator.randint(height), generator.randint(width)
+        centers = generator.randint(height), generator.randint(width)
         (top, bottom), (left, right) = (
-            (max(center - int(side * ratio) // 2, 0), min(center + int(side * ratio) // 2, side))
-            for center, side in ((center_y, height), (center_x, width))
+            (max(center - int(side * ratio) // 2, 0), min(center + (int(side * ratio) + 1) // 2, side))
+            for center, side in zip(centers, (height, width), strict=True)
         )
         return MixingDraw(1.0 - (bottom - top) * (right - left) / (height * width), (top, bottom, left, right))
 
