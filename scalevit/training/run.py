@@ -30,7 +30,7 @@ from scalevit.runs.environment import describe_environment
 from scalevit.runs.folder import RunFolder
 from scalevit.runs.summary import Summary
 from scalevit.runs.tracking import Tracking
-from scalevit.training.evaluation import evaluate
+from scalevit.training.evaluation import CheckedMetrics, evaluate_within_limit
 from scalevit.training.open_data import RunData, open_data, open_evaluation
 from scalevit.training.optimizers import build_optimizer, check_optimizer
 from scalevit.training.resume import find_resumable
@@ -92,12 +92,21 @@ class PreparedEvaluation:
     data: EvaluationLoader
     build_engine: Callable[[], Engine]
 
-    def evaluate(self) -> dict[str, float]:
-        """Every metric of the validation set, by name; top-k in percent."""
+    def evaluate(self) -> CheckedMetrics:
+        """Every metric of the validation set, and its bad samples.
+
+        Raises:
+            UserError: a shard cannot be read, or there are more bad samples than `data.max_faults`.
+        """
         with _process_group(self.config, self.world):
             with naming_settings(OPTIMIZATION_KEYS):
                 engine = self.build_engine()
-            return evaluate(engine, self.data, channels_last=self.config.train.channels_last)
+            return evaluate_within_limit(
+                engine,
+                self.data,
+                channels_last=self.config.train.channels_last,
+                max_faults=self.config.data.max_faults,
+            )
 
 
 def prepare(config: Config) -> PreparedRun:
