@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
-from scalevit.errors import UserError, nearest
+from scalevit.errors import UserError, nearest_hint
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -61,12 +61,11 @@ class CommandParser(argparse.ArgumentParser):
         return super().add_argument(*names, **settings)
 
     def error(self, message: str) -> NoReturn:
-        close = None
+        hint = ""
         if unknown := re.match(r"unrecognized arguments: ([^\s=]+)", message):
-            close = nearest(unknown[1], self._option_names())
+            hint = nearest_hint(unknown[1], self._option_names())
         elif choice := re.search(r"invalid choice: (\S+) \(choose from (.*)\)", message):
-            close = nearest(choice[1].strip("'"), [name.strip("' ") for name in choice[2].split(",")])
-        hint = f"; nearest: {close}" if close else ""
+            hint = nearest_hint(choice[1].strip("'"), [name.strip("' ") for name in choice[2].split(",")])
         raise UserError(f"{self.prog}: {' '.join(message.split())}{hint}; see {self.prog} --help")
 
     def _option_names(self) -> list[str]:

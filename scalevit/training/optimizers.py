@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from scalevit.config.training import OptimizerConfig
 from scalevit.engines.optimizer_access import group_scalars, kept_scalars, kept_tensors
 from scalevit.engines.settings import UPDATE_SCOPES, UpdateScope
-from scalevit.errors import SettingError, nearest
+from scalevit.errors import SettingError, nearest_hint
 
 _WHERE = {
     "elements": "every engine",
@@ -216,8 +216,7 @@ def _create(
     """timm's factory, with its errors about name and arguments as errors of the setting."""
     names = [str(known) for known in timm.optim.list_optimizers()]
     if name not in names:
-        near = nearest(name, names)
-        raise SettingError("optimizer", name, "is not an optimizer of timm" + (f"; nearest: {near}" if near else ""))
+        raise SettingError("optimizer", name, f"is not an optimizer of timm{nearest_hint(name, names)}")
     info = timm.optim.get_optimizer_info(name)
     for key, present in (("eps", info.has_eps), ("betas", info.has_betas), ("momentum", info.has_momentum)):
         if key in args and not present:

@@ -46,7 +46,7 @@ def test_help_lists_the_commands_and_the_benchmarks(capsys: pytest.CaptureFixtur
         ("bench dat", ["'dat'", "nearest: data"]),
         ("bench data --rounds 0", ["--rounds = 0", "at least 1"]),
         ("bench train --config quickstart --steps 1", ["--steps = 1", "at least 2"]),
-        ("train --config qickstart", ["qickstart", "nearest preset: quickstart"]),
+        ("train --config qickstart", ["qickstart", "nearest: quickstart"]),
         ("train --config quickstart train.epoch=3", ["train.epoch = 3", "nearest: train.epochs"]),
         ("train train.epoch=3 --config quickstart seed=3", ["train.epoch = 3"]),
         ("--local_rank=0 train --local_rank 0 --config quickstart seed=x", ['seed = "x"', "an integer"]),
@@ -110,7 +110,7 @@ def test_the_launch_scripts_run_from_a_checkout_alone(script: str, tmp_path: Pat
         text=True,
     )
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert "nearest preset: quickstart" in done.stderr
+    assert "nearest: quickstart" in done.stderr
 
 
 def test_a_status_of_a_command_is_the_process_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
