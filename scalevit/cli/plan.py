@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from scalevit.cli.parsing import add_config
+from scalevit.cli.parsing import add_config, integer
 from scalevit.config.loading import load_config
 from scalevit.errors import SettingError, UserError, naming_settings
 from scalevit.planning.devices import device_names, load_device
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
-    parser.add_argument("--gpus", type=int, required=True, help="devices over all nodes, one rank each")
-    parser.add_argument("--nodes", type=int, default=1, help="number of nodes (default: %(default)s)")
+    parser.add_argument("--gpus", type=integer(1), required=True, help="devices over all nodes, one rank each")
+    parser.add_argument("--nodes", type=integer(1), default=1, help="number of nodes (default: %(default)s)")
     parser.add_argument(
         "--device",
         default="h200",
@@ -38,9 +38,6 @@ def run(arguments: argparse.Namespace) -> None:
         UserError: as `load_config`, `load_device` and `estimate_run`.
     """
     config = load_config(arguments.config, arguments.overrides)
-    for option in ("gpus", "nodes"):
-        if (number := getattr(arguments, option)) < 1:
-            raise UserError(f"--{option} {number}: must be at least 1")
     with _naming_options():
         device = load_device(arguments.device)
     # Imported late: the mistakes above are reported before torch and timm are loaded, which takes seconds.

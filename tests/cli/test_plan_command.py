@@ -67,9 +67,9 @@ def test_engines_that_cannot_run_the_optimizer_are_left_out(capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["--gpus", "0"], ["--gpus 0", "at least 1"]),
-        (["--gpus", "-4"], ["--gpus -4", "at least 1"]),
-        (["--gpus", "2", "--nodes", "0"], ["--nodes 0"]),
+        (["--gpus", "0"], ["argument --gpus: 0: must be at least 1"]),
+        (["--gpus", "-4"], ["argument --gpus: -4: must be at least 1"]),
+        (["--gpus", "2", "--nodes", "0"], ["argument --nodes: 0: must be at least 1"]),
         (["--gpus", "3", "--nodes", "2"], ["--gpus 3", "nodes = 2"]),
         (["--gpus", "3"], ["train.global_batch", "micro_batch", "3 ranks"]),
         (["--gpus", "2", "--device", "h20"], ["h20", "nearest: h200"]),
