@@ -80,7 +80,12 @@ def require(module: str, *, extra: str) -> None:
     """
     spec = find_spec(module)
     if spec is None or spec.origin is None:  # a folder of that name, as wandb leaves one, is not the package
-        raise UserError(f"the package {module!r} is not installed; pip install 'scalevit[{extra}]'")
+        raise UserError(f"the package {module!r} is not installed; {install_hint(extra)}")
+
+
+def install_hint(extra: str) -> str:
+    """How to install an extra of scalevit, for the end of a message: from a package index, or in a checkout."""
+    return f"install the extra: pip install 'scalevit[{extra}]', or in a checkout pip install -e '.[{extra}]'"
 
 
 def nearest_hint(given: str, valid: Iterable[str], *, cutoff: float = 0.5, prefix: str = "") -> str:
