@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from torch import nn
 
 from scalevit.config.tree import SECTIONS, Config
@@ -69,7 +68,7 @@ class PreparedRun:
                 self.folder,
                 self.tracking,
                 self.costs,
-                describe_environment(self.world.size, device_name(self.world.device)),
+                describe_environment(self.world.size, self.world.device_name),
             )
 
     def train(self) -> Summary:
@@ -196,11 +195,6 @@ def prepare_engine(config: Config, world: World) -> Callable[[], Engine]:
     with naming_data_settings():
         spec = _engine_spec(config, world, model)
     return partial(config.engine.build, model, spec)
-
-
-def device_name(device: torch.device) -> str:
-    """For records: the name of the GPU, or "cpu"."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def _process_group(config: Config, world: World) -> AbstractContextManager[None]:
