@@ -9,7 +9,7 @@ from pathlib import Path
 from scalevit.kernels.bench_results import TOKENS, BenchRow
 
 BYTES = 2  # per element; the roofline is drawn for 2-byte dtypes
-PLOTS_MISSING = "no figures are drawn: matplotlib is not installed (pip install 'scalevit[plots]')"
+PLOTS_MISSING = "no figures are drawn: matplotlib is not installed (pip install matplotlib)"
 
 
 def can_plot() -> bool:

@@ -45,6 +45,11 @@ class World:
     def is_first(self) -> bool:
         return self.rank == 0
 
+    @property
+    def device_name(self) -> str:
+        """For records: the name of the GPU, or "cpu"."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+
     @contextmanager
     def process_group(self, *, offloads: bool = False, timeout_seconds: float = 1800.0) -> Iterator[None]:
         """NCCL on GPUs, gloo on CPUs, for as long as the block runs.

@@ -80,19 +80,24 @@ def require(module: str, *, extra: str) -> None:
     """
     spec = find_spec(module)
     if spec is None or spec.origin is None:  # a folder of that name, as wandb leaves one, is not the package
-        raise UserError(f"the package {module!r} is not installed; pip install 'scalevit[{extra}]'")
+        raise UserError(f"the package {module!r} is not installed; {install_hint(extra)}")
 
 
-def nearest(given: str, valid: Iterable[str], *, cutoff: float = 0.5) -> str | None:
-    """The valid name that is most like the given one, or None if none is.
+def install_hint(extra: str) -> str:
+    """How to install an extra of scalevit, for the end of a message: from a package index, or in a checkout."""
+    return f"install the extra: pip install 'scalevit[{extra}]', or in a checkout pip install -e '.[{extra}]'"
+
+
+def nearest_hint(given: str, valid: Iterable[str], *, cutoff: float = 0.5, prefix: str = "") -> str:
+    """The end of a message about an unknown name: "; nearest: NAME", or nothing if no valid name is like it.
 
     Args:
         cutoff: least similarity, 0 to 1 (`difflib.get_close_matches`).
+        prefix: put before the name, e.g. the key of the section that it is a field of: "train.".
     """
-    names = list(valid)
-    by_lower_case = {name.lower(): name for name in names}
+    by_lower_case = {name.lower(): name for name in valid}
     close = difflib.get_close_matches(given.lower(), by_lower_case, n=1, cutoff=cutoff)
-    return by_lower_case[close[0]] if close else None
+    return f"; nearest: {prefix}{by_lower_case[close[0]]}" if close else ""
 
 
 # How long other ranks wait for rank 0 to report the same error. A launcher ends all ranks when one has ended.

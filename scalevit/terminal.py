@@ -1,4 +1,4 @@
-"""What a person sees on the terminal: progress of a long count, and tables. Knows nothing of their subject."""
+"""What a person sees on the terminal: progress of a long count, tables, and sizes. Knows nothing of their subject."""
 
 import sys
 import time
@@ -82,6 +82,15 @@ def _duration(seconds: float) -> str:
         return f"{minutes} min {rest:02d} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min"
+
+
+def format_bytes(count: float) -> str:
+    """950 bytes, 1.23 MB; three digits, decimal units."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
 
 
 def print_table(table: Table, *notes: str) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scalevit.errors import SettingError, UserError, naming_settings, require, settings_of
+from scalevit.errors import SettingError, UserError, naming_settings, nearest_hint, require, settings_of
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,18 @@ def test_a_section_is_named_before_its_fields() -> None:
         raise SettingError("scale", -1, "must be positive")
 
 
+def test_a_hint_names_the_nearest_valid_name_or_nothing() -> None:
+    assert nearest_hint("trian", ["train", "plan"]) == "; nearest: train"
+    assert nearest_hint("EPOCH", iter(["Epochs", "seed"]), prefix="train.") == "; nearest: train.Epochs"
+    assert nearest_hint("xyz", ["train", "plan"]) == nearest_hint("xyz", []) == ""
+    assert nearest_hint("trian", ["train"], cutoff=0.95) == ""
+
+
 def test_a_missing_package_is_one_line_with_its_extra() -> None:
     require("json", extra="nothing")
-    with pytest.raises(UserError, match=r"'no_such_package' is not installed; pip install 'scalevit\[wandb\]'"):
+    with pytest.raises(UserError) as error:
         require("no_such_package", extra="wandb")
+    assert str(error.value) == (
+        "the package 'no_such_package' is not installed; install the extra: pip install 'scalevit[wandb]', "
+        "or in a checkout pip install -e '.[wandb]'"
+    )

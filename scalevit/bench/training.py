@@ -72,10 +72,9 @@ def compare_training(configs: Sequence[Config], *, steps: int, output: Path | No
     rows = _measure_all(configs, world, steps)
     if not world.is_first:
         return
-    device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu"
-    _print(rows, device)
+    _print(rows, world.device_name)
     if output is not None:
-        _write(rows, output, {"date": date.today().isoformat(), **describe_environment(world.size, device)})
+        _write(rows, output, {"date": date.today().isoformat(), **describe_environment(world.size, world.device_name)})
 
 
 def _measure_all(configs: Sequence[Config], world: World, steps: int) -> list[BenchRow]:

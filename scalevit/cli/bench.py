@@ -3,7 +3,7 @@
 import argparse
 
 from scalevit.cli.parsing import run_module
-from scalevit.errors import UserError, nearest
+from scalevit.errors import UserError, nearest_hint
 
 # Name -> (module with `add_arguments` and `run`, purpose). The kernels' also runs without the rest of scalevit.
 _BENCHMARKS = {
@@ -33,8 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
     """
     name = arguments.benchmark
     if name not in _BENCHMARKS:
-        close = nearest(name, _BENCHMARKS)
-        hint = f"; nearest: {close}" if close else ""
+        hint = nearest_hint(name, _BENCHMARKS)
         raise UserError(f"scalevit bench has no benchmark {name!r}{hint} (benchmarks: {', '.join(_BENCHMARKS)})")
     module, purpose = _BENCHMARKS[name]
     run_module(module, f"scalevit bench {name}", purpose, arguments.rest)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.table import Table
 
 from scalevit.errors import UserError
-from scalevit.terminal import print_table
+from scalevit.terminal import format_bytes, print_table
 
 if TYPE_CHECKING:
     from scalevit.export.base import Exporter
@@ -81,12 +81,14 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 def _convert(arguments: argparse.Namespace) -> None:
     source, target = Path(arguments.source), Path(arguments.target)
-    if not source.is_dir():  # before torch is loaded, which takes seconds
+    # Both are checked before torch is loaded, which takes seconds.
+    if not source.is_dir():
         raise UserError(f"{source}: no such folder")
-    from scalevit.engines.deepspeed.checkpoints import is_deepspeed
     from scalevit.export.by_suffix import exporter_of
 
     exporter = exporter_of(arguments.target)
+    from scalevit.engines.deepspeed.checkpoints import is_deepspeed
+
     if is_deepspeed(source):
         _from_deepspeed(source, target, exporter, arguments)
     elif arguments.config is not None:
@@ -171,7 +173,7 @@ def _print_one(about: dict[str, Any]) -> None:
         "tensors": ", ".join(about.get("parts", [])),
         "written by": f"{engine.get('name')}, world size {about.get('world_size')}, {about.get('precision')}",
         "loss scale": _number(about.get("loss_scale")),
-        "size": _size(about),
+        "size": _files(about),
         "versions": ", ".join(f"{name} {version}" for name, version in about.get("versions", {}).items()),
         "files": "intact, checksums agree" if not about["damage"] else "damaged: " + "; ".join(about["damage"]),
     }
@@ -192,7 +194,7 @@ def _print_many(checkpoints: Sequence[dict[str, Any]]) -> None:
             _number(about.get("step")) or Path(about["path"]).name,
             _percent(about.get("top1")),
             _number(about.get("parameters")),
-            _size(about),
+            _files(about),
             state,
         )
     print_table(table)
@@ -212,5 +214,5 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.2f} %"
 
 
-def _size(about: dict[str, Any]) -> str:
-    return f"{about['bytes'] / 1e6:,.1f} MB in {about['files']} files"
+def _files(about: dict[str, Any]) -> str:
+    return f"{format_bytes(about['bytes'])} in {about['files']} files"

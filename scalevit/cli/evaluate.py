@@ -2,11 +2,13 @@
 
 import argparse
 import json
+import sys
 
 from scalevit.cli.parsing import add_config
 from scalevit.config.loading import load_config
 from scalevit.errors import UserError
 
+_PRINTED_FAULTS = 5
 _EXAMPLES = """\
 examples:
   scalevit evaluate --config quickstart model.initial_weights=runs/quickstart/best_ema.safetensors
@@ -19,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Evaluates, and prints one line of JSON on rank 0.
+    """Evaluates, and prints one line of JSON on rank 0; bad samples are named on standard error too.
 
     Raises:
         UserError: a mistake in the config, the data or the weights.
@@ -31,6 +33,11 @@ def run(arguments: argparse.Namespace) -> None:
     from scalevit.training.run import prepare_evaluation
 
     prepared = prepare_evaluation(config)
-    metrics = prepared.evaluate()
+    result = prepared.evaluate()
     if prepared.world.is_first:
-        print(json.dumps({"weights": config.model.initial_weights, **metrics}))
+        for fault in result.faults[:_PRINTED_FAULTS]:
+            print(f"warning: bad sample: {fault}", file=sys.stderr)
+        if more := len(result.faults[_PRINTED_FAULTS:]):
+            print(f"warning: ... and {more} more; `scalevit shards verify` lists all", file=sys.stderr)
+        weights = config.model.initial_weights
+        print(json.dumps({"weights": weights, **result.metrics, "data_faults": len(result.faults)}))

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from scalevit import __version__
 from scalevit.cli.parsing import CommandParser, run_module
-from scalevit.errors import UserError, nearest, one_line_errors
+from scalevit.errors import UserError, nearest_hint, one_line_errors
 
 _COMMANDS = {
     "train": "train a model",
@@ -37,8 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments = _parser().parse_args(argv)
         name = arguments.command
         if name not in _COMMANDS:
-            close = nearest(name, _COMMANDS)
-            hint = f"; nearest: {close}" if close else ""
+            hint = nearest_hint(name, _COMMANDS)
             raise UserError(f"scalevit has no command {name!r}{hint} (commands: {', '.join(_COMMANDS)})")
         run_module(f"scalevit.cli.{name}", f"scalevit {name}", _COMMANDS[name], arguments.rest)
 

@@ -1,13 +1,13 @@
-"""What the commands share: the arguments of a config, and running a module with its own arguments."""
+"""What the commands share: arguments of a config, integers in a range, and running a module with its own arguments."""
 
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
-from scalevit.errors import UserError, nearest
+from scalevit.errors import UserError, nearest_hint
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +21,27 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         metavar="key.sub=value",
         help="settings that override the config's, e.g. train.epochs=90",
     )
+
+
+def integer(lowest: int, highest: int | None = None) -> Callable[[str], int]:
+    """The `type` of an argument that is an integer in a range.
+
+    Args:
+        lowest, highest: the range, both included; None has no upper end.
+    """
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not an integer") from None
+        if value < lowest:
+            raise argparse.ArgumentTypeError(f"{value}: must be at least {lowest}")
+        if highest is not None and value > highest:
+            raise argparse.ArgumentTypeError(f"{value}: must be at most {highest}")
+        return value
+
+    return parse
 
 
 def run_module(module: str, program: str, purpose: str, argv: Sequence[str]) -> None:
@@ -61,12 +82,11 @@ class CommandParser(argparse.ArgumentParser):
         return super().add_argument(*names, **settings)
 
     def error(self, message: str) -> NoReturn:
-        close = None
+        hint = ""
         if unknown := re.match(r"unrecognized arguments: ([^\s=]+)", message):
-            close = nearest(unknown[1], self._option_names())
+            hint = nearest_hint(unknown[1], self._option_names())
         elif choice := re.search(r"invalid choice: (\S+) \(choose from (.*)\)", message):
-            close = nearest(choice[1].strip("'"), [name.strip("' ") for name in choice[2].split(",")])
-        hint = f"; nearest: {close}" if close else ""
+            hint = nearest_hint(choice[1].strip("'"), [name.strip("' ") for name in choice[2].split(",")])
         raise UserError(f"{self.prog}: {' '.join(message.split())}{hint}; see {self.prog} --help")
 
     def _option_names(self) -> list[str]:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from scalevit.cli.parsing import add_config
+from scalevit.cli.parsing import add_config, integer
 from scalevit.config.loading import load_config
-from scalevit.config.tree import Config
 from scalevit.errors import SettingError, UserError, naming_settings
 from scalevit.planning.devices import device_names, load_device
 from scalevit.terminal import print_table
@@ -22,8 +21,8 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
-    parser.add_argument("--gpus", type=int, required=True, help="devices over all nodes, one rank each")
-    parser.add_argument("--nodes", type=int, default=1, help="number of nodes (default: %(default)s)")
+    parser.add_argument("--gpus", type=integer(1), required=True, help="devices over all nodes, one rank each")
+    parser.add_argument("--nodes", type=integer(1), default=1, help="number of nodes (default: %(default)s)")
     parser.add_argument(
         "--device",
         default="h200",
@@ -39,35 +38,26 @@ def run(arguments: argparse.Namespace) -> None:
         UserError: as `load_config`, `load_device` and `estimate_run`.
     """
     config = load_config(arguments.config, arguments.overrides)
-    for option in ("gpus", "nodes"):
-        if (number := getattr(arguments, option)) < 1:
-            raise UserError(f"--{option} {number}: must be at least 1")
     with _naming_options():
         device = load_device(arguments.device)
     # Imported late: the mistakes above are reported before torch and timm are loaded, which takes seconds.
     from scalevit.planning.estimate import estimate_run
+    from scalevit.training.optimizers import optimizer_refusals, state_tensors
+    from scalevit.training.setting_keys import OPTIMIZATION_KEYS
 
-    with _naming_options():
+    with _naming_options(), naming_settings(OPTIMIZATION_KEYS):
         estimate = estimate_run(
             config,
             device,
             gpus=arguments.gpus,
             nodes=arguments.nodes,
-            optimizer_tensors=_optimizer_tensors(config),
+            optimizer_tensors=len(state_tensors(config.optimizer.name, config.optimizer.args)),
+            optimizer_refusals=optimizer_refusals(config.optimizer),
         )
     if arguments.json:
         print(json.dumps(_as_json(estimate), indent=1))
     else:
         _print(estimate)
-
-
-def _optimizer_tensors(config: Config) -> int:
-    """State tensors of the parameter's shape that the config's optimizer keeps."""
-    from scalevit.training.optimizers import state_tensors
-    from scalevit.training.setting_keys import OPTIMIZATION_KEYS
-
-    with naming_settings(OPTIMIZATION_KEYS):
-        return len(state_tensors(config.optimizer.name, config.optimizer.args))
 
 
 @contextmanager
@@ -151,7 +141,15 @@ def _notes(estimate: "RunEstimate") -> list[str]:
     ]
     if estimate.not_estimated:
         notes.append(f"not estimated, the numbers are those without: {', '.join(estimate.not_estimated)}")
-    return notes + [f"left out: {strategy} ({reason})" for strategy, reason in estimate.left_out.items()]
+    notes += [f"left out: {strategy} ({reason})" for strategy, reason in estimate.left_out.items()]
+    engines_of: dict[str, list[str]] = {}
+    for engine, reason in estimate.engines_left_out.items():
+        engines_of.setdefault(reason, []).append(engine)
+    optimizer = estimate.config.optimizer.name
+    return notes + [
+        f"left out: {', '.join(engines)} (optimizer.name = {optimizer}: {reason})"
+        for reason, engines in engines_of.items()
+    ]
 
 
 def _savings(estimate: "RunEstimate") -> list[str]:
@@ -185,4 +183,5 @@ def _as_json(estimate: "RunEstimate") -> dict[str, Any]:
         ],
         "not_estimated": estimate.not_estimated,
         "left_out": estimate.left_out,
+        "engines_left_out": estimate.engines_left_out,
     }

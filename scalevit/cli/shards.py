@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO, get_args
 
+from scalevit.cli.parsing import integer
 from scalevit.data.images import Resize
 from scalevit.data.order.read_plan import ReadPlan, plan_reads
 from scalevit.data.order.shuffle import CHUNK, LANES
@@ -19,6 +20,7 @@ from scalevit.data.shards.verify import ShardReport, verify_shards
 from scalevit.data.writing.sources import ClassOrder, DatasetsSource, ShardSource, Source, csv_file, image_folder
 from scalevit.data.writing.writer import DEFAULT_SHARD_SIZE, WriteSettings, check_destination, write_shards
 from scalevit.errors import SettingError, UserError
+from scalevit.terminal import format_bytes
 
 _PRINTED_FAULTS = 20
 _PRINTED_CLASSES = 10
@@ -37,18 +39,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     verify = actions.add_parser("verify", help="check headers, counts, checksums, labels and images of shards")
     _add_shards(verify)
-    verify.add_argument("--num-classes", type=int, help="labels must be below it")
+    verify.add_argument("--num-classes", type=integer(1), help="labels must be below it")
     verify.add_argument("--no-decode", action="store_true", help="check headers and metadata only")
-    verify.add_argument("--workers", type=int, default=4, help="processes, 0 for none (default: %(default)s)")
+    verify.add_argument("--workers", type=integer(0), default=4, help="processes, 0 for none (default: %(default)s)")
     verify.add_argument("--report", help="file for all faults, one JSON object per line")
     verify.set_defaults(run_action=_verify)
 
     planning = actions.add_parser("plan", help="what reading a set will cost: index, cache, reads per node")
     planning.add_argument("shards", nargs="?", help="existing shards; or describe a set by the next two")
-    planning.add_argument("--samples", type=int, help="number of images")
-    planning.add_argument("--image-bytes", type=int, default=110_000, help="mean size (default: %(default)s)")
-    planning.add_argument("--nodes", type=int, default=1, help="default: %(default)s")
-    planning.add_argument("--ranks-per-node", type=int, default=8, help="default: %(default)s")
+    planning.add_argument("--samples", type=integer(1), help="number of images")
+    planning.add_argument("--image-bytes", type=integer(1), default=110_000, help="mean size (default: %(default)s)")
+    planning.add_argument("--nodes", type=integer(1), default=1, help="default: %(default)s")
+    planning.add_argument("--ranks-per-node", type=integer(1), default=8, help="default: %(default)s")
     planning.set_defaults(run_action=_plan)
 
 
@@ -66,14 +68,6 @@ def _add_shards(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--label-key", default=DEFAULT_KEY, help="key of the label in .json members (default: %(default)s)"
     )
-
-
-def _check_range(arguments: argparse.Namespace, lowest: dict[str, int]) -> None:
-    """Checks the smallest valid values of arguments that may be None."""
-    for name, limit in lowest.items():
-        value = getattr(arguments, name)
-        if value is not None and value < limit:
-            raise UserError(f"--{name.replace('_', '-')} = {value}: must be at least {limit}")
 
 
 # --- write ------------------------------------------------------------------------------------------------
@@ -94,16 +88,25 @@ def _add_write(write: argparse.ArgumentParser) -> None:
         "natural, as in timm: 0, 1, 2, 10 (default: %(default)s)",
     )
     write.add_argument(
-        "--shard-size", type=int, default=DEFAULT_SHARD_SIZE, help="images per shard (default: %(default)s)"
+        "--shard-size", type=integer(1), default=DEFAULT_SHARD_SIZE, help="images per shard (default: %(default)s)"
     )
-    write.add_argument("--seed", type=int, default=0, help="of the shuffle over the shards (default: %(default)s)")
-    write.add_argument("--workers", type=int, default=4, help="processes, 0 for none (default: %(default)s)")
-    side = write.add_mutually_exclusive_group()
-    side.add_argument("--shortest-side", type=int, help="shrink images whose shortest side is longer, to JPEG; pixels")
-    side.add_argument("--longest-side", type=int, help="likewise for the longest side")
-    write.add_argument("--quality", type=int, default=90, help="of those JPEGs, 1 to 100 (default: %(default)s)")
     write.add_argument(
-        "--max-faults", type=int, default=0, help="maximum number of bad images to leave out (default: %(default)s)"
+        "--seed", type=integer(0), default=0, help="of the shuffle over the shards (default: %(default)s)"
+    )
+    write.add_argument("--workers", type=integer(0), default=4, help="processes, 0 for none (default: %(default)s)")
+    side = write.add_mutually_exclusive_group()
+    side.add_argument(
+        "--shortest-side", type=integer(1), help="shrink images whose shortest side is longer, to JPEG; pixels"
+    )
+    side.add_argument("--longest-side", type=integer(1), help="likewise for the longest side")
+    write.add_argument(
+        "--quality", type=integer(1, 100), default=90, help="of those JPEGs, 1 to 100 (default: %(default)s)"
+    )
+    write.add_argument(
+        "--max-faults",
+        type=integer(0),
+        default=0,
+        help="maximum number of bad images to leave out (default: %(default)s)",
     )
     write.add_argument("--label-key", default=DEFAULT_KEY, help="--shards: key in .json members (default: %(default)s)")
     write.add_argument("--split", help="--datasets: which split")
@@ -113,10 +116,6 @@ def _add_write(write: argparse.ArgumentParser) -> None:
 
 
 def _write(arguments: argparse.Namespace) -> None:
-    lowest = {"shard_size": 1, "workers": 0, "shortest_side": 1, "longest_side": 1, "quality": 1, "max_faults": 0}
-    _check_range(arguments, lowest)
-    if arguments.quality > 100:
-        raise UserError(f"--quality = {arguments.quality}: must be at most 100")
     check_destination(Path(arguments.destination))  # before the source is listed, which may take minutes
     resize = None
     if side := arguments.shortest_side or arguments.longest_side:
@@ -163,7 +162,6 @@ def _index(arguments: argparse.Namespace) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> None:
-    _check_range(arguments, {"workers": 0, "num_classes": 1})
     reports = verify_shards(
         find_shards(arguments.shards),
         label_key=arguments.label_key,
@@ -217,7 +215,6 @@ def _print_summary(reports: list[ShardReport], shards: str, listed_in: str | Non
 def _plan(arguments: argparse.Namespace) -> None:
     if (arguments.shards is None) == (arguments.samples is None):
         raise UserError("give either shards or --samples")
-    _check_range(arguments, {"samples": 1, "image_bytes": 1, "nodes": 1, "ranks_per_node": 1})
     if arguments.shards is None:
         samples, total_bytes = arguments.samples, arguments.samples * arguments.image_bytes
     else:
@@ -227,20 +224,12 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 
 def _print_plan(plan: ReadPlan) -> None:
-    reads = _size(plan.reads_per_node * plan.chunk_bytes)
-    print(f"samples            {plan.samples:,} ({_size(plan.total_bytes)})")
-    print(f"index              {_size(plan.index_bytes)} on disk and in each process")
-    print(f"chunks             {plan.chunks:,} of {CHUNK} samples, about {_size(plan.chunk_bytes)} each")
+    reads = format_bytes(plan.reads_per_node * plan.chunk_bytes)
+    print(f"samples            {plan.samples:,} ({format_bytes(plan.total_bytes)})")
+    print(f"index              {format_bytes(plan.index_bytes)} on disk and in each process")
+    print(f"chunks             {plan.chunks:,} of {CHUNK} samples, about {format_bytes(plan.chunk_bytes)} each")
     print(f"reads per node     {plan.reads_per_node:,} per epoch, {reads}, on each of {plan.nodes} nodes")
-    print(f"cache per node     {_size(plan.cache_bytes)}")
+    print(f"cache per node     {format_bytes(plan.cache_bytes)}")
     print(f"read amplification {plan.amplification:.2f}")
     if plan.amplification > _HIGH_AMPLIFICATION:
         print(f"with a number of nodes that divides {LANES}, e.g. {plan.best_nodes}, each chunk is read once")
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

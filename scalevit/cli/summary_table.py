@@ -30,4 +30,5 @@ def print_summary(summary: Summary, folder: Path) -> None:
             )
     mfu = "" if summary.mfu is None else f", {100 * summary.mfu:.1f} % MFU"
     ranks = "1 rank" if summary.world_size == 1 else f"{summary.world_size} ranks"
-    print_table(table, f"{summary.images_per_second:,.4g} images/s{mfu} on {ranks}; results in {folder}/summary.json")
+    rate = "-" if summary.images_per_second is None else f"{summary.images_per_second:,.4g}"
+    print_table(table, f"{rate} images/s{mfu} on {ranks}; results in {folder}/summary.json")

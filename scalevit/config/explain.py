@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from scalevit.config.tree import Config
-from scalevit.errors import nearest
+from scalevit.errors import nearest_hint
 
 
 def explain(error: ValidationError, settings: dict[str, Any]) -> str:
@@ -27,20 +27,18 @@ def explain(error: ValidationError, settings: dict[str, Any]) -> str:
         case "extra_forbidden":
             prefix = "".join(f"{part}." for part in path[:-1])
             hint = _hint(path[-1], section.get("properties", {}), prefix)
-            return f"config: unknown key {key} = {value}; {hint}{more}"
+            return f"config: unknown key {key} = {value}{hint}{more}"
         case "union_tag_invalid" | "union_tag_not_found":
             name = first["ctx"]["discriminator"].strip("'")
             tags = [tag.strip().strip("'") for tag in first["ctx"].get("expected_tags", "").split(",") if tag]
             if "tag" not in first["ctx"]:
                 return f"config: {key}.{name} is missing{more}"
             hint = _hint(first["ctx"]["tag"], tags)
-            return f"config: {key}.{name} = {json.dumps(first['ctx']['tag'])} is not known; {hint}{more}"
+            return f"config: {key}.{name} = {json.dumps(first['ctx']['tag'])} is not known{hint}{more}"
         case "value_error":
             where = f"{key}: " if key else ""
             return f"config: {where}{first['ctx']['error']}{more}"
-    hint = ""
-    if isinstance(first["input"], str) and (close := nearest(first["input"], _choices(field))):
-        hint = f"; nearest: {close!r}"
+    hint = nearest_hint(first["input"], _choices(field)) if isinstance(first["input"], str) else ""
     return f"config: {key} = {value}: must be {allowed(field, schema) or first['msg']}{hint}{more}"
 
 
@@ -92,9 +90,11 @@ def _resolve(field: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
 
 def _hint(given: str, valid: Iterable[str], prefix: str = "") -> str:
     names = list(valid)
-    if close := nearest(given, names):
-        return f"nearest: {prefix}{close} (allowed: {', '.join(names)})"
-    return f"allowed: {', '.join(names)}" if names else "no keys are allowed here"
+    if not names:
+        return "; no keys are allowed here"
+    allowed_names = f"allowed: {', '.join(names)}"
+    close = nearest_hint(given, names, prefix=prefix)
+    return f"{close} ({allowed_names})" if close else f"; {allowed_names}"
 
 
 def _choices(field: dict[str, Any]) -> list[str]:

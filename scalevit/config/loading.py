@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from scalevit.config.explain import explain, key_path
 from scalevit.config.renamed import refuse_renamed
 from scalevit.config.tree import Config
-from scalevit.errors import UserError, nearest
+from scalevit.errors import UserError, nearest_hint
 
 PRESETS = Path(__file__).parents[1] / "presets"
 
@@ -90,8 +90,7 @@ def find_config(config: str | os.PathLike[str], folder: Path = Path()) -> Path:
         return PRESETS / f"{name}.json"
     if path.exists():
         raise UserError(f"config {path}: is a folder, not a file")
-    close = nearest(name, names) or nearest(Path(name).name, names)
-    hint = f"; nearest preset: {close}" if close else ""
+    hint = nearest_hint(name, names) or nearest_hint(Path(name).name, names)
     raise UserError(f"config {os.fspath(config)}: no such file or preset{hint} (presets: {', '.join(names)})")
 
 

@@ -36,7 +36,7 @@ class FaultLog:
     file. A resumed run starts with the samples in its file.
 
     Args:
-        path: of the file, one JSON object per line; it need not exist.
+        path: of the file, one JSON object per line; it need not exist. None: there is no file, they are only counted.
         limit: maximum number of bad samples in a run.
         writes: whether this process writes the file.
 
@@ -44,18 +44,13 @@ class FaultLog:
         UserError: the file cannot be read, or a line of it is damaged.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, limit: int, writes: bool = True) -> None:
-        self.path, self.limit, self._writes = Path(path), limit, writes
-        try:
-            content = self.path.read_bytes()
-        except FileNotFoundError:
-            content = b""
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be read ({error.strerror})") from None
-        complete, self._incomplete_line = _split_last_line(content)
+    def __init__(self, path: str | os.PathLike[str] | None, *, limit: int, writes: bool = True) -> None:
+        self.path, self.limit = None if path is None else Path(path), limit
+        self._writes = writes and path is not None
+        complete, self._incomplete_line = _split_last_line(b"" if self.path is None else _read(self.path))
         self._known = {self._read_line(line, number) for number, line in enumerate(complete.splitlines(), 1)}
         self._complete_bytes = len(complete)
-        if self._incomplete_line and writes:
+        if self._incomplete_line and self._writes:
             print(f"warning: {self.path}: ignoring an incomplete last line", file=sys.stderr, flush=True)
 
     @property
@@ -83,29 +78,29 @@ class FaultLog:
             if place not in self._known:
                 new.setdefault(place, fault)
         self._known |= new.keys()
-        if new and self._writes:
-            self._append([asdict(fault) | where for fault in new.values()])
+        if new and self._writes and self.path is not None:
+            self._append(self.path, [asdict(fault) | where for fault in new.values()])
         if new and self.count > self.limit:
             last = next(reversed(new.values()))
+            listed = "`scalevit shards verify` lists all" if self.path is None else f"full list in {self.path}"
             raise SettingError(
                 "limit",
                 self.limit,
-                f"found {self.count} bad samples (last: {last}; full list in {self.path}): "
-                "fix the shards or raise the limit",
+                f"found {self.count} bad samples (last: {last}; {listed}): fix the shards or raise the limit",
             )
         return list(new.values())
 
-    def _append(self, records: list[dict[str, str | int]]) -> None:
+    def _append(self, path: Path, records: list[dict[str, str | int]]) -> None:
         lines = "".join(json.dumps(record) + "\n" for record in records)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             if self._incomplete_line:
-                os.truncate(self.path, self._complete_bytes)
+                os.truncate(path, self._complete_bytes)
                 self._incomplete_line = False
-            with open(self.path, "a", encoding="utf-8") as file:
+            with open(path, "a", encoding="utf-8") as file:
                 file.write(lines)
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be written ({error.strerror})") from None
+            raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
     def _read_line(self, line: bytes, number: int) -> tuple[str, str, int]:
         try:
@@ -113,6 +108,20 @@ class FaultLog:
             return str(record["shard"]), str(record["key"]), int(record["offset"])
         except (ValueError, LookupError, TypeError, RecursionError):
             raise UserError(f"{self.path}, line {number}: is not a bad sample's record; remove the line") from None
+
+
+def _read(path: Path) -> bytes:
+    """The content of a file, nothing if there is none.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _split_last_line(content: bytes) -> tuple[bytes, bool]:

@@ -1,17 +1,19 @@
 """The seam of exporters: one form of file in which a trained model is written.
 
-Knows models and settings. Must not know where the model comes from: `checkpoint_model` reads it.
+Knows models and settings. Must not know where the model comes from: `checkpoint_model` reads it. Like exporters it
+imports no torch at module level, so that an unknown suffix is reported at once.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
-
-from torch import nn
+from typing import TYPE_CHECKING, Protocol
 
 from scalevit.config.model import ModelConfig
 from scalevit.models.reductions.base import Reduction
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Exporter(Protocol):
     def suffix(self) -> str:
         """Of the files that it writes, with the dot; no other exporter has it."""
 
-    def write(self, model: nn.Module, description: ModelDescription, target: Path) -> None:
+    def write(self, model: "nn.Module", description: ModelDescription, target: Path) -> None:
         """Writes the file: complete or not at all.
 
         Args:

@@ -1,11 +1,12 @@
 """Weights as a safetensors file: each parameter once, by its canonical name, with the tied names in the metadata."""
 
 from pathlib import Path
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from scalevit.export.base import ModelDescription
-from scalevit.models.weights.write import write_weights
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class WeightsFile:
@@ -14,8 +15,10 @@ class WeightsFile:
     name = "weights"
     suffix = ".safetensors"
 
-    def write(self, model: nn.Module, description: ModelDescription, target: Path) -> None:
+    def write(self, model: "nn.Module", description: ModelDescription, target: Path) -> None:
         """As `Exporter.write`."""
+        from scalevit.models.weights.write import write_weights
+
         write_weights(
             target,
             dict(model.named_parameters()),

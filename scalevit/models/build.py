@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from scalevit.config.model import KernelsConfig, ModelConfig
-from scalevit.errors import SettingError, nearest, settings_of
+from scalevit.errors import SettingError, nearest_hint, settings_of
 from scalevit.models import reductions
 from scalevit.models.fused_mlp import fuse_mlps
 from scalevit.models.mlps import mlp_views
@@ -102,6 +102,6 @@ def _check_name(name: str) -> str:
     if strategy in {part.kind() for part in reductions.REDUCTIONS} and timm.is_model(base):
         raise SettingError("model.name", name, f"is reduced already: name {base} and reduction.strategy {strategy}")
     if not timm.is_model(name):
-        close = nearest(name, timm.list_models(), cutoff=0.3)
-        raise SettingError("model.name", name, "is not a timm model" + (f"; nearest: {close}" if close else ""))
+        hint = nearest_hint(name, timm.list_models(), cutoff=0.3)
+        raise SettingError("model.name", name, f"is not a timm model{hint}")
     return architecture

@@ -11,7 +11,7 @@ from typing import Annotated, NamedTuple
 from pydantic import Field, PositiveFloat, ValidationError
 
 from scalevit.config.base import Section
-from scalevit.errors import SettingError, nearest
+from scalevit.errors import SettingError, nearest_hint
 
 Efficiency = Annotated[float, Field(gt=0.0, le=1.0)]
 
@@ -159,8 +159,7 @@ def load_device(name: str) -> Device:
             raise SettingError(
                 "device", name, f"the table has only its peak FLOP/s, not its memory and links; {allowed}"
             )
-    close = nearest(name, device_names())
-    raise SettingError("device", name, f"unknown{f'; nearest: {close}' if close else ''} ({allowed})")
+    raise SettingError("device", name, f"unknown{nearest_hint(name, device_names())} ({allowed})")
 
 
 def _read_device(path: Path) -> Device:

@@ -5,7 +5,7 @@ training, and names no reduction and no engine.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,7 +16,7 @@ from scalevit.data.order.batching import BatchLayout
 from scalevit.distributed import World
 from scalevit.engines import ENGINES
 from scalevit.engines.cost import EngineCost, ParameterLayout
-from scalevit.engines.settings import EngineSettings
+from scalevit.engines.settings import EngineSettings, UpdateScope
 from scalevit.errors import SettingError, UserError, naming_settings
 from scalevit.models.build import build_model
 from scalevit.models.mlps import transformer_blocks
@@ -67,29 +67,40 @@ class RunEstimate:
     """Settings of the config whose effect the numbers leave out."""
     left_out: dict[str, str]
     """Strategies that this model does not allow, with the reason."""
+    engines_left_out: dict[str, str]
+    """Labels of the engines that cannot run the config's optimizer on these devices, with the reason."""
 
 
-def estimate_run(config: Config, device: Device, *, gpus: int, nodes: int, optimizer_tensors: int) -> RunEstimate:
+def estimate_run(
+    config: Config,
+    device: Device,
+    *,
+    gpus: int,
+    nodes: int,
+    optimizer_tensors: int,
+    optimizer_refusals: Mapping[UpdateScope, str],
+) -> RunEstimate:
     """Estimates every reduction with every engine. The config's own settings are used wherever they apply.
 
     Args:
         gpus: devices over all nodes, one rank each.
         optimizer_tensors: state tensors of the parameter's shape that the config's optimizer has, e.g. 2 for AdamW.
+        optimizer_refusals: why an engine with this `update_scope` cannot run that optimizer; absent where it can.
 
     Raises:
-        SettingError: `gpus` or `nodes` is not usable.
+        SettingError: `gpus` or `nodes` is not usable, or the config's own engine cannot run its "optimizer".
         UserError: the ranks cannot share a step or do not suit the engine, or the config's model cannot be built.
     """
-    for argument, number in (("gpus", gpus), ("nodes", nodes)):
-        if number < 1:
-            raise SettingError(argument, number, "must be at least 1")
-    if gpus % nodes:
-        raise SettingError("gpus", gpus, f"counts the devices of all nodes: must be a multiple of nodes = {nodes}")
-    world = World(rank=0, size=gpus, local_rank=0, ranks_per_node=gpus, device=torch.device("meta"))
+    world = _world(gpus, nodes)
     with naming_settings({key: f"engine.{key}" for key in type(config.engine).model_fields}):
         config.engine.check(world)
+    if reason := optimizer_refusals.get(config.engine.update_scope(world)):
+        raise SettingError("optimizer", config.optimizer.name, reason)
     with naming_settings({"global_batch": "train.global_batch"}):
         accumulation = BatchLayout(config.train.global_batch, config.train.micro_batch).accumulation(gpus)
+    engines = list(_engines(config))
+    refusals = {engine.label: optimizer_refusals.get(engine.update_scope(world)) for engine in engines}
+    engines_left_out = {label: reason for label, reason in refusals.items() if reason is not None}
     run = _Run(config, device, gpus, nodes, accumulation, optimizer_tensors)
     mode: Mode = "eager" if config.kernels.mlp == "eager" or device.name == "cpu" else config.kernels.save
     rows: list[EstimateRow] = []
@@ -109,11 +120,27 @@ def estimate_run(config: Config, device: Device, *, gpus: int, nodes: int, optim
             each: {recompute: model.trace(config.train.micro_batch, each, recompute) for recompute in (False, True)}
             for each in MODES
         }
-        rows += [run.row(model, engine) for engine in _engines(config)]
+        rows += [run.row(model, engine) for engine in engines if engine.label not in engines_left_out]
     ignored = [f"engine.{name}" for name in config.engine.not_estimated]
     if config.train.compile:
         ignored.append("train.compile")
-    return RunEstimate(config, device, gpus, nodes, accumulation, mode, rows, activations, ignored, left_out)
+    return RunEstimate(
+        config, device, gpus, nodes, accumulation, mode, rows, activations, ignored, left_out, engines_left_out
+    )
+
+
+def _world(gpus: int, nodes: int) -> World:
+    """The ranks of the planned run, for what engines say of them.
+
+    Raises:
+        SettingError: `gpus` or `nodes` is not usable.
+    """
+    for argument, number in (("gpus", gpus), ("nodes", nodes)):
+        if number < 1:
+            raise SettingError(argument, number, "must be at least 1")
+    if gpus % nodes:
+        raise SettingError("gpus", gpus, f"counts the devices of all nodes: must be a multiple of nodes = {nodes}")
+    return World(rank=0, size=gpus, local_rank=0, ranks_per_node=gpus, device=torch.device("meta"))
 
 
 def _reductions(config: Config) -> Iterator[Reduction]:

@@ -72,10 +72,10 @@ class Summary:
     name: str
     weights: AccuracySummary
     ema: AccuracySummary | None
-    images_per_second: float
-    """Over all ranks, training steps only."""
+    images_per_second: float | None
+    """Over all ranks, training steps only, without a process's first; None if there was no other."""
     mfu: float | None
-    """Model FLOPs utilisation, 0 to 1; None where the device's peak is not known."""
+    """Model FLOPs utilisation, 0 to 1; None where the device's peak or the rate is not known."""
     steps: int
     """Optimizer steps done."""
     data_faults: int

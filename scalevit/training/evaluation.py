@@ -5,13 +5,23 @@ from dataclasses import dataclass
 
 import torch
 
-from scalevit.data.faults import Fault
+from scalevit.data.faults import Fault, FaultLog
 from scalevit.data.loading.evaluation_loader import EvaluationLoader
 from scalevit.engines.base import Engine
 from scalevit.runs.summary import EMA, SELECTION_METRIC, WEIGHTS, record_key
 from scalevit.training.metrics import METRICS, Predictions
 from scalevit.training.setting_keys import naming_data_settings
 from scalevit.training.weight_sets import WeightSets
+
+
+@dataclass(frozen=True)
+class CheckedMetrics:
+    """The metrics of one set of weights, and the validation samples that are bad."""
+
+    metrics: Mapping[str, float]
+    """By name; top-k in percent."""
+    faults: list[Fault]
+    """Distinct samples. Those that cannot be decoded count as wrong; those that the index leaves out count nowhere."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,24 @@ def evaluate_weight_sets(
         with sets.using(name):
             metrics[name] = evaluate(engine, loader, channels_last=channels_last, faults=faults)
     return Evaluation(metrics)
+
+
+def evaluate_within_limit(
+    engine: Engine, loader: EvaluationLoader, *, channels_last: bool, max_faults: int
+) -> CheckedMetrics:
+    """Evaluates the engine's present weights and counts the bad samples, without a run folder. Collective.
+
+    Args:
+        max_faults: maximum number of bad samples, those included that the index leaves out.
+
+    Raises:
+        UserError: as `evaluate`, or there are more bad samples; on every rank.
+    """
+    faults: list[Fault] = []
+    metrics = evaluate(engine, loader, channels_last=channels_last, faults=faults)
+    found = [*loader.dataset.index.faults, *engine.world.gather(faults)]
+    with naming_data_settings():
+        return CheckedMetrics(metrics, FaultLog(None, limit=max_faults).add(found))
 
 
 @torch.no_grad()

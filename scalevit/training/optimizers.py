@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from scalevit.config.training import OptimizerConfig
 from scalevit.engines.optimizer_access import group_scalars, kept_scalars, kept_tensors
 from scalevit.engines.settings import UPDATE_SCOPES, UpdateScope
-from scalevit.errors import SettingError, nearest
+from scalevit.errors import SettingError, nearest_hint
 
 _WHERE = {
     "elements": "every engine",
@@ -50,20 +50,37 @@ def check_optimizer(config: OptimizerConfig, allowed: UpdateScope) -> UpdateScop
             state cannot be saved; or the engine shards what it needs whole.
     """
     scope = update_scope(config.name, config.args)
+    if reason := _refusal(config, scope, allowed):
+        raise SettingError("optimizer", config.name, reason)
+    return scope
+
+
+def optimizer_refusals(config: OptimizerConfig) -> dict[UpdateScope, str]:
+    """Why engines cannot run the optimizer, by their `update_scope`; those that can run it are not in it.
+
+    Raises:
+        SettingError: as `check_optimizer`, if no engine can run it.
+    """
+    scope = update_scope(config.name, config.args)
+    reasons = {allowed: _refusal(config, scope, allowed) for allowed in UPDATE_SCOPES}
+    return {allowed: reason for allowed, reason in reasons.items() if reason is not None}
+
+
+def _refusal(config: OptimizerConfig, scope: UpdateScope, allowed: UpdateScope) -> str | None:
+    """Why an engine cannot run the optimizer, or None if it can.
+
+    Args:
+        scope: the optimizer's.
+        allowed: the engine's.
+    """
     if UPDATE_SCOPES.index(scope) > UPDATE_SCOPES.index(allowed):
         needs = "norms or means of whole tensors" if scope == "tensors" else "whole matrices"
-        raise SettingError(
-            "optimizer",
-            config.name,
-            f"its update needs {needs}, which this engine shards; it works with {_WHERE[scope]}",
-        )
+        return f"its update needs {needs}, which this engine shards; it works with {_WHERE[scope]}"
     if allowed == "elements" and _fresh(config.name, config.args).state:
-        raise SettingError(
-            "optimizer",
-            config.name,
-            "it keeps state from its construction, which ZeRO stages 1 to 3 drop; it works with ZeRO stage 0 or FSDP2",
+        return (
+            "it keeps state from its construction, which ZeRO stages 1 to 3 drop; it works with ZeRO stage 0 or FSDP2"
         )
-    return scope
+    return None
 
 
 def update_scope(name: str, args: Mapping[str, Any]) -> UpdateScope:
@@ -199,8 +216,7 @@ def _create(
     """timm's factory, with its errors about name and arguments as errors of the setting."""
     names = [str(known) for known in timm.optim.list_optimizers()]
     if name not in names:
-        near = nearest(name, names)
-        raise SettingError("optimizer", name, "is not an optimizer of timm" + (f"; nearest: {near}" if near else ""))
+        raise SettingError("optimizer", name, f"is not an optimizer of timm{nearest_hint(name, names)}")
     info = timm.optim.get_optimizer_info(name)
     for key, present in (("eps", info.has_eps), ("betas", info.has_betas), ("momentum", info.has_momentum)):
         if key in args and not present:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from torch import nn
 
 from scalevit.config.tree import SECTIONS, Config
@@ -30,7 +29,7 @@ from scalevit.runs.environment import describe_environment
 from scalevit.runs.folder import RunFolder
 from scalevit.runs.summary import Summary
 from scalevit.runs.tracking import Tracking
-from scalevit.training.evaluation import evaluate
+from scalevit.training.evaluation import CheckedMetrics, evaluate_within_limit
 from scalevit.training.open_data import RunData, open_data, open_evaluation
 from scalevit.training.optimizers import build_optimizer, check_optimizer
 from scalevit.training.resume import find_resumable
@@ -69,7 +68,7 @@ class PreparedRun:
                 self.folder,
                 self.tracking,
                 self.costs,
-                describe_environment(self.world.size, device_name(self.world.device)),
+                describe_environment(self.world.size, self.world.device_name),
             )
 
     def train(self) -> Summary:
@@ -92,12 +91,21 @@ class PreparedEvaluation:
     data: EvaluationLoader
     build_engine: Callable[[], Engine]
 
-    def evaluate(self) -> dict[str, float]:
-        """Every metric of the validation set, by name; top-k in percent."""
+    def evaluate(self) -> CheckedMetrics:
+        """Every metric of the validation set, and its bad samples.
+
+        Raises:
+            UserError: a shard cannot be read, or there are more bad samples than `data.max_faults`.
+        """
         with _process_group(self.config, self.world):
             with naming_settings(OPTIMIZATION_KEYS):
                 engine = self.build_engine()
-            return evaluate(engine, self.data, channels_last=self.config.train.channels_last)
+            return evaluate_within_limit(
+                engine,
+                self.data,
+                channels_last=self.config.train.channels_last,
+                max_faults=self.config.data.max_faults,
+            )
 
 
 def prepare(config: Config) -> PreparedRun:
@@ -187,11 +195,6 @@ def prepare_engine(config: Config, world: World) -> Callable[[], Engine]:
     with naming_data_settings():
         spec = _engine_spec(config, world, model)
     return partial(config.engine.build, model, spec)
-
-
-def device_name(device: torch.device) -> str:
-    """For records: the name of the GPU, or "cpu"."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def _process_group(config: Config, world: World) -> AbstractContextManager[None]:

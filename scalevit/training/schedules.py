@@ -7,7 +7,7 @@ from timm.scheduler import create_scheduler_v2
 from torch import nn
 
 from scalevit.config.training import ScheduleConfig
-from scalevit.errors import SettingError, nearest
+from scalevit.errors import SettingError, nearest_hint
 
 # For the nearest name in an error only: timm has no list of them.
 _NAMES = ("cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "constant", "none")
@@ -93,8 +93,7 @@ def _create(optimizer: torch.optim.Optimizer, config: ScheduleConfig, epochs: in
         )
     except (TypeError, ValueError, AssertionError) as error:
         if "Unknown scheduler" in str(error):
-            near = nearest(config.name, _NAMES)
-            hint = f"; nearest: {near}" if near else ""
-            raise SettingError("schedule", config.name, "is not a schedule of timm" + hint) from error
+            hint = nearest_hint(config.name, _NAMES)
+            raise SettingError("schedule", config.name, f"is not a schedule of timm{hint}") from error
         reason = " ".join(str(error).split())[:200]
         raise SettingError("schedule_args", config.args, f"{config.name} refuses them ({reason})") from error

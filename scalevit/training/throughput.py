@@ -31,10 +31,12 @@ class Throughput:
         self.seconds += seconds
 
     @property
-    def images_per_second(self) -> float:
-        return self.images / self.seconds if self.seconds else 0.0
+    def images_per_second(self) -> float | None:
+        """None before the first step was added: a run's first step warms up and is left out."""
+        return self.images / self.seconds if self.seconds else None
 
     @property
     def mfu(self) -> float | None:
-        """Model FLOPs utilisation, 0 to 1 (PaLM, appendix B)."""
-        return self.images_per_second * self._flops_per_image / self._peak if self._peak else None
+        """Model FLOPs utilisation, 0 to 1 (PaLM, appendix B); None without a rate or a peak."""
+        rate = self.images_per_second
+        return None if rate is None or not self._peak else rate * self._flops_per_image / self._peak

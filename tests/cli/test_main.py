@@ -1,14 +1,17 @@
 """The command: help of everything, unknown names, launchers' arguments, one line for a user's mistake."""
 
+import argparse
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from launching import ROOT, environment
 from scalevit.cli import bench, main, parsing
+from scalevit.terminal import format_bytes
 
 COMMANDS = list(main._COMMANDS)
 BENCHMARKS = list(bench._BENCHMARKS)
@@ -29,6 +32,29 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     assert out.startswith(f"usage: scalevit {command}".strip())
 
 
+def test_the_package_runs_as_a_module() -> None:
+    arguments = [sys.executable, "-m", "scalevit", "plan", "--help"]
+    done = subprocess.run(arguments, env=environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: scalevit plan")
+
+
+def test_every_action_is_among_those_whose_help_is_tested() -> None:
+    found = []
+    for name in COMMANDS:
+        parser = parsing.CommandParser(prog=name)
+        import_module(f"scalevit.cli.{name}").add_arguments(parser)
+        choices = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+        found += [f"{name} {action}" for actions in choices for action in actions]
+    assert found == ACTIONS
+
+
+def test_sizes_have_three_digits() -> None:
+    assert [format_bytes(count) for count in (0, 950, 999.6, 1_234_567, 5e12)] == [
+        *("0 bytes", "950 bytes", "1 kB", "1.23 MB", "5 TB")
+    ]
+
+
 def test_help_lists_the_commands_and_the_benchmarks(capsys: pytest.CaptureFixture[str]) -> None:
     overview, benchmarks = ended("--help", capsys)[1], ended("bench --help", capsys)[1]
     assert [name for name in COMMANDS if f"\n  {name} " not in overview] == []
@@ -44,9 +70,11 @@ def test_help_lists_the_commands_and_the_benchmarks(capsys: pytest.CaptureFixtur
         ("shards verfy x", ["invalid choice: 'verfy'", "nearest: verify"]),
         ("checkpoint convert a b --stage 5", ["scalevit checkpoint convert: argument --stage: invalid choice: 5"]),
         ("bench dat", ["'dat'", "nearest: data"]),
-        ("bench data --rounds 0", ["--rounds = 0", "at least 1"]),
-        ("bench train --config quickstart --steps 1", ["--steps = 1", "at least 2"]),
-        ("train --config qickstart", ["qickstart", "nearest preset: quickstart"]),
+        ("bench data --rounds 0", ["scalevit bench data: argument --rounds: 0: must be at least 1; see"]),
+        ("bench train --config quickstart --steps 1", ["argument --steps: 1: must be at least 2"]),
+        ("shards plan --samples many", ["argument --samples: 'many' is not an integer"]),
+        ("shards write --source a --destination b --quality 101", ["argument --quality: 101: must be at most 100"]),
+        ("train --config qickstart", ["qickstart", "nearest: quickstart"]),
         ("train --config quickstart train.epoch=3", ["train.epoch = 3", "nearest: train.epochs"]),
         ("train train.epoch=3 --config quickstart seed=3", ["train.epoch = 3"]),
         ("--local_rank=0 train --local_rank 0 --config quickstart seed=x", ['seed = "x"', "an integer"]),
@@ -89,7 +117,8 @@ def test_help_schema_and_early_errors_import_no_torch() -> None:
         "for arguments in (['--help'], ['train', '--help'], ['bench', '--help'], ['schema'],\n"
         "    ['plan', '--config', 'quickstart', '--gpus', '0'],\n"
         "    ['plan', '--config', 'quickstart', '--gpus', '2', '--device', 'h20'],\n"
-        "    ['evaluate', '--config', 'quickstart'], ['checkpoint', 'convert', 'nowhere', 'x']):\n"
+        "    ['evaluate', '--config', 'quickstart'], ['checkpoint', 'convert', 'nowhere', 'x'],\n"
+        "    ['checkpoint', 'convert', '.', 'x.onnx']):\n"
         "    try: main(arguments)\n"
         "    except SystemExit: pass\n"
         "sys.exit(any(name in sys.modules for name in ('torch', 'timm')))"
@@ -110,7 +139,7 @@ def test_the_launch_scripts_run_from_a_checkout_alone(script: str, tmp_path: Pat
         text=True,
     )
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert "nearest preset: quickstart" in done.stderr
+    assert "nearest: quickstart" in done.stderr
 
 
 def test_a_status_of_a_command_is_the_process_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

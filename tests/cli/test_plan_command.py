@@ -55,12 +55,21 @@ def test_prints_tables(capsys: pytest.CaptureFixture[str]) -> None:
         assert part in shown
 
 
+def test_engines_that_cannot_run_the_optimizer_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--gpus", "2", "engine.stage=0", "optimizer.name=muon"]
+    estimate = json.loads(plan(capsys, *arguments, "--json"))
+    assert {row["engine"] for row in estimate["rows"]} == {"ZeRO 0"}
+    assert list(estimate["engines_left_out"]) == ["ZeRO 1", "ZeRO 2", "ZeRO 3", "FSDP2"]
+    line = "left out: ZeRO 1, ZeRO 2, ZeRO 3, FSDP2 (optimizer.name = muon: its update needs whole matrices"
+    assert plan(capsys, *arguments).count(line) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["--gpus", "0"], ["--gpus 0", "at least 1"]),
-        (["--gpus", "-4"], ["--gpus -4", "at least 1"]),
-        (["--gpus", "2", "--nodes", "0"], ["--nodes 0"]),
+        (["--gpus", "0"], ["argument --gpus: 0: must be at least 1"]),
+        (["--gpus", "-4"], ["argument --gpus: -4: must be at least 1"]),
+        (["--gpus", "2", "--nodes", "0"], ["argument --nodes: 0: must be at least 1"]),
         (["--gpus", "3", "--nodes", "2"], ["--gpus 3", "nodes = 2"]),
         (["--gpus", "3"], ["train.global_batch", "micro_batch", "3 ranks"]),
         (["--gpus", "2", "--device", "h20"], ["h20", "nearest: h200"]),
@@ -69,6 +78,8 @@ def test_prints_tables(capsys: pytest.CaptureFixture[str]) -> None:
         (["--gpus", "2", "train.epoch=3"], ["train.epoch", "nearest: train.epochs"]),
         (["--gpus", "2", "reduction.group_size=4"], ["group_size"]),
         (["--gpus", "4", "engine.name=fsdp", "engine.shard_size=3"], ["engine.shard_size = 3"]),
+        (["--gpus", "2", "optimizer.name=muon"], ['optimizer.name = "muon"', "whole matrices", "ZeRO stage 0"]),
+        (["--gpus", "2", "engine.name=fsdp", "optimizer.name=muon"], ["optimizer.name", "FSDP2 with one shard"]),
         (["--gpus", "2", "engine.native.zero_optimization.reduce_bucket_size=x"], ["reduce_bucket_size"]),
     ],
     ids=lambda value: " ".join(value),

@@ -59,11 +59,11 @@ def test_an_unknown_name_is_refused_with_the_nearest_preset(tmp_path: Path) -> N
     for name in ("qickstart", "Quickstart", "configs/qickstart.json"):
         text = refused(name)
         assert name in text
-        assert "nearest preset: quickstart" in text
+        assert "nearest: quickstart" in text
     assert "is a folder" in refused("sub", _folder(tmp_path / "sub").parent)
     path = tmp_path / "mine.json"
     path.write_text('{"extends": "groupd"}')
-    with pytest.raises(UserError, match=r"mine\.json: extends: .*nearest preset: grouped"):
+    with pytest.raises(UserError, match=r"mine\.json: extends: .*nearest: grouped"):
         load_config(path)
 
 

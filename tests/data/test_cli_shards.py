@@ -1,6 +1,5 @@
 """`scalevit shards`, as a user calls it."""
 
-import argparse
 import json
 import shutil
 import subprocess
@@ -10,6 +9,7 @@ import pytest
 from PIL import Image
 
 from launching import SECONDS
+from scalevit.cli.parsing import CommandParser
 from scalevit.cli.shards import add_arguments, run
 from scalevit.data.images import decode_pixels
 from scalevit.data.shards.index import load_index
@@ -21,7 +21,7 @@ def contents(folder):
 
 
 def command(*arguments):
-    parser = argparse.ArgumentParser()
+    parser = CommandParser(prog="scalevit shards")
     add_arguments(parser)
     run(parser.parse_args([*map(str, arguments)]))
 
@@ -34,7 +34,7 @@ def test_plan(shards, capsys):
     command("plan", shards)
     assert "samples            23 (" in capsys.readouterr().out
     for arguments, message in (
-        ((), "either shards or --samples"), (("--samples", 0), "--samples = 0: must be at least 1"),
+        ((), "either shards or --samples"), (("--samples", 0), "argument --samples: 0: must be at least 1"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):
             command("plan", *arguments)
@@ -52,7 +52,7 @@ def test_index_and_verify_commands(shards, tmp_path, capsys):
     with pytest.raises(UserError, match=r"--report .*/no/where: cannot be written \(No such file"):
         command("verify", shards, "--report", tmp_path / "no" / "where")
     for option, value, lowest in (("--workers", -1, 0), ("--num-classes", 0, 1)):
-        with pytest.raises(UserError, match=f"{option} = {value}: must be at least {lowest}"):
+        with pytest.raises(UserError, match=f"argument {option}: {value}: must be at least {lowest}"):
             command("verify", shards, option, value)
     others = tmp_path / "others"
     shutil.copytree(shards, others, ignore=shutil.ignore_patterns("*.json", ".*"))
@@ -124,8 +124,8 @@ def test_importing_the_command_is_cheap():
 
 @pytest.mark.parametrize("option", ["--shard-size=0", "--workers=-1", "--shortest-side=0", "--quality=101"])
 def test_command_refuses(option):
-    parser = argparse.ArgumentParser()
+    parser = CommandParser(prog="scalevit shards")
     add_arguments(parser)
     name, _, value = option.partition("=")
-    with pytest.raises(UserError, match=f"{name} = {value}: must be at "):
+    with pytest.raises(UserError, match=f"argument {name}: {value}: must be at "):
         run(parser.parse_args(["write", "--source", "a", "--destination", "b", option]))

@@ -67,7 +67,7 @@ def test_the_extra_of_a_missing_package_is_named(monkeypatch):
 
     monkeypatch.setattr(fsspec, "filesystem", missing)
     remote._filesystem.cache_clear()
-    with pytest.raises(UserError, match=r"s3://: .*Install s3fs.*; pip install 'scalevit\[s3\]'"):
+    with pytest.raises(UserError, match=r"s3://: .*Install s3fs.*; install the extra: pip install 'scalevit\[s3\]'"):
         remote.size_of("s3://bucket/0.tar")
 
 

@@ -111,7 +111,9 @@ def test_shards_with_bad_samples_are_not_written_anew(tmp_path):
 
 def test_datasets_is_named_where_it_is_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"'datasets' is not installed; pip install 'scalevit\[datasets\]'"):
+    with pytest.raises(
+        UserError, match=r"'datasets' is not installed; install the extra: pip install 'scalevit\[datasets\]'"
+    ):
         DatasetsSource(str(tmp_path))
 
 

@@ -137,7 +137,7 @@ def plot(runs: dict[str, dict[str, torch.Tensor]], path: Path) -> None:
     try:
         import matplotlib
     except ImportError:
-        print("no figure is drawn: matplotlib is not installed (pip install 'scalevit[plots]')")
+        print("no figure is drawn: matplotlib is not installed (pip install matplotlib)")
         return
     matplotlib.use("Agg")
     from matplotlib import pyplot

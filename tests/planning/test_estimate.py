@@ -8,6 +8,7 @@ from scalevit.config.loading import load_config
 from scalevit.config.tree import Config
 from scalevit.engines import ENGINES
 from scalevit.engines.fsdp.settings import FsdpSettings
+from scalevit.errors import SettingError
 from scalevit.models.reductions import REDUCTIONS
 from scalevit.models.reductions.grouped import GroupedReduction
 from scalevit.planning import estimate
@@ -28,9 +29,9 @@ def config(*overrides: str) -> Config:
     return load_config(None, [*_SMALL, *overrides])
 
 
-def run(*overrides: str, optimizer_tensors: int = 2, **settings: Any) -> RunEstimate:
-    settings = {"gpus": 2, "nodes": 1, **settings}
-    return estimate_run(config(*overrides), load_device("h100"), optimizer_tensors=optimizer_tensors, **settings)
+def run(*overrides: str, **arguments: Any) -> RunEstimate:
+    arguments = {"gpus": 2, "nodes": 1, "optimizer_tensors": 2, "optimizer_refusals": {}} | arguments
+    return estimate_run(config(*overrides), load_device("h100"), **arguments)
 
 
 def test_every_reduction_and_engine_has_a_row() -> None:
@@ -75,6 +76,22 @@ def test_a_reduction_that_the_model_does_not_allow_is_left_out_with_the_reason()
     assert list(estimate.left_out) == ["grouped"]
     assert "3 blocks" in estimate.left_out["grouped"]
     assert {row.strategy for row in estimate.rows} == {part.kind() for part in REDUCTIONS} - {"grouped"}
+
+
+def test_engines_that_cannot_run_the_optimizer_have_no_row() -> None:
+    refusals = {"elements": "needs norms"}
+    estimate = run("engine.name=fsdp", optimizer_refusals=refusals)
+    assert list(dict.fromkeys(row.engine for row in estimate.rows)) == ["ZeRO 0", "FSDP2"]
+    assert estimate.engines_left_out == {f"ZeRO {stage}": "needs norms" for stage in (1, 2, 3)}
+    # FSDP2's scope depends on the ranks: with one shard it is as wide as that of one process.
+    refusals["tensors"] = "needs matrices"
+    assert run("engine.stage=0", optimizer_refusals=refusals).engines_left_out["FSDP2"] == "needs matrices"
+    assert "FSDP2" in {row.engine for row in run("engine.name=fsdp", optimizer_refusals=refusals, gpus=1).rows}
+
+
+def test_the_configs_own_engine_must_run_the_optimizer() -> None:
+    with pytest.raises(SettingError, match=r"^optimizer = \"adamw\": needs norms$"):
+        run("engine.stage=1", optimizer_refusals={"elements": "needs norms"})
 
 
 def test_settings_without_an_estimate_are_named_by_their_config_keys() -> None:

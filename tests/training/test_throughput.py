@@ -8,7 +8,7 @@ from scalevit.training.throughput import Throughput, peak_flops
 
 def test_rates_of_steps() -> None:
     throughput = Throughput(flops_per_image=2e9, peak=1e12)
-    assert throughput.images_per_second == 0.0
+    assert (throughput.images_per_second, throughput.mfu) == (None, None), "a run of one step has no rate"
     throughput.add(100, 0.5)
     throughput.add(100, 0.5)
     assert throughput.images_per_second == 200.0
@@ -22,4 +22,6 @@ def test_an_unknown_device_has_no_utilisation(monkeypatch: pytest.MonkeyPatch, n
     assert peak_flops(cuda, "bf16") == peak
     assert peak_flops(cuda, "fp32") is None
     assert peak_flops(torch.device("cpu"), "bf16") is None
-    assert (Throughput(1e9, peak_flops(cuda, "bf16")).mfu is None) == (peak is None)
+    throughput = Throughput(1e9, peak_flops(cuda, "bf16"))
+    throughput.add(100, 0.5)
+    assert (throughput.mfu is None) == (peak is None)

@@ -11,7 +11,7 @@ from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 from scalevit.data.storage.paths import StreamOnlyError, file_name, has_wildcard
-from scalevit.errors import UserError, require
+from scalevit.errors import UserError, install_hint, require
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ def _filesystem(protocol: str) -> Any:
         return fsspec.filesystem(protocol)
     except (ImportError, ValueError) as error:  # the message names the package that the protocol needs
         reason = " ".join(str(error).split())
-        install = f"; pip install 'scalevit[{extra}]'" if extra and isinstance(error, ImportError) else ""
+        install = f"; {install_hint(extra)}" if extra and isinstance(error, ImportError) else ""
         raise UserError(f"{protocol}://: cannot be read ({reason}){install}") from None
 
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError, model_validator
 
 from scalevit.config.base import FilePath
 from scalevit.engines.settings import EngineSettings, PrecisionName, UpdateScope
-from scalevit.errors import SettingError, UserError, nearest
+from scalevit.errors import SettingError, UserError, nearest_hint
 
 if TYPE_CHECKING:
     from torch import nn
@@ -180,8 +180,7 @@ class DeepSpeedSettings(EngineSettings):
                 raise ValueError(f"native.{key} is set by {_SET_ELSEWHERE[key]}: remove it here")
         for key in self.native:
             if key not in _NATIVE_SETTINGS:
-                near = nearest(key, _NATIVE_SETTINGS, cutoff=0.6)
-                hint = f"; nearest: {near}" if near else ""
+                hint = nearest_hint(key, _NATIVE_SETTINGS, cutoff=0.6)
                 raise ValueError(f"native.{key} is not a DeepSpeed setting that scalevit forwards{hint}")
         return self
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from scalevit.config.base import parse_section
-from scalevit.errors import SettingError, nearest
+from scalevit.errors import SettingError, nearest_hint
 from scalevit.models import reductions
 from scalevit.models.mlps import mlp_views, remove_mlp, transformer_blocks
 from scalevit.models.reductions.base import Reduction
@@ -84,8 +84,6 @@ def parse_reduction(settings: Mapping[str, Any]) -> Reduction:
     kinds = {part.kind(): part for part in reductions.REDUCTIONS}
     strategy = settings.get("strategy")
     if strategy not in kinds:
-        close = nearest(str(strategy), kinds)
-        raise SettingError(
-            "strategy", strategy, f"must be one of {', '.join(kinds)}" + f"; nearest: {close}" * bool(close)
-        )
+        hint = nearest_hint(str(strategy), kinds)
+        raise SettingError("strategy", strategy, f"must be one of {', '.join(kinds)}{hint}")
     return parse_section(kinds[strategy], settings)

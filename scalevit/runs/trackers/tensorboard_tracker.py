@@ -12,7 +12,7 @@ from scalevit.runs.trackers.base import RunInfo, Tracker
 
 
 class TensorBoardTracker(Tracker):
-    """TensorBoard: event files in `runs/NAME/tensorboard`. Needs `pip install 'scalevit[tensorboard]'`."""
+    """TensorBoard: event files in `runs/NAME/tensorboard`. Needs the extra `tensorboard`."""
 
     name: Literal["tensorboard"] = "tensorboard"
     _writer: Any = PrivateAttr(default=None)

@@ -11,7 +11,7 @@ from scalevit.runs.trackers.base import RunInfo, Tracker
 
 
 class WandbTracker(Tracker):
-    """Weights & Biases. Needs `pip install 'scalevit[wandb]'`."""
+    """Weights & Biases. Needs the extra `wandb`."""
 
     name: Literal["wandb"] = "wandb"
     mode: Literal["online", "offline"] = "online"

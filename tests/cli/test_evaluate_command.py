@@ -1,0 +1,69 @@
+"""`scalevit evaluate` as a user calls it, on validation shards with bad samples."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from launching import QUICKSTART, Outcome, run
+from scalevit.config.loading import load_config
+from scalevit.data.shards.index import load_index
+from scalevit.models.build import build_model
+from scalevit.models.weights.write import write_weights
+
+DAMAGED = 6
+SETTINGS = [
+    "reduction.strategy=none",
+    "model.kwargs.depth=1",
+    "model.kwargs.embed_dim=24",
+    "engine.name=fsdp",
+    "data.workers=0",
+    "data.builtin=null",
+    "data.train=nowhere",
+]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
+    """Weights, and the digits' validation shards with bytes changed in some of its images."""
+    folder = tmp_path_factory.mktemp("work")
+    config = load_config(QUICKSTART, SETTINGS)
+    model = build_model(config.model, config.reduction, seed=0)
+    settings = {"model": config.model, "reduction": config.reduction}
+    write_weights(folder / "weights.safetensors", dict(model.named_parameters()), **settings, tied={})
+    shutil.copytree(digits / "validation", folder / "validation", ignore=shutil.ignore_patterns(".*"))
+    index = load_index(digits / "validation")
+    for sample in range(DAMAGED):
+        path = folder / "validation" / Path(index.shards[index.shard[sample]].path).name
+        content = bytearray(path.read_bytes())
+        content[index.offset[sample] + index.size[sample] // 2] ^= 0x55
+        path.write_bytes(content)
+    return folder
+
+
+def evaluate(workplace: Path, *settings: str) -> Outcome:
+    paths = ["data.validation=validation", "model.initial_weights=weights.safetensors"]
+    command = [sys.executable, "-m", "scalevit", "evaluate", "--config", QUICKSTART, *SETTINGS]
+    return run([*command, *paths, *settings], cwd=workplace)
+
+
+def test_bad_samples_are_counted_and_the_first_are_named(workplace: Path) -> None:
+    outcome = evaluate(workplace, f"data.max_faults={DAMAGED}")
+    assert outcome.status == 0, outcome.errors
+    result = json.loads(outcome.output)
+    assert result["data_faults"] == DAMAGED
+    assert result["top5"] < 100
+    assert outcome.errors.count("warning: bad sample: shard validation/") == 5
+    assert "warning: ... and 1 more; `scalevit shards verify` lists all" in outcome.errors
+    assert not (workplace / "runs").exists(), "an evaluation writes into no run folder"
+
+
+def test_more_bad_samples_than_the_limit_are_one_line(workplace: Path) -> None:
+    outcome = evaluate(workplace, f"data.max_faults={DAMAGED - 1}")
+    assert (outcome.status, outcome.output) == (2, "")
+    errors = [line for line in outcome.errors.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert errors[0].startswith(f"error: config: data.max_faults = {DAMAGED - 1}: found {DAMAGED} bad samples")
+    assert "`scalevit shards verify` lists all" in errors[0]
