@@ -131,7 +131,7 @@ class DeepSpeedEngine(Engine):
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self.engine.set_gradient_accumulation_boundary(last)
         if self.stage > 0 and self.loss_scale.enabled:
-            self.engine.optimizer.override_loss_scale(self.loss_scale.value)
+            internals.set_loss_scale(self.engine.optimizer, self.loss_scale.value)
             self.engine.backward(loss)
         else:
             self.engine.backward(loss * self.loss_scale.value)
@@ -169,7 +169,7 @@ class DeepSpeedEngine(Engine):
 
     def local_parameters(self) -> dict[str, Tensor]:
         if self.stage == 3:
-            return {name: p.ds_tensor.data for name, p in self._named_parameters()}
+            return {name: internals.shard_of(p) for name, p in self._named_parameters()}
         return {name: p.data for name, p in self._named_parameters()}
 
     def _named_parameters(self) -> Iterator[tuple[str, Any]]:
@@ -187,7 +187,8 @@ class DeepSpeedEngine(Engine):
             if self.stage == 3:
                 flat = torch.empty(self.world.size * whole.numel(), dtype=whole.dtype, device=whole.device)
                 dist.all_gather_into_tensor(flat, whole.contiguous())
-                whole = flat[: parameter.ds_numel].view(parameter.ds_shape)  # the last rank's part is padded
+                shape = internals.whole_shape(parameter)
+                whole = flat[: shape.numel()].view(shape)  # the last rank's part is padded
             if self.world.is_first:
                 full[name] = whole.to("cpu", copy=True)
         return full
@@ -200,15 +201,16 @@ class DeepSpeedEngine(Engine):
                 slices[name] = TensorSlice(flat, 0, parameter.shape, replica=world.rank, replicas=world.size)
             else:
                 # Every rank holds as many elements: the last ones' are padding.
-                start = min(world.rank * flat.numel(), parameter.ds_numel)
-                slices[name] = TensorSlice(flat[: parameter.ds_numel - start], start, parameter.ds_shape)
+                shape = internals.whole_shape(parameter)
+                start = min(world.rank * flat.numel(), shape.numel())
+                slices[name] = TensorSlice(flat[: shape.numel() - start], start, shape)
         return slices
 
     def commit_parameters(self) -> None:
         # ZeRO optimizes its own sharded fp32 copy, and overwrites the module's weights from it at every step.
         if self.stage == 3:
             for _, parameter in self._named_parameters():
-                safe_set_local_fp32_param(parameter, parameter.ds_tensor.data)
+                safe_set_local_fp32_param(parameter, internals.shard_of(parameter))
         elif self.stage > 0:
             zero = self.engine.optimizer
             flats = internals.flat_tensors(zero, self.stage)
@@ -281,7 +283,7 @@ class DeepSpeedEngine(Engine):
             return
         for name, parameter in self._named_parameters():
             values = slices[name].values
-            padded = torch.zeros_like(parameter.ds_tensor, dtype=values.dtype)
+            padded = torch.zeros_like(internals.shard_of(parameter), dtype=values.dtype)
             padded[: values.numel()] = values
             safe_set_local_optimizer_state(parameter, padded, key)
 
