@@ -81,8 +81,9 @@ class DeepSpeedEngine(Engine):
             names[canonical].append(further)
         first: Any = None
         for canonical, whole in values:
-            parameter = nn.Parameter(whole.to(self.world.device, copy=True))
             is_buffer = canonical in buffers
+            trained = not is_buffer and module.get_parameter(canonical).requires_grad
+            parameter = nn.Parameter(whole.to(self.world.device, copy=True), requires_grad=trained)
             for name in names.pop(canonical):
                 owner, _, key = name.rpartition(".")
                 setattr(module.get_submodule(owner), key, parameter.data if is_buffer else parameter)
@@ -194,27 +195,26 @@ class DeepSpeedEngine(Engine):
         return full
 
     def slices(self, local: Mapping[str, Tensor]) -> dict[str, TensorSlice]:
-        world, slices = self.world, {}
-        for name, parameter in self._named_parameters():
-            flat = local[name].view(-1)
-            if self.stage < 3:
-                slices[name] = TensorSlice(flat, 0, parameter.shape, replica=world.rank, replicas=world.size)
-            else:
-                # Every rank holds as many elements: the last ones' are padding.
-                shape = internals.whole_shape(parameter)
-                start = min(world.rank * flat.numel(), shape.numel())
-                slices[name] = TensorSlice(flat[: shape.numel() - start], start, shape)
-        return slices
+        return {name: self._slice(local[name], parameter) for name, parameter in self._named_parameters()}
+
+    def _slice(self, local: Tensor, parameter: nn.Parameter) -> TensorSlice:
+        flat, world = local.view(-1), self.world
+        if self.stage < 3:
+            return TensorSlice(flat, 0, parameter.shape, replica=world.rank, replicas=world.size)
+        # Every rank holds as many elements: the last ones' are padding.
+        shape = internals.whole_shape(parameter)
+        start = min(world.rank * flat.numel(), shape.numel())
+        return TensorSlice(flat[: shape.numel() - start], start, shape)
 
     def commit_parameters(self) -> None:
         # ZeRO optimizes its own sharded fp32 copy, and overwrites the module's weights from it at every step.
         if self.stage == 3:
-            for _, parameter in self._named_parameters():
+            for _, parameter in self._optimized_parameters():
                 safe_set_local_fp32_param(parameter, internals.shard_of(parameter))
         elif self.stage > 0:
             zero = self.engine.optimizer
             flats = internals.flat_tensors(zero, self.stage)
-            for _, parameter in self._named_parameters():
+            for _, parameter in self._optimized_parameters():
                 if (found := internals.partition_of(parameter)) is not None:
                     ours, number, theirs = found
                     flats[number].data[theirs] = parameter.data.view(-1)[ours]
@@ -281,7 +281,7 @@ class DeepSpeedEngine(Engine):
             for name, own in self._optimized_slices(key).items():
                 own.values.copy_(slices[name].values)
             return
-        for name, parameter in self._named_parameters():
+        for name, parameter in self._optimized_parameters():
             values = slices[name].values
             padded = torch.zeros_like(internals.shard_of(parameter), dtype=values.dtype)
             padded[: values.numel()] = values
@@ -303,6 +303,11 @@ class DeepSpeedEngine(Engine):
         parameters = internals.parameters_of_flat(zero, self.stage)
         return [(flat, [own[id(p)] for p in inside]) for flat, inside in zip(flats, parameters, strict=True)]
 
+    def _optimized_parameters(self) -> Iterator[tuple[str, Any]]:
+        """Stages 1 to 3: the parameters in ZeRO's flat tensors; those that are not trained are in none."""
+        optimized = {name for _, names in self._stepped() for name in names}
+        return ((name, parameter) for name, parameter in self._named_parameters() if name in optimized)
+
     def _group_number(self, number: int) -> int:
         """The parameter group of what `_stepped` has under a number."""
         if self.stage > 0:
@@ -316,13 +321,14 @@ class DeepSpeedEngine(Engine):
     def _optimized_slices(self, key: str | None) -> dict[str, TensorSlice]:
         """Stages 1 to 3: one of the optimizer's tensors; (key None) what is laid out like them."""
         if self.stage == 3:
-            if key is None:
-                return self.slices(self.local_parameters())
-            return self.slices({n: safe_get_local_optimizer_state(p, key) for n, p in self._named_parameters()})
+            return {
+                name: self._slice(internals.shard_of(p) if key is None else safe_get_local_optimizer_state(p, key), p)
+                for name, p in self._optimized_parameters()
+            }
         zero, slices = self.engine.optimizer, {}
         flats = internals.flat_tensors(zero, self.stage)
         buffers = [flat.data if key is None else self.optimizer.state[flat][key] for flat in flats]
-        for name, parameter in self._named_parameters():
+        for name, parameter in self._optimized_parameters():
             found = internals.partition_of(parameter)
             ours, number, theirs = found or (slice(0, 0), 0, slice(0, 0))
             slices[name] = TensorSlice(buffers[number][theirs], ours.start, parameter.shape)
