@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from scalevit.config.base import Part
+from scalevit.config.base import Part, Precision
 
 if TYPE_CHECKING:
     from torch import nn
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from scalevit.engines.base import Engine, EngineSpec
     from scalevit.engines.cost import EngineCost, ParameterLayout
 
-PrecisionName = Literal["bf16", "fp16", "fp32"]
 UpdateScope = Literal["elements", "tensors", "matrices"]
 """What one update of an optimizer reads: single elements (AdamW, SGD, Lion); a parameter's norm or mean too (LAMB,
 LARS), which must be computed over all of its shards; or whole matrices (Muon, Adafactor)."""
@@ -62,7 +61,7 @@ class EngineSettings(Part):
         """
         raise NotImplementedError
 
-    def check_training(self, *, precision: PrecisionName, meta_init: bool) -> None:
+    def check_training(self, *, precision: Precision, meta_init: bool) -> None:
         """Finds combinations with `train` that this engine cannot run.
 
         Raises:

@@ -54,6 +54,7 @@ OPTIMIZERS = {
     "lamb": OptimizerConfig(name="lamb", lr=2e-3, args={"eps": 1e-3}),
     "novograd": OptimizerConfig(name="novograd"),
     "muon": OptimizerConfig(name="muon", lr=2e-5),  # it orthogonalises in bf16, whose rounding the rate scales
+    "undecayed": OptimizerConfig(lr=2e-3, weight_decay=0.0, args={"eps": 1e-3}),  # one group, of the frozen ones too
     "adafactor": OptimizerConfig(name="adafactorbv", lr=2e-3, args={"min_dim_size_to_factor": 16}),
 }
 MICRO_BATCH, STEPS, SEED = 4, 20, 3

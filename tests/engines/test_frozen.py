@@ -13,6 +13,8 @@ CELLS = [
     cell("zero3", 2, more=["engine.native.zero_optimization.stage3_param_persistence_threshold=0"], **SETTINGS),
     cell("fsdp", 2, optimizer="adan", **SETTINGS),
     cell("zero3", 2, optimizer="adan", **SETTINGS),
+    cell("zero2", 2, optimizer="undecayed", **SETTINGS),
+    cell("fsdp", 2, optimizer="undecayed", **SETTINGS),
 ]
 META = [cell(engine, 2, meta_init=True, **SETTINGS) for engine in ("zero3", "fsdp")]
 

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveInt
 
-from scalevit.engines.settings import EngineSettings, PrecisionName, UpdateScope
+from scalevit.config.base import Precision
+from scalevit.engines.settings import EngineSettings, UpdateScope
 from scalevit.errors import SettingError
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class FsdpSettings(EngineSettings):
 
         return fsdp_cost(self, layout, ranks, accumulation, optimizer_tensors=optimizer_tensors, ema=ema)
 
-    def check_training(self, *, precision: PrecisionName, meta_init: bool) -> None:
+    def check_training(self, *, precision: Precision, meta_init: bool) -> None:
         if self.mixed_precision == "policy" and precision == "fp32":
             raise ValueError("engine.mixed_precision = policy needs train.precision = bf16 or fp16, not fp32")
 
