@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from scalevit.distributed import World
     from scalevit.engines.base import Engine, EngineSpec
-    from scalevit.engines.cost import EngineCost, ParameterLayout
+    from scalevit.engines.cost import EngineCost, ParameterLayout, Workload
 
 UpdateScope = Literal["elements", "tensors", "matrices"]
 """What one update of an optimizer reads: single elements (AdamW, SGD, Lion); a parameter's norm or mean too (LAMB,
@@ -47,17 +47,11 @@ class EngineSettings(Part):
         """Every kind of sharding that this engine offers, for comparison, with these settings wherever they apply."""
         return [self]
 
-    def cost(
-        self, layout: "ParameterLayout", ranks: int, accumulation: int, *, optimizer_tensors: int, ema: bool
-    ) -> "EngineCost":
+    def cost(self, layout: "ParameterLayout", workload: "Workload") -> "EngineCost":
         """Estimates what one rank holds and what one optimizer step sends.
 
         Args:
             layout: the model's parameters; the meta device is enough.
-            ranks: of the whole run; `shard_size`-like settings divide them.
-            accumulation: micro-batches per rank and step.
-            optimizer_tensors: state tensors of the parameter's shape, e.g. 2 for AdamW.
-            ema: whether an fp32 copy of the rank's local weights is held.
         """
         raise NotImplementedError
 

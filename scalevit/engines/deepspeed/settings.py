@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from scalevit.distributed import World
     from scalevit.engines.base import Engine, EngineSpec
-    from scalevit.engines.cost import EngineCost, ParameterLayout
+    from scalevit.engines.cost import EngineCost, ParameterLayout, Workload
 
 Stage = Literal[0, 1, 2, 3]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -114,12 +114,10 @@ class DeepSpeedSettings(EngineSettings):
         native = {key: value for key, value in self.native.items() if key not in _REPLICATED_ONLY}
         return DeepSpeedSettings(stage=stage, overlap_comm=self.overlap_comm, native=native)
 
-    def cost(
-        self, layout: "ParameterLayout", ranks: int, accumulation: int, *, optimizer_tensors: int, ema: bool
-    ) -> "EngineCost":
+    def cost(self, layout: "ParameterLayout", workload: "Workload") -> "EngineCost":
         from scalevit.engines.deepspeed.cost import deepspeed_cost
 
-        return deepspeed_cost(self, layout, ranks, accumulation, optimizer_tensors=optimizer_tensors, ema=ema)
+        return deepspeed_cost(self, layout, workload)
 
     def check_training(self, *, precision: Precision, meta_init: bool) -> None:
         if meta_init and self.stage < 3:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from scalevit.distributed import World
     from scalevit.engines.base import Engine, EngineSpec
-    from scalevit.engines.cost import EngineCost, ParameterLayout
+    from scalevit.engines.cost import EngineCost, ParameterLayout, Workload
 
 
 class FsdpSettings(EngineSettings):
@@ -52,12 +52,10 @@ class FsdpSettings(EngineSettings):
         ignored = [name for name in ("cpu_offload", "prefetch") if getattr(self, name)]
         return [*ignored, *(["mixed_precision"] if self.mixed_precision == "policy" else [])]
 
-    def cost(
-        self, layout: "ParameterLayout", ranks: int, accumulation: int, *, optimizer_tensors: int, ema: bool
-    ) -> "EngineCost":
+    def cost(self, layout: "ParameterLayout", workload: "Workload") -> "EngineCost":
         from scalevit.engines.fsdp.cost import fsdp_cost
 
-        return fsdp_cost(self, layout, ranks, accumulation, optimizer_tensors=optimizer_tensors, ema=ema)
+        return fsdp_cost(self, layout, workload)
 
     def check_training(self, *, precision: Precision, meta_init: bool) -> None:
         if self.mixed_precision == "policy" and precision == "fp32":
