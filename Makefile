@@ -54,8 +54,9 @@ $(OLDEST_STAMP):
 quickstart: setup
 	@$(RUN) deepspeed --num_accelerators 1 launch/train.py --config configs/quickstart.json
 
+# Two files of tests at a time.
 test: setup
-	@$(RUN) python -m pytest -m "not gpu and not slow"
+	@$(RUN) python -m pytest -n 2 --dist loadfile -m "not gpu and not slow"
 
 # What torch, MKL, oneDNN and numpy's OpenBLAS run on a CPU without AVX-512, MKL without FMA: a tolerance that holds on
 # this machine only fails here. Inductor's cache does not tell instruction sets apart and hands out loops of the wrong

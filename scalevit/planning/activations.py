@@ -48,6 +48,9 @@ class Trace:
     """Read and written by all operators except matrix products, attention and fused kernels."""
 
 
+_traces: dict[tuple[object, ...], Trace] = {}
+
+
 def trace(
     model: ModelConfig,
     reduction: Reduction,
@@ -65,6 +68,16 @@ def trace(
     Raises:
         UserError: as `build_model`.
     """
+    # The same for the same arguments, and seconds for a large model: computed once per process.
+    key = (model.model_dump_json(), reduction.model_dump_json(), mode, precision, activation_checkpointing, batch)
+    if key not in _traces:
+        _traces[key] = _traced(model, reduction, mode, precision, activation_checkpointing, batch)
+    return _traces[key]
+
+
+def _traced(
+    model: ModelConfig, reduction: Reduction, mode: Mode, precision: str, activation_checkpointing: bool, batch: int
+) -> Trace:
     kernels = None if mode == "eager" else KernelsConfig(mlp="auto", save=mode)
     shapes = model.model_copy(update={"initial_weights": None})
     network = build_model(shapes, reduction, seed=0, device="meta", kernels=kernels)

@@ -7,7 +7,7 @@ training, and names no reduction and no engine.
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 
 import torch
 
@@ -143,7 +143,7 @@ class _ReducedModel:
         self.layout = ParameterLayout.of(network, transformer_blocks(network))
         self.parameters = sum(parameter.numel() for parameter in self.layout.parameters)
         self.checkpointing = config.train.activation_checkpointing
-        self._trace = cache(partial(trace, model, reduction, precision=config.train.precision))
+        self._trace = partial(trace, model, reduction, precision=config.train.precision)
 
     def trace(self, batch: int, mode: Mode | None = None, checkpointing: bool | None = None) -> Trace:
         """One micro-batch, as configured unless told otherwise."""

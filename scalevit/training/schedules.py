@@ -31,10 +31,11 @@ class Schedule:
             reason = "has no warm-up: set schedule.name=constant, which has one, or schedule.warmup_epochs=0"
             raise SettingError("schedule", config.name, reason)
         _check_updates(config)
+        self._by_step = config.update == "step"
         self._optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=base_lr)
         self._scheduler = _fit(self._optimizer, config, epochs)
         try:
-            for epoch in (0, epochs - 1 if config.update == "epoch" else epochs - 0.5):
+            for epoch in (0, epochs - 0.5 if self._by_step else epochs - 1):
                 self.lr(epoch)
         except (TypeError, ValueError, ArithmeticError) as error:
             raise SettingError("schedule_args", config.args, f"{config.name} refuses them ({error})") from error
@@ -44,6 +45,15 @@ class Schedule:
         if self._scheduler is not None:
             self._scheduler.step(int(epoch) if epoch == int(epoch) else epoch)
         return self._optimizer.param_groups[0]["lr"]
+
+    def lr_of_step(self, epoch: int, progress: float) -> float:
+        """The learning rate of an optimizer step.
+
+        Args:
+            epoch: in which the step begins, from 0.
+            progress: the steps before it as a fraction of the run's, times the epochs.
+        """
+        return self.lr(progress if self._by_step else epoch)
 
 
 def _check_updates(config: ScheduleConfig) -> None:

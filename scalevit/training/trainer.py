@@ -14,18 +14,14 @@ from scalevit.checkpoint.restore import newest_intact, restore
 from scalevit.checkpoint.run_state import RunState
 from scalevit.checkpoint.saver import Saver
 from scalevit.config.tree import Config
-from scalevit.data.faults import Fault, FaultLog
 from scalevit.data.loading.base import Batch
 from scalevit.data.loading.train_loader import check_fingerprint
 from scalevit.distributed import World
 from scalevit.engines.base import Engine
-from scalevit.errors import UserError, naming_settings
+from scalevit.errors import UserError
 from scalevit.models.costs import ModelCosts
-from scalevit.models.weights.write import write_weights
 from scalevit.runs.folder import RunFolder
-from scalevit.runs.records import Record
-from scalevit.runs.summary import EMA, WEIGHTS, AccuracySummary, Summary, best_epoch
-from scalevit.runs.trackers.base import RunInfo
+from scalevit.runs.summary import Summary, best_epoch
 from scalevit.runs.tracking import Tracking
 from scalevit.terminal import ProgressBar
 from scalevit.training.cadence import Cadence
@@ -37,11 +33,12 @@ from scalevit.training.optimizers import state_tensors
 from scalevit.training.preemption import Interrupted, PreemptionHandler
 from scalevit.training.profiling import Profiler
 from scalevit.training.resume import changed_settings
+from scalevit.training.run_output import RunOutput
 from scalevit.training.schedules import Schedule
-from scalevit.training.setting_keys import DATA_KEYS, TRACKER_KEYS, naming_data_settings
+from scalevit.training.setting_keys import DATA_KEYS
 from scalevit.training.step import DivergenceCheck, TrainingStep
 from scalevit.training.throughput import Throughput, peak_flops
-from scalevit.training.weight_sets import WeightSets, file_name
+from scalevit.training.weight_sets import WeightSets
 
 
 class Trainer:
@@ -70,7 +67,7 @@ class Trainer:
             environment: versions and machine, for the run folder.
         """
         self.config, self.world, self.engine, self.data = config, world, engine, data
-        self.folder, self.tracking, self.costs, self.environment = folder, tracking, costs, environment
+        self.folder, self.costs, self.environment = folder, costs, environment
         train, loader = config.train, data.train
         self.total_steps = int(min(loader.steps_in(train.epochs), train.max_steps or math.inf))
         self.state = RunState()
@@ -98,8 +95,7 @@ class Trainer:
         self.throughput = Throughput(costs.training_flops, peak * world.size if peak else None)
         self.interval, self.divergence = Interval(world), DivergenceCheck()
         self.saver = Saver(folder.checkpoints, world, train.checkpoint)
-        self.faults = FaultLog(folder.data_faults, limit=config.data.max_faults, writes=folder.writes)
-        self._new_faults: list[Fault] = data.index_faults
+        self.output = RunOutput(config, world, folder, tracking, data.index_faults)
         self._evaluation: Evaluation | None = None  # of the weights after the last step, if they were evaluated
         self._lr = math.nan
 
@@ -122,27 +118,19 @@ class Trainer:
             try:
                 self.saver.wait()
             finally:
-                self.tracking.close(None)
+                self.output.close()
             raise
-
-    # --- start ----------------------------------------------------------------------------------------------
 
     def _start(self, resume_from: Sequence[Path]) -> None:
         """Restores a checkpoint, if there is one, and opens run folder and trackers."""
         names = ", ".join(checkpoint.name for checkpoint in resume_from)
         self.world.check_equal_across_ranks("what can be resumed from", names or None)
-        config = self.config.model_dump(mode="json")
         if resume_from:
-            self._resume(newest_intact(resume_from, self.world), config)
-        # Only rank 0 writes, but all must leave if it cannot.
-        with self.world.collective_errors(), naming_settings(TRACKER_KEYS):
-            self.folder.open(config, self.environment)
-            if self.world.is_first:
-                info = RunInfo(self.config.name, self.folder.path, config, self.state.step)
-                self.state.trackers = self.tracking.open(info, self.state.trackers)
-        self._record_faults()
+            self._resume(newest_intact(resume_from, self.world))
+        self.output.open(self.state, self.environment)
+        self.output.record_faults(self.state.step)
 
-    def _resume(self, checkpoint: Path, config: Mapping[str, Any]) -> None:
+    def _resume(self, checkpoint: Path) -> None:
         record = read_record(checkpoint)
         if record["data"] is not None:  # a converted checkpoint knows no order of samples
             with self.world.collective_errors():
@@ -152,15 +140,13 @@ class Trainer:
         self.throughput.add(self.state.timed_images, self.state.seconds)
         if self.world.is_first:
             print(f"resuming {self.folder.path} at step {self.state.step}", flush=True)
-            if changes := changed_settings(record["config"], config):
+            if changes := changed_settings(record["config"], self.config.model_dump(mode="json")):
                 print(f"settings changed since that checkpoint: {'; '.join(changes)}", flush=True)
 
-    # --- steps ----------------------------------------------------------------------------------------------
-
     def _run_steps(self) -> None:
-        state, world = self.state, self.world
+        state, world, loader = self.state, self.world, self.data.train
         first_step = state.step
-        micro_batches = self.data.train.batches(first_step)
+        micro_batches = loader.batches(first_step)
         with (
             Profiler(self.config.train, self.folder.profile, world, first_step=first_step) as profiler,
             PreemptionHandler(verbose=world.is_first) as preemption,
@@ -168,12 +154,12 @@ class Trainer:
         ):
             self.engine.train()
             while state.step < self.total_steps:
-                epoch = self.data.train.epoch_of(state.step)
+                epoch = loader.epoch_of(state.step)
                 # A process's first step warms up and waits for its loader, so it does not count for the rate.
                 with profiler.step(state.step):
                     self._take_step(micro_batches, epoch, timed=state.step > first_step)
                 bar.advance(self._status_line())
-                epoch_ends = state.step == self.data.train.epoch_end_step(epoch)
+                epoch_ends = state.step == loader.epoch_end_step(epoch)
                 due = self.cadence.after(state.step, epochs_done=epoch + 1 if epoch_ends else None)
                 if due.log:
                     self._log_training(epoch)
@@ -183,7 +169,7 @@ class Trainer:
                 if interrupted:
                     self.saver.wait()  # raises if a failed save is the reason
                 if due.save or interrupted:
-                    self._record_faults()
+                    self.output.record_faults(state.step)
                     self._save()
                 if interrupted and state.step < self.total_steps:
                     self.saver.wait()
@@ -192,38 +178,30 @@ class Trainer:
             self.saver.wait()  # inside the block, where a signal does not end it
         if not state.epochs or state.epochs[-1]["step"] != state.step:
             # Interrupted by a signal, and then resumed with a train.max_steps that it has passed.
-            self._evaluate(self.data.train.epoch_of(state.step - 1))
+            self._evaluate(loader.epoch_of(state.step - 1))
 
     def _take_step(self, micro_batches: Iterator[Batch], epoch: int, *, timed: bool) -> None:
         """One optimizer step, and what is counted of it."""
-        self._lr = self.schedule.lr(self._schedule_epoch(epoch))
+        state, epochs = self.state, self.config.train.epochs
+        self._lr = self.schedule.lr_of_step(epoch, state.step * epochs / self.data.train.steps_in(epochs))
         self._evaluation = None
-        report = self.step(micro_batches, step=self.state.step, lr=self._lr)
-        self.state.step += 1
-        self._new_faults += report.faults
+        report = self.step(micro_batches, step=state.step, lr=self._lr)
+        state.step += 1
+        self.output.new_faults += report.faults
         self.interval.add(report)
         if timed:
             self.throughput.add(self.config.train.global_batch, report.seconds)
-        self.divergence.add(report.result, step=self.state.step)
-
-    def _schedule_epoch(self, epoch: int) -> float:
-        """The schedule's position: the start of the epoch, or the present step as a fraction of all."""
-        if self.config.schedule.update == "epoch":
-            return epoch
-        epochs = self.config.train.epochs
-        return self.state.step * epochs / self.data.train.steps_in(epochs)
+        self.divergence.add(report.result, step=state.step)
 
     def _status_line(self) -> str:
         rate = self.throughput.images_per_second
         shown = f", {rate:,.4g} images/s" if rate else ""
         return f"loss {self.interval.latest_loss:.4f}, lr {self._lr:.2e}{shown}"
 
-    # --- records --------------------------------------------------------------------------------------------
-
     def _log_training(self, epoch: int) -> None:
         losses, sums = self.interval.take(self.config.train.global_batch)
-        self._record_faults()
-        self._log(
+        self.output.record_faults(self.state.step)
+        self.output.log(
             {
                 "kind": "train",
                 "step": self.state.step,
@@ -233,22 +211,9 @@ class Trainer:
                 **sums,
                 "loss_scale": self.engine.loss_scale.value,
                 "mfu": self.throughput.mfu,
-                "data_faults": self.faults.count,
+                "data_faults": self.output.fault_count,
             }
         )
-
-    def _log(self, record: Record) -> None:
-        with self.world.collective_errors():
-            if self.world.is_first:
-                self.tracking.log(record)
-
-    def _record_faults(self) -> None:
-        """Lists the bad samples that any rank met, and ends the run beyond the limit."""
-        faults, self._new_faults = self.world.gather(self._new_faults), []
-        with self.world.collective_errors(), naming_data_settings():
-            self.faults.add(faults, step=self.state.step)
-
-    # --- evaluation and saving ------------------------------------------------------------------------------
 
     def _evaluate(self, epoch: int) -> Evaluation:
         """Evaluates every set of weights, records the result and keeps the best weights."""
@@ -257,22 +222,17 @@ class Trainer:
             self.engine,
             self.data.evaluation,
             channels_last=self.config.train.channels_last,
-            faults=self._new_faults,
+            faults=self.output.new_faults,
         )
-        self._record_faults()
-        record = {
-            "kind": "evaluation",
-            "step": self.state.step,
-            "epoch": epoch + 1,
-            **evaluation.to_record(),
-        }
+        self.output.record_faults(self.state.step)
+        record = {"kind": "evaluation", "step": self.state.step, "epoch": epoch + 1, **evaluation.to_record()}
         # A run that is resumed after a train.max_steps evaluates the epoch in which it stopped a second time.
         self.state.epochs = [earlier for earlier in self.state.epochs if earlier["epoch"] != epoch + 1]
         self.state.epochs.append(record)
-        self._log(record)
+        self.output.log(record)
         for weight_set in self.weight_sets.names:
             if record is best_epoch(self.state.epochs, weight_set):
-                self._save_weights("best", weight_set)
+                self.output.write_weights("best", weight_set, self.weight_sets, self.engine)
         self._evaluation = evaluation
         return evaluation
 
@@ -283,48 +243,8 @@ class Trainer:
         score = None if self._evaluation is None else self._evaluation.score
         self.saver.save(self.engine, self.ema.tensors if self.ema else None, self.state, about, score)
 
-    def _save_weights(self, prefix: str, weight_set: str) -> None:
-        """Writes a weights file into the run folder, for use elsewhere."""
-        full = self.weight_sets.gather(weight_set)
-        with self.world.collective_errors():
-            if self.world.is_first:
-                write_weights(
-                    self.folder.weights(file_name(prefix, weight_set)),
-                    full,
-                    model=self.config.model,
-                    reduction=self.config.reduction,
-                    tied=self.engine.tied,
-                )
-
-    # --- end ------------------------------------------------------------------------------------------------
-
     def _finish(self) -> Summary:
         self.saver.wait()
         for weight_set in self.weight_sets.names:
-            self._save_weights("final", weight_set)
-        summary = self._summarise()
-        with self.world.collective_errors():
-            self.folder.write_summary(summary.to_json())
-        self.tracking.close(summary)
-        return summary
-
-    def _summarise(self) -> Summary:
-        config, epochs = self.config, self.state.epochs
-        return Summary(
-            name=config.name,
-            weights=AccuracySummary.of(epochs, WEIGHTS),
-            ema=AccuracySummary.of(epochs, EMA) if self.ema is not None else None,
-            images_per_second=self.throughput.images_per_second,
-            mfu=self.throughput.mfu,
-            steps=self.state.step,
-            data_faults=self.faults.count,
-            epochs=config.train.epochs,
-            parameters=self.costs.parameters,
-            mlp_parameters=self.costs.mlp_parameters,
-            gmacs=self.costs.macs / 1e9,
-            reduction=config.reduction.strategy,
-            engine=config.engine.model_dump(mode="json"),
-            precision=config.train.precision,
-            world_size=self.world.size,
-            seed=config.seed,
-        )
+            self.output.write_weights("final", weight_set, self.weight_sets, self.engine)
+        return self.output.finish(self.state, self.throughput, self.costs)
