@@ -76,7 +76,12 @@ def trace(
 
 
 def _traced(
-    model: ModelConfig, reduction: Reduction, mode: Mode, precision: Precision, activation_checkpointing: bool, batch: int
+    model: ModelConfig,
+    reduction: Reduction,
+    mode: Mode,
+    precision: Precision,
+    activation_checkpointing: bool,
+    batch: int,
 ) -> Trace:
     kernels = None if mode == "eager" else KernelsConfig(mlp="auto", save=mode)
     shapes = model.model_copy(update={"initial_weights": None})
