@@ -123,6 +123,13 @@ class World:
             dist.all_gather_object(everyone, items)
         return [item for part in everyone for item in part]
 
+    def from_first(self, value: Any) -> Any:
+        """Rank 0's value, on every rank. Collective."""
+        values = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values)
+        return values[0]
+
     def check_equal_across_ranks(self, what: str, value: str | None) -> None:
         """Makes sure that all ranks have the same value. Collective.
 

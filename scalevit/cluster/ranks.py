@@ -162,8 +162,8 @@ def _check_nesting(inner: Launch, outer: Launch, environment: Mapping[str, str])
     """
     if inner.size < outer.size:
         raise UserError(
-            f"{inner.launcher} says {inner.size} ranks, but {outer.launcher} started {outer.size} processes: each would "
-            "train separately: unset the variables of one of them (RANK, WORLD_SIZE, OMPI_COMM_WORLD_*, SLURM_*)"
+            f"{inner.launcher} says {inner.size} ranks, but {outer.launcher} started {outer.size} processes: unset the "
+            "variables of one of them (RANK, WORLD_SIZE, OMPI_COMM_WORLD_*, SLURM_*)"
         )
     # torchrun numbers its nodes as they arrive.
     if inner.size == outer.size and inner.rank != outer.rank and "TORCHELASTIC_RUN_ID" not in environment:

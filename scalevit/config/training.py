@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from scalevit.config.base import NonNegativeFloat, NonNegativeInt, Section
+from scalevit.config.base import NonNegativeFloat, NonNegativeInt, Precision, Section
 
 
 class OptimizerConfig(Section):
@@ -67,7 +67,7 @@ class TrainConfig(Section):
     micro_batch: PositiveInt | Literal["auto"] = "auto"
     """Maximum number of images per forward pass on one rank. Results do not depend on it. auto: the largest that fits
     on a GPU, found once per run and kept in the run folder; 64 on a CPU."""
-    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    precision: Precision = "bf16"
     """bf16, fp16: automatic mixed precision with fp32 weights (fp16 with loss scaling); fp32: full precision."""
     channels_last: bool = True
     """Pass images to the model in the channels-last memory format."""

@@ -120,7 +120,7 @@ def use_row_keys(model: nn.Module) -> None:
             if replacement is None:
                 continue
             if name == "attn_drop" and hasattr(module, "fused_attn"):
-                module.fused_attn = False  # torch's fused attention draws its own mask
+                vars(module)["fused_attn"] = False  # torch's fused attention draws its own mask
             setattr(module, name, replacement)
 
 

@@ -21,6 +21,7 @@ from scalevit.data.transforms.mixing import BatchMixing
 from scalevit.data.transforms.timm_pipeline import evaluation_transform, training_transform
 from scalevit.distributed import World
 from scalevit.errors import SettingError
+from scalevit.training.micro_batch import first_micro_batch
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def _open_training(config: Config, world: World) -> TrainingBatches:
             dataset,
             Order(len(dataset), config.seed),
             global_batch=train.global_batch,
-            micro_batch=train.micro_batch,
+            micro_batch=first_micro_batch(train),
             repeats=data.augmentation.aug_repeats,
             **_placement(config, world),
             finish=finish,
@@ -98,7 +99,7 @@ def _open_training(config: Config, world: World) -> TrainingBatches:
         seed=config.seed,
         label_key=data.label_key,
         global_batch=train.global_batch,
-        micro_batch=train.micro_batch,
+        micro_batch=first_micro_batch(train),
         **_placement(config, world),
         finish=finish,
     )

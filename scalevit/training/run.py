@@ -3,38 +3,30 @@
 Everything that can be wrong is found by `prepare`, before any process group exists, the cheapest to find first.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import timm
-from torch import nn
 
 from scalevit.config.tree import SECTIONS, Config
 from scalevit.cpu import prepare_cpu
 from scalevit.data.loading.evaluation_loader import EvaluationLoader
-from scalevit.data.order.batching import BatchLayout
 from scalevit.distributed import World
-from scalevit.engines.base import Engine, EngineSpec
-from scalevit.engines.settings import UpdateScope
 from scalevit.errors import UserError, naming_settings
-from scalevit.models.build import build_model
 from scalevit.models.costs import ModelCosts, model_costs
-from scalevit.models.meta_init import initial_values
-from scalevit.models.mlps import transformer_blocks
 from scalevit.runs.environment import describe_environment
 from scalevit.runs.folder import RunFolder
 from scalevit.runs.summary import Summary
 from scalevit.runs.tracking import Tracking
+from scalevit.training.engine_builder import EngineBuilder, check_engine
 from scalevit.training.evaluation import CheckedMetrics, evaluate_within_limit
+from scalevit.training.micro_batch import find_micro_batch, naming_out_of_memory
 from scalevit.training.open_data import RunData, open_data, open_evaluation
-from scalevit.training.optimizers import build_optimizer, check_optimizer
 from scalevit.training.resume import find_resumable
-from scalevit.training.schedules import Schedule
-from scalevit.training.setting_keys import OPTIMIZATION_KEYS, TRACKER_KEYS, naming_data_settings
+from scalevit.training.setting_keys import TRACKER_KEYS, naming_data_settings
 from scalevit.training.trainer import Trainer
 
 
@@ -51,15 +43,16 @@ class PreparedRun:
     checkpoints: list[Path]
     """What it may resume from, the newest first."""
     data: RunData
-    build_engine: Callable[[], Engine]
-    """To be called once, inside the process group."""
+    build_engine: EngineBuilder
 
     @contextmanager
     def trainer(self) -> Iterator[Trainer]:
         """The trainer of this run, with a process group for as long as the block runs. Collective."""
         with _process_group(self.config, self.world):
-            with naming_settings(OPTIMIZATION_KEYS):
-                engine = self.build_engine()
+            loader = self.data.train
+            size = find_micro_batch(self.config, self.world, self.build_engine, self.folder)
+            loader.split = replace(loader.split, micro_batch=size)
+            engine = self.build_engine(micro_batch=loader.split.size, accumulation=loader.split.accumulation)
             yield Trainer(
                 self.config,
                 self.world,
@@ -78,7 +71,7 @@ class PreparedRun:
             Interrupted: a signal asked to stop; a checkpoint was saved.
             UserError: the data, the disk or the numbers end the run.
         """
-        with self.trainer() as trainer:
+        with self.trainer() as trainer, naming_out_of_memory(self.data.train.split.size):
             return trainer.fit(resume_from=self.checkpoints)
 
 
@@ -89,7 +82,7 @@ class PreparedEvaluation:
     config: Config
     world: World
     data: EvaluationLoader
-    build_engine: Callable[[], Engine]
+    build_engine: EngineBuilder
 
     def evaluate(self) -> CheckedMetrics:
         """Every metric of the validation set, and its bad samples.
@@ -98,10 +91,8 @@ class PreparedEvaluation:
             UserError: a shard cannot be read, or there are more bad samples than `data.max_faults`.
         """
         with _process_group(self.config, self.world):
-            with naming_settings(OPTIMIZATION_KEYS):
-                engine = self.build_engine()
             return evaluate_within_limit(
-                engine,
+                self.build_engine(micro_batch=1, accumulation=1),  # no step is taken
                 self.data,
                 channels_last=self.config.train.channels_last,
                 max_faults=self.config.data.max_faults,
@@ -117,7 +108,7 @@ def prepare(config: Config) -> PreparedRun:
     world = World.from_environment()
     config = with_model_defaults(config)
     folder = RunFolder(Path(config.output_dir) / config.name, writes=world.is_first)
-    check_engine(config, world)
+    scope = check_engine(config, world)
     tracking = Tracking(config.tracking.enabled)
     with naming_settings(TRACKER_KEYS):
         tracking.check()
@@ -126,7 +117,8 @@ def prepare(config: Config) -> PreparedRun:
     checkpoints = find_resumable(config, folder)
     with naming_data_settings():
         data = open_data(config, world)
-    return PreparedRun(config, world, folder, tracking, costs, checkpoints, data, prepare_engine(config, world))
+    build_engine = EngineBuilder(config, world, scope)
+    return PreparedRun(config, world, folder, tracking, costs, checkpoints, data, build_engine)
 
 
 def prepare_evaluation(config: Config) -> PreparedEvaluation:
@@ -139,10 +131,10 @@ def prepare_evaluation(config: Config) -> PreparedEvaluation:
         raise UserError("config: model.initial_weights = null: name the weights to evaluate")
     world = World.from_environment()
     config = with_model_defaults(config)
-    check_engine(config, world)
+    scope = check_engine(config, world)
     with naming_data_settings():
         data = open_evaluation(config, world)
-    return PreparedEvaluation(config, world, data, prepare_engine(config, world))
+    return PreparedEvaluation(config, world, data, EngineBuilder(config, world, scope))
 
 
 def with_model_defaults(config: Config) -> Config:
@@ -159,64 +151,7 @@ def with_model_defaults(config: Config) -> Config:
     return config.model_copy(update={"data": filled})
 
 
-def check_engine(config: Config, world: World) -> UpdateScope:
-    """Finds what the engine cannot do on this machine, with these ranks or with this optimizer, and schedules that do
-    not fit. Needs no process group.
-
-    Returns:
-        How much of a parameter the optimizer's update reads.
-
-    Raises:
-        UserError: in one line, with the config key.
-    """
-    engine_keys = {key: f"engine.{key}" for key in type(config.engine).model_fields}
-    with naming_settings({**engine_keys, **OPTIMIZATION_KEYS}):
-        config.engine.check(world)
-        Schedule(config.schedule, config.optimizer.lr, config.train.epochs)
-        return check_optimizer(config.optimizer, config.engine.update_scope(world))
-
-
-def prepare_engine(config: Config, world: World) -> Callable[[], Engine]:
-    """Builds the config's model, and returns what shards it: to be called once, inside the process group.
-
-    Raises:
-        UserError: the model or its batches cannot be built, while there is no process group yet.
-    """
-    device = "meta" if config.train.meta_init else "cpu"
-    with naming_settings(SECTIONS):
-        model = build_model(
-            config.model,
-            config.reduction,
-            seed=config.seed,
-            device=device,
-            kernels=config.kernels,
-            run_device=world.device,
-        )
-    with naming_data_settings():
-        spec = _engine_spec(config, world, model)
-    return partial(config.engine.build, model, spec)
-
-
 def _process_group(config: Config, world: World) -> AbstractContextManager[None]:
     if world.device.type == "cpu":
         prepare_cpu(ranks_per_node=world.ranks_per_node, loaders=config.data.workers)
     return world.process_group(offloads=config.engine.offloads)
-
-
-def _engine_spec(config: Config, world: World, model: nn.Module) -> EngineSpec:
-    """What an engine is built from, besides the model and its own section of the config."""
-    return EngineSpec(
-        world=world,
-        blocks=transformer_blocks(model),
-        optimizer=partial(build_optimizer, config=config.optimizer),
-        micro_batch=config.train.micro_batch,
-        accumulation=BatchLayout(config.train.global_batch, config.train.micro_batch).accumulation(world.size),
-        precision=config.train.precision,
-        update_scope=check_engine(config, world),
-        clip_grad_norm=config.optimizer.clip_grad_norm,
-        activation_checkpointing=config.train.activation_checkpointing,
-        compile="inductor" if config.train.compile else None,
-        initial_values=partial(initial_values, config.model, config.reduction, seed=config.seed)
-        if config.train.meta_init
-        else None,
-    )

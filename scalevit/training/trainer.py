@@ -80,7 +80,7 @@ class Trainer:
             self.ema,
             transform=loader.finish,
             mixing=data.mixing,
-            accumulation=loader.accumulation,
+            split=loader.split,
             seed=config.seed,
             channels_last=train.channels_last,
         )

@@ -46,7 +46,7 @@ from scalevit.models.fused_mlp import FusedMlp
 from scalevit.models.meta_init import initial_values
 from scalevit.models.reductions.none import NoReduction
 from scalevit.models.weights.write import write_weights
-from scalevit.training.run import prepare_engine
+from scalevit.training.engine_builder import EngineBuilder, check_engine
 from scalevit.tying import canonical_state, tied_names
 
 TINY = [
@@ -95,9 +95,9 @@ for reduction, source in ((config.reduction, model), (NoReduction(), build_model
 
 # A training step on an engine, then the command line.
 world = World.from_environment()
-shard = prepare_engine(config, world)
+build = EngineBuilder(config, world, check_engine(config, world))
 with world.process_group():
-    engine = shard()
+    engine = build(micro_batch=3, accumulation=1)
     engine.train()
     for step in range(2):
         loss = F.cross_entropy(engine.forward(images), torch.tensor([1, 2]))

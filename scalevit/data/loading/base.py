@@ -84,6 +84,7 @@ class TrainingBatches(ABC):
     ) -> None:
         self.layout, self.samples = layout, samples
         self.split = Split(layout.global_batch, world_size, micro_batch)
+        """May be replaced by one with another micro-batch before batches are asked for."""
         self.finish = finish or first_argument
         self.rank = rank
         self._workers, self._pin_memory = workers, pin_memory

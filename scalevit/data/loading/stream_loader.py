@@ -85,8 +85,7 @@ class StreamLoader(TrainingBatches):
         if len(urls) < world_size * max(1, workers):
             reason = f"{pattern} names {len(urls)} shards, and each worker of {world_size} ranks needs one of its own"
             raise SettingError("workers", workers, reason)
-        rows = self.split.loaded_rows
-        self._stream = _Stream(urls[rank::world_size], transform, seed, rank, label_key, num_classes, rows)
+        self._stream = _Stream(urls[rank::world_size], transform, seed, rank, label_key, num_classes)
 
     @property
     def index_faults(self) -> Sequence[Fault]:
@@ -106,7 +105,7 @@ class StreamLoader(TrainingBatches):
             UserError: while iterating: a shard cannot be streamed.
         """
         stream = copy(self._stream)
-        stream.start_step = start_step
+        stream.start_step, stream.rows = start_step, self.split.loaded_rows
         stream.buffers = BatchBuffers(held=self.split.loads, workers=self._workers)
         parts = iterate_batches(data_loader(stream, None, self._workers, self._pin_memory, keep_workers=False))
         for step in itertools.count(start_step):
@@ -125,11 +124,11 @@ class _Stream(IterableDataset[Any]):
         rank: int,
         label_key: str,
         num_classes: int,
-        rows: int,
     ) -> None:
         self.urls, self.transform, self.seed, self.rank = urls, transform, seed, rank
-        self.label_key, self.num_classes, self.rows = label_key, num_classes, rows
+        self.label_key, self.num_classes = label_key, num_classes
         self.start_step = 0
+        self.rows = 1
         self.buffers = BatchBuffers(held=1, workers=0)
         self._decode = decoder_for(transform)
         self._faults: list[Fault] = []
