@@ -96,10 +96,9 @@ class BatchMixing:
         if not self.mixes:
             return images, MixedLabels(labels, labels, _on(labels.device, weights))
         paired = (rows >= 0).sum() // 2 * 2  # the last row of an odd global batch has no partner
-        groups = rows[:paired] // self._group
-        starts = np.flatnonzero(np.diff(groups, prepend=-1))
-        for start, end in zip(starts, [*starts[1:], paired], strict=True):
-            drawn = self.draw(step, int(groups[start]), *images.shape[2:])
+        groups, starts, counts = np.unique(rows[:paired] // self._group, return_index=True, return_counts=True)
+        for group, start, end in zip(groups.tolist(), starts, starts + counts, strict=True):
+            drawn = self.draw(step, group, *images.shape[2:])
             if drawn is not None:
                 _mix_pairs(images[start:end], drawn)
                 weights[start:end] = drawn.weight
