@@ -47,6 +47,8 @@ TORCHLESS = {"config", "sections", "runs", "cluster"}
 NAMES_CONFIG_KEYS = {"config", "sections", "cli", "bench", "training", "planning"}
 # Rooms that are handed whole sections, as arguments of these names.
 HANDED_SECTIONS = {"models": {"model", "reduction", "kernels"}}
+# Conversion to and from another library's checkpoints names the engine that has that library.
+FOREIGN_FORMATS = {"scalevit.export.deepspeed_checkpoint": {"scalevit.engines.deepspeed.settings"}}
 MOST_LINES, LONGEST_FUNCTION = 400, 60
 
 
@@ -180,7 +182,7 @@ def wrong_directions_inside(sources: Sources) -> list[str]:
             ):
                 continue
             upward = own[0] == "data" and other[1] in DATA and own[1] in DATA and other[1] not in DATA[own[1]]
-            engines = own[0] == "engines" and {own[1], other[1]} == {"fsdp", "deepspeed"}
+            engines = own[0] == "engines" and name.count(".") > 2 and item.target.count(".") > 2
             if upward or engines:
                 found.append(f"{at(sources, name, item.line)}: {'.'.join(own)} imports {item.target}")
     return found
@@ -296,12 +298,35 @@ def config_keys_in_rooms(sources: Sources, keys: Iterable[str]) -> list[str]:
     return found
 
 
+def named_parts(sources: Sources) -> list[str]:
+    """Imports of a seam's Part by anything but the seam's `__init__`, and files in a folder of the Part's own."""
+    found = []
+    for name, imports in sources.imports.items():
+        for item in imports:
+            folder, seam = (path.rpartition(".")[0] for path in (item.target, sources.parts.get(item.target, "")))
+            listed = any(item.target == other.target for other in sources.imports.get(seam, ()))
+            own_folder = folder != seam and name.startswith(f"{folder}.")
+            if listed and not own_folder and name != seam and item.target not in FOREIGN_FORMATS.get(name, ()):
+                found.append(f"{at(sources, name, item.line)}: names the Part {item.target}")
+    return found
+
+
+RULES = (
+    wrong_directions,
+    wrong_directions_inside,
+    heavy_parts,
+    named_parts,
+    torch_where_it_must_not_be,
+    circles,
+    too_long,
+)
+
+
 def main() -> None:
     from config_keys import config_keys
 
     sources = Sources()
-    rules = (wrong_directions, wrong_directions_inside, heavy_parts, torch_where_it_must_not_be, circles, too_long)
-    violations = {rule.__name__: rule(sources) for rule in rules}
+    violations = {rule.__name__: rule(sources) for rule in RULES}
     violations["config_keys_in_rooms"] = config_keys_in_rooms(sources, config_keys())
     for rule, found in violations.items():
         print(f"{rule}: {len(found)}", *found, sep="\n  ")
