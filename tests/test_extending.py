@@ -34,7 +34,9 @@ from scalevit.cli.main import main
 from scalevit.data.images import encode_png
 from scalevit.models.build import build_model
 from scalevit.config.loading import load_config
+from scalevit.errors import UserError
 from scalevit.models.costs import model_costs
+from scalevit.training.run import prepare
 
 TINY = ["--config", "quickstart", "model.kwargs.depth=2", "model.kwargs.embed_dim=48", "train.max_steps=2",
         "train.log_every_steps=1", "data.workers=0", "train.global_batch=32", "train.micro_batch=16",
@@ -74,10 +76,16 @@ train("reduction", "reduction.strategy=alternate")
 teacher = ('{"img_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 1, "num_heads": 3, "num_classes": 10}')
 train("task", "task.name=distillation", "task.teacher=vit_tiny_patch16_224", f"task.teacher_kwargs={teacher}")
 
+typo = ["task.name=distillation", "task.teacher=vit_tinny_patch16_224"]
+try:
+    prepare(load_config("quickstart", [*TINY[2:], "name=refused", *typo]))
+except UserError as error:
+    refused = str(error)
+
 beit = load_config(None, ["model.name=beit_base_patch16_224", "reduction.strategy=grouped",
                           "model.kwargs.depth=4", "model.kwargs.embed_dim=48", "model.kwargs.num_heads=3",
                           "model.num_classes=3"])
-costs = {"beit": model_costs(beit.model, beit.reduction).unique_mlps}
+printed = {"beit": model_costs(beit.model, beit.reduction).unique_mlps, "refused": refused}
 build_model(beit.model, beit.reduction, seed=0)(torch.rand(1, 3, 224, 224))
 
 images = Path("images")
@@ -86,7 +94,7 @@ for number in range(4):
     (images / f"{number}.png").write_bytes(encode_png(torch.full((8, 8), number, dtype=torch.uint8).numpy()))
 (images / "list.txt").write_text("".join(f"{number}.png {number % 2}\\n" for number in range(4)))
 main(["shards", "write", "--list", "images/list.txt", "--destination", "listed", "--workers", "0"])
-print(json.dumps(costs))
+print(json.dumps(printed))
 """
 
 
@@ -153,6 +161,12 @@ def test_a_run_uses_the_extension(outcome: dict[str, Any], name: str) -> None:
 def test_the_tracker_gets_every_record(outcome: dict[str, Any]) -> None:
     run = outcome["folder"] / "runs" / "loss"
     assert len((run / "log.txt").read_text().splitlines()) == len((run / "metrics.jsonl").read_text().splitlines())
+
+
+def test_the_task_is_checked_before_the_run(outcome: dict[str, Any]) -> None:
+    message = 'config: task.teacher = "vit_tinny_patch16_224": is not a timm model; nearest: vit_tiny_patch16_224'
+    assert outcome["printed"]["refused"] == message
+    assert not (outcome["folder"] / "runs" / "refused").exists()
 
 
 def test_the_family_is_reduced(outcome: dict[str, Any]) -> None:
