@@ -23,6 +23,7 @@ from scalevit.cpu import prepare_cpu
 from scalevit.data.transforms.mixing import MixedLabels
 from scalevit.distributed import World
 from scalevit.engines.base import Engine
+from scalevit.engines.settings import UpdateScope
 from scalevit.errors import UserError
 from scalevit.files import write_whole
 from scalevit.models.costs import model_costs
@@ -79,25 +80,24 @@ def compare_training(configs: Sequence[Config], *, steps: int, output: Path | No
 
 def _measure_all(configs: Sequence[Config], world: World, steps: int) -> list[BenchRow]:
     """Measures the configs one after another."""
-    for config in configs:
-        check_engine(config, world)
+    scopes = [check_engine(config, world) for config in configs]
     if world.device.type == "cpu":
         prepare_cpu(ranks_per_node=world.ranks_per_node)
     rows: list[BenchRow] = []
     with world.process_group(offloads=any(config.engine.offloads for config in configs)):
-        for config in configs:
-            rows.append(_measure(config, world, steps, first=rows[0] if rows else None))
+        for config, scope in zip(configs, scopes, strict=True):
+            rows.append(_measure(config, world, scope, steps, first=rows[0] if rows else None))
             gc.collect()
             if world.device.type == "cuda":
                 torch.cuda.empty_cache()
     return rows
 
 
-def _measure(config: Config, world: World, steps: int, first: BenchRow | None) -> BenchRow:
+def _measure(config: Config, world: World, scope: UpdateScope, steps: int, first: BenchRow | None) -> BenchRow:
     batch, precision = config.train.micro_batch, config.train.precision
     one_batch = config.train.model_copy(update={"global_batch": batch * world.size})
     config = config.model_copy(update={"train": one_batch})
-    engine = prepare_engine(config, world)()
+    engine = prepare_engine(config, world, scope)()
     seconds = _step_seconds(engine, config, world.device, steps)
     engine.close()
     p20, p50, p80 = (statistics.quantiles(seconds, n=10, method="inclusive")[i] for i in (1, 4, 7))

@@ -4,10 +4,11 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from scalevit.engines.deepspeed.settings import STAGES, Stage
 from scalevit.errors import UserError
 from scalevit.terminal import format_bytes, print_table
 
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     convert.add_argument("target", metavar="TARGET")
     convert.add_argument("--ema", action="store_true", help="export the averaged weights")
     convert.add_argument(
-        "--stage", type=int, choices=range(4), help="ZeRO stage of the DeepSpeed checkpoint (default: 0)"
+        "--stage", type=int, choices=STAGES, help="ZeRO stage of the DeepSpeed checkpoint (default: 0)"
     )
     convert.add_argument("--config", help="the config of the DeepSpeed checkpoint's run")
     convert.add_argument("overrides", nargs="*", metavar="key.sub=value", help="settings that override the config's")
@@ -147,7 +148,7 @@ def _to_deepspeed(source: Path, target: Path, arguments: argparse.Namespace) -> 
     from scalevit.export.deepspeed_checkpoint import write_deepspeed
 
     checkpoint = find_checkpoint(source)
-    stage: Literal[0, 1, 2, 3] = arguments.stage or 0
+    stage: Stage = arguments.stage or 0
     world = World.from_environment()
     with world.process_group():
         write_deepspeed(checkpoint, target, stage=stage, world=world)

@@ -4,7 +4,7 @@ Knows only pydantic. Must not import torch or another room, so that a config is 
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -15,6 +15,8 @@ Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 FilePath = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$")]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+Precision = Literal["bf16", "fp16", "fp32"]
+"""Of the computation in training; the weights stay fp32."""
 
 
 class Section(BaseModel):

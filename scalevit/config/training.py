@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from scalevit.config.base import NonNegativeFloat, NonNegativeInt, Section
+from scalevit.config.base import NonNegativeFloat, NonNegativeInt, Precision, Section
 
 
 class OptimizerConfig(Section):
@@ -67,7 +67,7 @@ class TrainConfig(Section):
     micro_batch: PositiveInt = 256
     """Images per forward pass on one rank. Mixup and CutMix mix within it, so results depend on it, but not on the
     number of ranks."""
-    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    precision: Precision = "bf16"
     """bf16, fp16: automatic mixed precision with fp32 weights (fp16 with loss scaling); fp32: full precision."""
     channels_last: bool = True
     """Pass images to the model in the channels-last memory format."""

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from scalevit.config.base import Precision
 from scalevit.distributed import World
 from scalevit.engines.optimizer_access import GroupCounters
-from scalevit.engines.precision import DTYPES, LossScale, Precision
+from scalevit.engines.precision import DTYPES, LossScale
 from scalevit.engines.settings import UpdateScope
 from scalevit.engines.state import OptimizerState, StateTensor, TensorSlice
 from scalevit.tying import tied_names

@@ -48,6 +48,20 @@ class ParameterLayout:
 
 
 @dataclass(frozen=True)
+class Workload:
+    """What a cost depends on beside an engine's settings and the model."""
+
+    ranks: int
+    """Of the whole run; `shard_size`-like settings divide them."""
+    accumulation: int
+    """Micro-batches per rank and step."""
+    optimizer_tensors: int
+    """State tensors of the parameter's shape that the optimizer keeps, e.g. 2 for AdamW."""
+    ema: bool
+    """Whether an fp32 copy of the rank's local weights is held."""
+
+
+@dataclass(frozen=True)
 class MemoryUse:
     """Bytes on one rank during training, activations not included."""
 

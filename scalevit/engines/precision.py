@@ -1,12 +1,12 @@
 """Mixed precision: number formats, the loss scale of fp16, and clipping. Must not know engines."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
-Precision = Literal["bf16", "fp16", "fp32"]
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+from scalevit.config.base import Precision
+
+DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 @dataclass

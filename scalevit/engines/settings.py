@@ -3,16 +3,15 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from scalevit.config.base import Part
+from scalevit.config.base import Part, Precision
 
 if TYPE_CHECKING:
     from torch import nn
 
     from scalevit.distributed import World
     from scalevit.engines.base import Engine, EngineSpec
-    from scalevit.engines.cost import EngineCost, ParameterLayout
+    from scalevit.engines.cost import EngineCost, ParameterLayout, Workload
 
-PrecisionName = Literal["bf16", "fp16", "fp32"]
 UpdateScope = Literal["elements", "tensors", "matrices"]
 """What one update of an optimizer reads: single elements (AdamW, SGD, Lion); a parameter's norm or mean too (LAMB,
 LARS), which must be computed over all of its shards; or whole matrices (Muon, Adafactor)."""
@@ -48,21 +47,15 @@ class EngineSettings(Part):
         """Every kind of sharding that this engine offers, for comparison, with these settings wherever they apply."""
         return [self]
 
-    def cost(
-        self, layout: "ParameterLayout", ranks: int, accumulation: int, *, optimizer_tensors: int, ema: bool
-    ) -> "EngineCost":
+    def cost(self, layout: "ParameterLayout", workload: "Workload") -> "EngineCost":
         """Estimates what one rank holds and what one optimizer step sends.
 
         Args:
             layout: the model's parameters; the meta device is enough.
-            ranks: of the whole run; `shard_size`-like settings divide them.
-            accumulation: micro-batches per rank and step.
-            optimizer_tensors: state tensors of the parameter's shape, e.g. 2 for AdamW.
-            ema: whether an fp32 copy of the rank's local weights is held.
         """
         raise NotImplementedError
 
-    def check_training(self, *, precision: PrecisionName, meta_init: bool) -> None:
+    def check_training(self, *, precision: Precision, meta_init: bool) -> None:
         """Finds combinations with `train` that this engine cannot run.
 
         Raises:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from scalevit.config.tree import Config
 from scalevit.distributed import World
 from scalevit.engines.base import EngineSpec
 from scalevit.engines.deepspeed.checkpoints import DeepSpeedCheckpoint, read_deepspeed
-from scalevit.engines.deepspeed.settings import DeepSpeedSettings
+from scalevit.engines.deepspeed.settings import DeepSpeedSettings, Stage
 from scalevit.engines.precision import LossScale
 from scalevit.engines.state import OptimizerState, TensorSlice
 from scalevit.errors import UserError, naming_settings
@@ -34,7 +34,7 @@ from scalevit.training.setting_keys import OPTIMIZATION_KEYS
 from scalevit.tying import tied_names
 
 
-def write_deepspeed(checkpoint: Path, target: Path, *, stage: Literal[0, 1, 2, 3], world: World) -> None:
+def write_deepspeed(checkpoint: Path, target: Path, *, stage: Stage, world: World) -> None:
     """Writes a folder that DeepSpeed's `load_checkpoint` reads, at this world size. Collective.
 
     Raises:

@@ -21,8 +21,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from scalevit.config.base import Precision
 from scalevit.config.model import KernelsConfig, ModelConfig
-from scalevit.engines.base import DTYPES
+from scalevit.engines.precision import DTYPES
 from scalevit.models.build import build_model
 from scalevit.models.fused_mlp import FusedMlp
 from scalevit.models.mlps import transformer_blocks
@@ -55,7 +56,7 @@ def trace(
     reduction: Reduction,
     *,
     mode: Mode,
-    precision: str,
+    precision: Precision,
     activation_checkpointing: bool,
     batch: int,
 ) -> Trace:
@@ -75,7 +76,12 @@ def trace(
 
 
 def _traced(
-    model: ModelConfig, reduction: Reduction, mode: Mode, precision: str, activation_checkpointing: bool, batch: int
+    model: ModelConfig,
+    reduction: Reduction,
+    mode: Mode,
+    precision: Precision,
+    activation_checkpointing: bool,
+    batch: int,
 ) -> Trace:
     kernels = None if mode == "eager" else KernelsConfig(mlp="auto", save=mode)
     shapes = model.model_copy(update={"initial_weights": None})
@@ -96,7 +102,7 @@ def _traced(
         return _trace(network.train(), model, precision, batch)
 
 
-def _trace(network: nn.Module, model: ModelConfig, precision: str, batch: int) -> Trace:
+def _trace(network: nn.Module, model: ModelConfig, precision: Precision, batch: int) -> Trace:
     for parameter in network.parameters():
         parameter.grad = torch.empty_like(parameter)  # allocated before: the engine's cost counts it, like the weights
     images = torch.empty(batch, 3, model.image_size, model.image_size)

@@ -15,7 +15,7 @@ from scalevit.config.tree import SECTIONS, Config
 from scalevit.data.order.batching import BatchLayout
 from scalevit.distributed import World
 from scalevit.engines import ENGINES
-from scalevit.engines.cost import EngineCost, ParameterLayout
+from scalevit.engines.cost import EngineCost, ParameterLayout, Workload
 from scalevit.engines.settings import EngineSettings, UpdateScope
 from scalevit.errors import SettingError, UserError, naming_settings
 from scalevit.models.build import build_model
@@ -195,10 +195,7 @@ class _Run:
     def row(self, model: _ReducedModel, engine: EngineSettings) -> EstimateRow:
         cost = engine.cost(
             model.layout,
-            self.gpus,
-            self.accumulation,
-            optimizer_tensors=self.optimizer_tensors,
-            ema=self.config.ema.enabled,
+            Workload(self.gpus, self.accumulation, self.optimizer_tensors, ema=self.config.ema.enabled),
         )
         micro_batch = model.trace(self.config.train.micro_batch)
         seconds = self._seconds(micro_batch, cost)

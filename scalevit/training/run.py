@@ -117,7 +117,7 @@ def prepare(config: Config) -> PreparedRun:
     world = World.from_environment()
     config = with_model_defaults(config)
     folder = RunFolder(Path(config.output_dir) / config.name, writes=world.is_first)
-    check_engine(config, world)
+    scope = check_engine(config, world)
     tracking = Tracking(config.tracking.enabled)
     with naming_settings(TRACKER_KEYS):
         tracking.check()
@@ -128,7 +128,8 @@ def prepare(config: Config) -> PreparedRun:
     checkpoints = find_resumable(config, folder)
     with naming_data_settings():
         data = open_data(config, world)
-    return PreparedRun(config, world, folder, tracking, costs, checkpoints, data, prepare_engine(config, world))
+    build_engine = prepare_engine(config, world, scope)
+    return PreparedRun(config, world, folder, tracking, costs, checkpoints, data, build_engine)
 
 
 def prepare_evaluation(config: Config) -> PreparedEvaluation:
@@ -141,10 +142,10 @@ def prepare_evaluation(config: Config) -> PreparedEvaluation:
         raise UserError("config: model.initial_weights = null: name the weights to evaluate")
     world = World.from_environment()
     config = with_model_defaults(config)
-    check_engine(config, world)
+    scope = check_engine(config, world)
     with naming_data_settings():
         data = open_evaluation(config, world)
-    return PreparedEvaluation(config, world, data, prepare_engine(config, world))
+    return PreparedEvaluation(config, world, data, prepare_engine(config, world, scope))
 
 
 def with_model_defaults(config: Config) -> Config:
@@ -166,7 +167,7 @@ def check_engine(config: Config, world: World) -> UpdateScope:
     not fit. Needs no process group.
 
     Returns:
-        How much of a parameter the optimizer's update reads.
+        How much of a parameter the optimizer's update reads, for `prepare_engine`.
 
     Raises:
         UserError: in one line, with the config key.
@@ -178,8 +179,11 @@ def check_engine(config: Config, world: World) -> UpdateScope:
         return check_optimizer(config.optimizer, config.engine.update_scope(world))
 
 
-def prepare_engine(config: Config, world: World) -> Callable[[], Engine]:
+def prepare_engine(config: Config, world: World, scope: UpdateScope) -> Callable[[], Engine]:
     """Builds the config's model, and returns what shards it: to be called once, inside the process group.
+
+    Args:
+        scope: as `check_engine` returns it.
 
     Raises:
         UserError: the model or its batches cannot be built, while there is no process group yet.
@@ -195,7 +199,7 @@ def prepare_engine(config: Config, world: World) -> Callable[[], Engine]:
             run_device=world.device,
         )
     with naming_data_settings():
-        spec = _engine_spec(config, world, model)
+        spec = _engine_spec(config, world, scope, model)
     return partial(config.engine.build, model, spec)
 
 
@@ -205,7 +209,7 @@ def _process_group(config: Config, world: World) -> AbstractContextManager[None]
     return world.process_group(offloads=config.engine.offloads)
 
 
-def _engine_spec(config: Config, world: World, model: nn.Module) -> EngineSpec:
+def _engine_spec(config: Config, world: World, scope: UpdateScope, model: nn.Module) -> EngineSpec:
     """What an engine is built from, besides the model and its own section of the config."""
     return EngineSpec(
         world=world,
@@ -214,7 +218,7 @@ def _engine_spec(config: Config, world: World, model: nn.Module) -> EngineSpec:
         micro_batch=config.train.micro_batch,
         accumulation=BatchLayout(config.train.global_batch, config.train.micro_batch).accumulation(world.size),
         precision=config.train.precision,
-        update_scope=check_engine(config, world),
+        update_scope=scope,
         clip_grad_norm=config.optimizer.clip_grad_norm,
         activation_checkpointing=config.train.activation_checkpointing,
         compile="inductor" if config.train.compile else None,

@@ -114,6 +114,7 @@ def expected_of(one: Cell, skipped: int = 0) -> dict[str, Any]:
         skipped,
         one.get("depth", 4),
         one.get("optimizer", "adamw"),
+        tuple(one.get("frozen", ())),
     )
 
 

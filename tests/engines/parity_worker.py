@@ -2,7 +2,8 @@
 
 A cell is a dict: `id`, `settings` (config overrides of the engine), `reduction`, `accumulation`, and what it changes:
 `checkpointing`, `clip`, `precision`, `loss_scale`, `compile`, `meta_init`, `steps`, `count`, `depth`,
-`width`, `optimizer` (a key of OPTIMIZERS), `refused` (the engine is).
+`width`, `optimizer` (a key of OPTIMIZERS), `frozen` (beginnings of names of parameters that are not trained), `moved`
+(after this step, everything goes through slices into a new engine), `refused` (the engine is).
 
 Usage: RANK=.. WORLD_SIZE=.. MASTER_ADDR=.. MASTER_PORT=.. python parity_worker.py CELLS.json RESULTS.pt
 """
@@ -11,7 +12,9 @@ import gc
 import json
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -23,7 +26,7 @@ from scalevit.config.loading import load_config
 from scalevit.config.model import KernelsConfig, ModelConfig
 from scalevit.config.training import OptimizerConfig
 from scalevit.distributed import World
-from scalevit.engines.base import EngineSpec
+from scalevit.engines.base import Engine, EngineSpec
 from scalevit.errors import UserError
 from scalevit.models.build import build_model
 from scalevit.models.fused_mlp import fuse_mlps
@@ -51,6 +54,7 @@ OPTIMIZERS = {
     "lamb": OptimizerConfig(name="lamb", lr=2e-3, args={"eps": 1e-3}),
     "novograd": OptimizerConfig(name="novograd"),
     "muon": OptimizerConfig(name="muon", lr=2e-5),  # it orthogonalises in bf16, whose rounding the rate scales
+    "undecayed": OptimizerConfig(lr=2e-3, weight_decay=0.0, args={"eps": 1e-3}),  # one group, of the frozen ones too
     "adafactor": OptimizerConfig(name="adafactorbv", lr=2e-3, args={"min_dim_size_to_factor": 16}),
 }
 MICRO_BATCH, STEPS, SEED = 4, 20, 3
@@ -70,6 +74,12 @@ def tiny_model(reduction: str, *sizes: int, device: str = "cpu") -> nn.Module:
     return build_model(model_config(*sizes), REDUCTIONS[reduction], seed=SEED, device=device)
 
 
+def freeze(model: nn.Module, frozen: Sequence[str]) -> nn.Module:
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith(tuple(frozen)))
+    return model
+
+
 def micro_batch(step: int, index: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1000 * step + index)
     images = torch.randn(MICRO_BATCH, 3, 16, 16, generator=generator)
@@ -85,9 +95,10 @@ def reference(
     skipped: int = 0,
     depth: int = 4,
     optimizer_name: str = "adamw",
+    frozen: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """The same training in plain PyTorch, one process, with the first `skipped` steps not taken."""
-    model = tiny_model(reduction, depth)
+    model = freeze(tiny_model(reduction, depth), frozen)
     optimizer = build_optimizer(model, OPTIMIZERS[optimizer_name])
     losses, norms = [], []
     for step in range(steps):
@@ -140,6 +151,8 @@ def run_cell(cell: dict[str, Any], world: World) -> dict[str, Any]:
         result["losses"].append(world.all_reduce_sum(total).item())
         result["norms"].append(outcome.grad_norm)
         result["skipped"] += outcome.skipped
+        if step == cell.get("moved"):
+            engine = _moved(engine, config.engine.build(*_prepare(cell, world)))
     result["weights"] = engine.gather(engine.local_parameters())
     steps = {int(step) for step in engine.optimizer_state().scalars.get("step", {}).values()}
     result["optimizer_steps"] = steps.pop() if len(steps) == 1 else None
@@ -155,6 +168,7 @@ def _prepare(cell: dict[str, Any], world: World) -> tuple[nn.Module, EngineSpec]
     sizes = cell.get("depth", 4), cell.get("width", 32)
     on_meta = cell.get("meta_init", False)
     model = tiny_model(cell["reduction"], *sizes, device="meta" if on_meta else "cpu")
+    freeze(model, cell.get("frozen", ()))
     values = partial(initial_values, model_config(*sizes), REDUCTIONS[cell["reduction"]], seed=SEED)
     optimizer = OPTIMIZERS[cell.get("optimizer", "adamw")]
     spec = EngineSpec(
@@ -171,6 +185,22 @@ def _prepare(cell: dict[str, Any], world: World) -> tuple[nn.Module, EngineSpec]
         initial_values=values if on_meta else None,
     )
     return fuse_mlps(model, KernelsConfig(), torch.device("cpu")), spec
+
+
+def _moved(old: Engine, new: Engine) -> Engine:
+    """A new engine with the weights and the optimizer state of an old one, taken and given as a checkpoint does."""
+    state, weights = old.optimizer_state(), old.slices(old.local_parameters())
+    for name, slice_ in new.slices(new.local_parameters()).items():
+        slice_.values.copy_(weights[name].values)
+    new.commit_parameters()
+    tensors = new.optimizer_state_layout(state.describe())
+    for key, slices in tensors.items():
+        for name, slice_ in slices.items():
+            slice_.values.copy_(state.tensors[key][name].values)
+    new.load_optimizer_state(replace(state, tensors=tensors))
+    old.close()
+    new.train()
+    return new
 
 
 def _check_other_weights(engine) -> None:

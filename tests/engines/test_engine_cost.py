@@ -3,7 +3,7 @@
 import pytest
 
 from scalevit.config.model import ModelConfig
-from scalevit.engines.cost import EngineCost, ParameterLayout, parameter_bytes
+from scalevit.engines.cost import EngineCost, ParameterLayout, Workload, parameter_bytes
 from scalevit.engines.deepspeed.settings import DeepSpeedSettings
 from scalevit.engines.fsdp.settings import FsdpSettings
 from scalevit.engines.settings import EngineSettings
@@ -22,7 +22,7 @@ def layout(reduction: Reduction) -> ParameterLayout:
 
 
 def cost(engine: EngineSettings, parameters: ParameterLayout, ranks: int = 8) -> EngineCost:
-    return engine.cost(parameters, ranks, 1, optimizer_tensors=2, ema=True)
+    return engine.cost(parameters, Workload(ranks, accumulation=1, optimizer_tensors=2, ema=True))
 
 
 def test_a_layout_counts_each_parameter_once_and_blocks_that_share_as_one_unit() -> None:

@@ -46,7 +46,7 @@ from scalevit.models.fused_mlp import FusedMlp
 from scalevit.models.meta_init import initial_values
 from scalevit.models.reductions.none import NoReduction
 from scalevit.models.weights.write import write_weights
-from scalevit.training.run import prepare_engine
+from scalevit.training.run import check_engine, prepare_engine
 from scalevit.tying import canonical_state, tied_names
 
 TINY = [
@@ -95,7 +95,7 @@ for reduction, source in ((config.reduction, model), (NoReduction(), build_model
 
 # A training step on an engine, then the command line.
 world = World.from_environment()
-shard = prepare_engine(config, world)
+shard = prepare_engine(config, world, check_engine(config, world))
 with world.process_group():
     engine = shard()
     engine.train()

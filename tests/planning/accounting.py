@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 import accounting_worker as worker
 from launching import SECONDS, Ranks
 from scalevit.config.loading import load_config
-from scalevit.engines.cost import ParameterLayout
+from scalevit.engines.cost import ParameterLayout, Workload
 from scalevit.models.build import build_model
 from scalevit.models.mlps import transformer_blocks
 from scalevit.planning.activations import trace
@@ -69,7 +69,7 @@ def _row(ranks: int, case: dict[str, Any], measured: dict[str, Any]) -> dict[str
     engine = load_config(None, case["settings"]).engine
     model = build_model(worker.MODEL, reduction, seed=0, device="meta")
     layout = ParameterLayout.of(model, transformer_blocks(model))
-    cost = engine.cost(layout, ranks, case["accumulation"], optimizer_tensors=2, ema=True)
+    cost = engine.cost(layout, Workload(ranks, case["accumulation"], optimizer_tensors=2, ema=True))
     held, sent = cost.memory, cost.traffic
     batch = trace(
         worker.MODEL,

@@ -15,15 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scalevit.engines.deepspeed.file_keys import (
+    BASE_OPTIMIZER_STATE,
+    FP32_FLAT_GROUPS,
+    MODEL_FILE_SUFFIX,
+    OPTIM_FILE_SUFFIX,
+    OPTIMIZER_STATE_DICT,
+    PARAM_SHAPES,
+    PARAM_SLICE_MAPPINGS,
+    SINGLE_PARTITION_OF_FP32_GROUPS,
+    ZERO_FILE_PREFIX,
+    ZERO_STAGE,
+)
 from scalevit.engines.optimizer_access import ScalarCollector, group_scalars, kept_scalars, kept_tensors
 from scalevit.engines.state import Scalar
 from scalevit.errors import UserError
-
-# Keys in the files, as deepspeed.checkpoint.constants has them (checked beside `internals.PRIVATE_NAMES`).
-SINGLE_PARTITION_OF_FP32_GROUPS, BASE_OPTIMIZER_STATE = "single_partition_of_fp32_groups", "base_optimizer_state"
-FP32_FLAT_GROUPS, OPTIMIZER_STATE_DICT = "fp32_flat_groups", "optimizer_state_dict"
-PARAM_SHAPES, PARAM_SLICE_MAPPINGS, ZERO_STAGE = "param_shapes", "param_slice_mappings", "zero_stage"
-ZERO_FILE_PREFIX, OPTIM_FILE_SUFFIX, MODEL_FILE_SUFFIX = "zero_pp_rank_", "_optim_states.pt", "_model_states.pt"
 
 
 @dataclass
@@ -71,7 +77,7 @@ def read_deepspeed(path: Path, optimizer_names: Sequence[str], group_settings: C
     models = sorted(folder.glob("*" + MODEL_FILE_SUFFIX))
     with _readable(folder):
         model = _load(models[0])
-        optimizers = [_load(file)["optimizer_state_dict"] for file in _in_rank_order(folder)]
+        optimizers = [_load(file)[OPTIMIZER_STATE_DICT] for file in _in_rank_order(folder)]
         if not isinstance(model["global_steps"], int) or model["global_steps"] < 0:
             raise ValueError(f"global_steps is {model['global_steps']!r}")
         stage = int(optimizers[0][ZERO_STAGE]) if optimizers else 0

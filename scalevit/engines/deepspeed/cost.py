@@ -3,89 +3,60 @@
 Formulas; knows no model and no process group, and does not import DeepSpeed.
 """
 
-from scalevit.engines.cost import FP32_BYTES, EngineCost, MemoryUse, ParameterLayout, Traffic, parameter_bytes
+from scalevit.engines.cost import FP32_BYTES, EngineCost, MemoryUse, ParameterLayout, Traffic, Workload, parameter_bytes
 from scalevit.engines.deepspeed.settings import DeepSpeedSettings
 
 
-def deepspeed_cost(
-    settings: DeepSpeedSettings,
-    layout: ParameterLayout,
-    ranks: int,
-    accumulation: int,
-    *,
-    optimizer_tensors: int,
-    ema: bool,
-) -> EngineCost:
+def deepspeed_cost(settings: DeepSpeedSettings, layout: ParameterLayout, workload: Workload) -> EngineCost:
     """See `EngineSettings.cost`."""
     cost = {0: _replicated, 1: _sharded_optimizer, 2: _sharded_optimizer, 3: _sharded_parameters}[settings.stage]
-    return cost(settings, layout, ranks, accumulation, optimizer_tensors, ema)
+    return cost(settings, layout, workload)
 
 
-def _replicated(
-    settings: DeepSpeedSettings,
-    layout: ParameterLayout,
-    ranks: int,
-    accumulation: int,
-    optimizer_tensors: int,
-    ema: bool,
-) -> EngineCost:
+def _replicated(settings: DeepSpeedSettings, layout: ParameterLayout, workload: Workload) -> EngineCost:
     """Stage 0."""
     full = parameter_bytes(layout.parameters)
     memory = MemoryUse(
         weights=full,
-        optimizer=optimizer_tensors * full,
+        optimizer=workload.optimizer_tensors * full,
         gradients=full,
-        ema=full if ema else 0,
+        ema=full if workload.ema else 0,
         # All gradients are flattened into one buffer, and copied back from it.
-        backward_buffers=full * (2 if accumulation > 1 else 1),
+        backward_buffers=full * (2 if workload.accumulation > 1 else 1),
         step_buffers=2 * full,
     )
     return EngineCost(memory, Traffic(all_reduce=full), updated_bytes=full)
 
 
-def _sharded_optimizer(
-    settings: DeepSpeedSettings,
-    layout: ParameterLayout,
-    ranks: int,
-    accumulation: int,
-    optimizer_tensors: int,
-    ema: bool,
-) -> EngineCost:
+def _sharded_optimizer(settings: DeepSpeedSettings, layout: ParameterLayout, workload: Workload) -> EngineCost:
     """Stages 1 and 2."""
     full = parameter_bytes(layout.parameters)
-    shard = full // ranks
+    shard = full // workload.ranks
     # A bucket is allocated at its full size, even for a smaller model.
     buckets = _bucket_bytes(settings) * (2 if settings.overlaps_communication else 1)
     if settings.stage == 1:  # unreduced gradients wait for the last micro-batch
-        backward = buckets + full * (2 if accumulation > 1 else 1)
+        backward = buckets + full * (2 if workload.accumulation > 1 else 1)
         step = buckets + 3 * full - shard
     else:
-        backward = buckets + full + (shard if accumulation > 1 else 0)
+        backward = buckets + full + (shard if workload.accumulation > 1 else 0)
         step = 0
     memory = MemoryUse(
         weights=full,
-        optimizer=(1 + optimizer_tensors) * shard,
+        optimizer=(1 + workload.optimizer_tensors) * shard,
         gradients=shard,
-        ema=full if ema else 0,
+        ema=full if workload.ema else 0,
         backward_buffers=backward,
         step_buffers=step,
     )
     # Both stages reduce by all-reduce (`use_multi_rank_bucket_allreduce`), stage 2 after every micro-batch.
-    reductions = accumulation if settings.stage == 2 else 1
+    reductions = workload.accumulation if settings.stage == 2 else 1
     return EngineCost(memory, Traffic(all_reduce=reductions * full, all_gather=full), updated_bytes=shard)
 
 
-def _sharded_parameters(
-    settings: DeepSpeedSettings,
-    layout: ParameterLayout,
-    ranks: int,
-    accumulation: int,
-    optimizer_tensors: int,
-    ema: bool,
-) -> EngineCost:
+def _sharded_parameters(settings: DeepSpeedSettings, layout: ParameterLayout, workload: Workload) -> EngineCost:
     """Stage 3."""
     parameters = layout.parameters
-    full, shard = parameter_bytes(parameters), sum(FP32_BYTES * -(-p.numel() // ranks) for p in parameters)
+    full, shard = parameter_bytes(parameters), sum(FP32_BYTES * -(-p.numel() // workload.ranks) for p in parameters)
     threshold = _zero_setting(settings, "param_persistence_threshold", 1e5)
     persistent = parameter_bytes(p for p in parameters if p.numel() <= threshold)
     # Parameters stay gathered from forward to backward where both limits allow it. With the default limits, only
@@ -96,13 +67,13 @@ def _sharded_parameters(
     )
     bucket = _bucket_bytes(settings)
     largest = max(parameter_bytes(unit) for unit in [layout.root, *layout.units])
-    remote = full - persistent if ranks > 1 else 0  # what has to be gathered
+    remote = full - persistent if workload.ranks > 1 else 0  # what has to be gathered
     gathered = remote if stays_gathered else min(remote, 2 * largest)
     memory = MemoryUse(
-        weights=shard + (persistent if ranks > 1 else 0),
-        optimizer=(1 + optimizer_tensors) * shard,
+        weights=shard + (persistent if workload.ranks > 1 else 0),
+        optimizer=(1 + workload.optimizer_tensors) * shard,
         gradients=shard,
-        ema=shard if ema else 0,
+        ema=shard if workload.ema else 0,
         # Unreduced gradients wait until they fill a bucket, and are then copied into a flat buffer.
         backward_buffers=shard + bucket + gathered + min(full, bucket),
         step_buffers=bucket + gathered + 2 * min(full, bucket),
@@ -112,7 +83,8 @@ def _sharded_parameters(
         gathered_per_micro_batch += parameter_bytes(p for p in layout.reused if p.numel() > threshold)
         gathered_per_micro_batch *= 2
     traffic = Traffic(
-        reduce_scatter=accumulation * full, all_gather=accumulation * gathered_per_micro_batch + persistent
+        reduce_scatter=workload.accumulation * full,
+        all_gather=workload.accumulation * gathered_per_micro_batch + persistent,
     )
     return EngineCost(memory, traffic, updated_bytes=shard)
 

@@ -81,8 +81,9 @@ class DeepSpeedEngine(Engine):
             names[canonical].append(further)
         first: Any = None
         for canonical, whole in values:
-            parameter = nn.Parameter(whole.to(self.world.device, copy=True))
             is_buffer = canonical in buffers
+            trained = not is_buffer and module.get_parameter(canonical).requires_grad
+            parameter = nn.Parameter(whole.to(self.world.device, copy=True), requires_grad=trained)
             for name in names.pop(canonical):
                 owner, _, key = name.rpartition(".")
                 setattr(module.get_submodule(owner), key, parameter.data if is_buffer else parameter)
@@ -131,7 +132,7 @@ class DeepSpeedEngine(Engine):
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self.engine.set_gradient_accumulation_boundary(last)
         if self.stage > 0 and self.loss_scale.enabled:
-            self.engine.optimizer.override_loss_scale(self.loss_scale.value)
+            internals.set_loss_scale(self.engine.optimizer, self.loss_scale.value)
             self.engine.backward(loss)
         else:
             self.engine.backward(loss * self.loss_scale.value)
@@ -169,7 +170,7 @@ class DeepSpeedEngine(Engine):
 
     def local_parameters(self) -> dict[str, Tensor]:
         if self.stage == 3:
-            return {name: p.ds_tensor.data for name, p in self._named_parameters()}
+            return {name: internals.shard_of(p) for name, p in self._named_parameters()}
         return {name: p.data for name, p in self._named_parameters()}
 
     def _named_parameters(self) -> Iterator[tuple[str, Any]]:
@@ -187,32 +188,33 @@ class DeepSpeedEngine(Engine):
             if self.stage == 3:
                 flat = torch.empty(self.world.size * whole.numel(), dtype=whole.dtype, device=whole.device)
                 dist.all_gather_into_tensor(flat, whole.contiguous())
-                whole = flat[: parameter.ds_numel].view(parameter.ds_shape)  # the last rank's part is padded
+                shape = internals.whole_shape(parameter)
+                whole = flat[: shape.numel()].view(shape)  # the last rank's part is padded
             if self.world.is_first:
                 full[name] = whole.to("cpu", copy=True)
         return full
 
     def slices(self, local: Mapping[str, Tensor]) -> dict[str, TensorSlice]:
-        world, slices = self.world, {}
-        for name, parameter in self._named_parameters():
-            flat = local[name].view(-1)
-            if self.stage < 3:
-                slices[name] = TensorSlice(flat, 0, parameter.shape, replica=world.rank, replicas=world.size)
-            else:
-                # Every rank holds as many elements: the last ones' are padding.
-                start = min(world.rank * flat.numel(), parameter.ds_numel)
-                slices[name] = TensorSlice(flat[: parameter.ds_numel - start], start, parameter.ds_shape)
-        return slices
+        return {name: self._slice(local[name], parameter) for name, parameter in self._named_parameters()}
+
+    def _slice(self, local: Tensor, parameter: nn.Parameter) -> TensorSlice:
+        flat, world = local.view(-1), self.world
+        if self.stage < 3:
+            return TensorSlice(flat, 0, parameter.shape, replica=world.rank, replicas=world.size)
+        # Every rank holds as many elements: the last ones' are padding.
+        shape = internals.whole_shape(parameter)
+        start = min(world.rank * flat.numel(), shape.numel())
+        return TensorSlice(flat[: shape.numel() - start], start, shape)
 
     def commit_parameters(self) -> None:
         # ZeRO optimizes its own sharded fp32 copy, and overwrites the module's weights from it at every step.
         if self.stage == 3:
-            for _, parameter in self._named_parameters():
-                safe_set_local_fp32_param(parameter, parameter.ds_tensor.data)
+            for _, parameter in self._optimized_parameters():
+                safe_set_local_fp32_param(parameter, internals.shard_of(parameter))
         elif self.stage > 0:
             zero = self.engine.optimizer
             flats = internals.flat_tensors(zero, self.stage)
-            for _, parameter in self._named_parameters():
+            for _, parameter in self._optimized_parameters():
                 if (found := internals.partition_of(parameter)) is not None:
                     ours, number, theirs = found
                     flats[number].data[theirs] = parameter.data.view(-1)[ours]
@@ -279,9 +281,9 @@ class DeepSpeedEngine(Engine):
             for name, own in self._optimized_slices(key).items():
                 own.values.copy_(slices[name].values)
             return
-        for name, parameter in self._named_parameters():
+        for name, parameter in self._optimized_parameters():
             values = slices[name].values
-            padded = torch.zeros_like(parameter.ds_tensor, dtype=values.dtype)
+            padded = torch.zeros_like(internals.shard_of(parameter), dtype=values.dtype)
             padded[: values.numel()] = values
             safe_set_local_optimizer_state(parameter, padded, key)
 
@@ -301,6 +303,11 @@ class DeepSpeedEngine(Engine):
         parameters = internals.parameters_of_flat(zero, self.stage)
         return [(flat, [own[id(p)] for p in inside]) for flat, inside in zip(flats, parameters, strict=True)]
 
+    def _optimized_parameters(self) -> Iterator[tuple[str, Any]]:
+        """Stages 1 to 3: the parameters in ZeRO's flat tensors; those that are not trained are in none."""
+        optimized = {name for _, names in self._stepped() for name in names}
+        return ((name, parameter) for name, parameter in self._named_parameters() if name in optimized)
+
     def _group_number(self, number: int) -> int:
         """The parameter group of what `_stepped` has under a number."""
         if self.stage > 0:
@@ -314,13 +321,14 @@ class DeepSpeedEngine(Engine):
     def _optimized_slices(self, key: str | None) -> dict[str, TensorSlice]:
         """Stages 1 to 3: one of the optimizer's tensors; (key None) what is laid out like them."""
         if self.stage == 3:
-            if key is None:
-                return self.slices(self.local_parameters())
-            return self.slices({n: safe_get_local_optimizer_state(p, key) for n, p in self._named_parameters()})
+            return {
+                name: self._slice(internals.shard_of(p) if key is None else safe_get_local_optimizer_state(p, key), p)
+                for name, p in self._optimized_parameters()
+            }
         zero, slices = self.engine.optimizer, {}
         flats = internals.flat_tensors(zero, self.stage)
         buffers = [flat.data if key is None else self.optimizer.state[flat][key] for flat in flats]
-        for name, parameter in self._named_parameters():
+        for name, parameter in self._optimized_parameters():
             found = internals.partition_of(parameter)
             ours, number, theirs = found or (slice(0, 0), 0, slice(0, 0))
             slices[name] = TensorSlice(buffers[number][theirs], ours.start, parameter.shape)

@@ -1,7 +1,8 @@
 """Every private name of DeepSpeed that scalevit uses, and what it is used for. Imports deepspeed.
 
 `PRIVATE_NAMES` lists them; tests/engines/test_deepspeed_internals.py looks each one up in the installed DeepSpeed, so
-that an upgrade that drops one says which, and what breaks. No other module touches a private name of DeepSpeed.
+that an upgrade that drops one says which, and what breaks. The same test finds any other module that has one of these
+names. The keys of DeepSpeed's files are in `file_keys`, which is read without importing DeepSpeed.
 """
 
 import logging
@@ -34,7 +35,6 @@ _STAGE_3 = "deepspeed.runtime.zero.stage3.DeepSpeedZeroOptimizer_Stage3"
 _STAGE_1_2 = "deepspeed.runtime.zero.stage_1_and_2.DeepSpeedZeroOptimizer"
 _ZERO_INIT = "deepspeed.runtime.zero.partition_parameters.Init"
 _LINEAR = "deepspeed.runtime.zero.linear"
-_KEYS = "deepspeed.checkpoint.constants"
 
 PRIVATE_NAMES: dict[tuple[str, str], str] = {
     (_STAGE_3, "_leaf_module_hooks"): "remove hooks that reduce a leaf's gradients after each of its uses",
@@ -58,21 +58,10 @@ PRIVATE_NAMES: dict[tuple[str, str], str] = {
     ("deepspeed.runtime.base_optimizer.ZeROOptimizer", "_hp_mapping"): "get from a parameter to its fragment",
     (_ZERO_INIT, "convert_to_zero_parameters"): "shard a parameter as soon as it has its initial values",
     (_ZERO_INIT, "ds_tensor"): "reach this rank's part of a parameter at stage 3",
-    (_ZERO_INIT, "ds_numel"): "leave out the padding of the last ranks' parts",
-    (_ZERO_INIT, "ds_shape"): "know the shape of a sharded parameter",
+    (_ZERO_INIT, "ds_shape"): "know the shape of a sharded parameter, and where the padding of its parts begins",
     ("deepspeed.runtime.zero.parameter_offload.DeepSpeedZeRoOffload", "ds_z3_leaf_module"): "undo a leaf's marks",
     (_LINEAR, "LinearFunctionForZeroStage3"): "know that stage 3 replaces torch's F.linear for the whole process",
     ("deepspeed.ops", "__compatible_ops__"): "keep DeepSpeed from compiling its shared-memory reduction",
-    (_KEYS, "OPTIMIZER_STATE_DICT"): "read DeepSpeed's own checkpoints (optimizer state)",
-    (_KEYS, "BASE_OPTIMIZER_STATE"): "read DeepSpeed's own checkpoints (optimizer state at stages 1, 2)",
-    (_KEYS, "SINGLE_PARTITION_OF_FP32_GROUPS"): "read DeepSpeed's own checkpoints (weights at stages 1, 2)",
-    (_KEYS, "FP32_FLAT_GROUPS"): "read DeepSpeed's own checkpoints (weights at stage 3)",
-    (_KEYS, "PARAM_SHAPES"): "read DeepSpeed's own checkpoints (shapes)",
-    (_KEYS, "PARAM_SLICE_MAPPINGS"): "read DeepSpeed's own checkpoints (which parameters are where)",
-    (_KEYS, "ZERO_STAGE"): "read DeepSpeed's own checkpoints (stage)",
-    (_KEYS, "ZERO_FILE_PREFIX"): "find the optimizer states of each rank in DeepSpeed's own checkpoints",
-    (_KEYS, "OPTIM_FILE_SUFFIX"): "find the optimizer states in DeepSpeed's own checkpoints",
-    (_KEYS, "MODEL_FILE_SUFFIX"): "find the model in DeepSpeed's own checkpoints",
 }
 """By the dotted name of a class or module and the name in it."""
 
@@ -116,6 +105,16 @@ def shard_parameter(parameter: nn.Parameter, first: Any, native_config: dict[str
         )
     else:
         first.convert_to_zero_parameters(param_list=[parameter])
+
+
+def shard_of(parameter: Any) -> Tensor:
+    """This rank's part of a parameter, flat: as many elements on every rank, the last ones' padded."""
+    return parameter.ds_tensor.data
+
+
+def whole_shape(parameter: Any) -> torch.Size:
+    """The shape of a parameter of which this rank holds a part."""
+    return parameter.ds_shape
 
 
 def reduce_parameters_of_leaves_once(zero: Any, module: nn.Module) -> None:
@@ -186,6 +185,11 @@ def _begins_group(zero: Any, number: int) -> bool:
 
 
 # --- what the optimizer steps -----------------------------------------------------------------------------
+
+
+def set_loss_scale(zero: Any, value: float) -> None:
+    """Stages 1 to 3: what the next backward multiplies the loss by, and the step divides the gradients by."""
+    zero.override_loss_scale(value)
 
 
 def flat_tensors(zero: Any, stage: int) -> list[Tensor]:

@@ -3,12 +3,12 @@
 import json
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import ValidationError, model_validator
 
-from scalevit.config.base import FilePath
-from scalevit.engines.settings import EngineSettings, PrecisionName, UpdateScope
+from scalevit.config.base import FilePath, Precision
+from scalevit.engines.settings import EngineSettings, UpdateScope
 from scalevit.errors import SettingError, UserError, nearest_hint
 
 if TYPE_CHECKING:
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
     from scalevit.distributed import World
     from scalevit.engines.base import Engine, EngineSpec
-    from scalevit.engines.cost import EngineCost, ParameterLayout
+    from scalevit.engines.cost import EngineCost, ParameterLayout, Workload
 
-_Stage = Literal[0, 1, 2, 3]
-_STAGES: tuple[_Stage, ...] = (0, 1, 2, 3)
+Stage = Literal[0, 1, 2, 3]
+STAGES: tuple[Stage, ...] = get_args(Stage)
 # Native settings that only stage 0 has.
 _REPLICATED_ONLY = ("prescale_gradients", "gradient_predivide_factor")
 # Native DeepSpeed settings that follow from other keys of this config.
@@ -74,7 +74,7 @@ class DeepSpeedSettings(EngineSettings):
     """DeepSpeed ZeRO."""
 
     name: Literal["deepspeed"] = "deepspeed"
-    stage: _Stage = 1
+    stage: Stage = 1
     """0 replicates; 1 shards the optimizer state, 2 the gradients too, 3 the parameters too."""
     overlap_comm: bool | None = None
     """Reduce gradients during the backward; null: DeepSpeed's default (at stage 3 yes, else no)."""
@@ -105,23 +105,21 @@ class DeepSpeedSettings(EngineSettings):
         return [name for name in ("offload_optimizer", "offload_parameters") if getattr(self, name)]
 
     def variants(self) -> Sequence[EngineSettings]:
-        return [self if stage == self.stage else self._at_stage(stage) for stage in _STAGES]
+        return [self if stage == self.stage else self._at_stage(stage) for stage in STAGES]
 
-    def _at_stage(self, stage: _Stage) -> "DeepSpeedSettings":
+    def _at_stage(self, stage: Stage) -> "DeepSpeedSettings":
         """Another stage with these settings as far as it has them; nothing is offloaded."""
         if stage == 0:
             return DeepSpeedSettings(stage=stage, native=self.native)
         native = {key: value for key, value in self.native.items() if key not in _REPLICATED_ONLY}
         return DeepSpeedSettings(stage=stage, overlap_comm=self.overlap_comm, native=native)
 
-    def cost(
-        self, layout: "ParameterLayout", ranks: int, accumulation: int, *, optimizer_tensors: int, ema: bool
-    ) -> "EngineCost":
+    def cost(self, layout: "ParameterLayout", workload: "Workload") -> "EngineCost":
         from scalevit.engines.deepspeed.cost import deepspeed_cost
 
-        return deepspeed_cost(self, layout, ranks, accumulation, optimizer_tensors=optimizer_tensors, ema=ema)
+        return deepspeed_cost(self, layout, workload)
 
-    def check_training(self, *, precision: PrecisionName, meta_init: bool) -> None:
+    def check_training(self, *, precision: Precision, meta_init: bool) -> None:
         if meta_init and self.stage < 3:
             raise ValueError(
                 f"train.meta_init = true needs engine.name = fsdp or engine.stage = 3: stage {self.stage} holds "

@@ -7,21 +7,13 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from scalevit.engines.cost import FP32_BYTES, EngineCost, MemoryUse, ParameterLayout, Traffic
+from scalevit.engines.cost import FP32_BYTES, EngineCost, MemoryUse, ParameterLayout, Traffic, Workload
 from scalevit.engines.fsdp.settings import FsdpSettings
 
 
-def fsdp_cost(
-    settings: FsdpSettings,
-    layout: ParameterLayout,
-    ranks: int,
-    accumulation: int,
-    *,
-    optimizer_tensors: int,
-    ema: bool,
-) -> EngineCost:
+def fsdp_cost(settings: FsdpSettings, layout: ParameterLayout, workload: Workload) -> EngineCost:
     """See `EngineSettings.cost`."""
-    shards = settings.shard_size or ranks
+    shards = settings.shard_size or workload.ranks
     full = _padded_bytes(layout.parameters, shards)
     root = _padded_bytes(layout.root, shards)
     unit_sizes = [_padded_bytes(unit, shards) for unit in layout.units]
@@ -32,16 +24,16 @@ def fsdp_cost(
     gathered = root + (min(units, 2 * largest) if settings.reshard_after_forward else units)
     memory = MemoryUse(
         weights=shard,
-        optimizer=optimizer_tensors * shard,
+        optimizer=workload.optimizer_tensors * shard,
         gradients=shard,
-        ema=shard if ema else 0,
+        ema=shard if workload.ema else 0,
         # Gradients stay unreduced until the last micro-batch.
-        backward_buffers=gathered + max(root, largest) + (full if accumulation > 1 else 0),
+        backward_buffers=gathered + max(root, largest) + (full if workload.accumulation > 1 else 0),
         step_buffers=0,
     )
     # Without resharding, the units stay gathered until the last micro-batch's backward.
-    all_gather = accumulation * (full + units) if settings.reshard_after_forward else full
-    all_reduce = shard if shards < ranks else 0
+    all_gather = workload.accumulation * (full + units) if settings.reshard_after_forward else full
+    all_reduce = shard if shards < workload.ranks else 0
     traffic = Traffic(all_reduce=all_reduce, reduce_scatter=full, all_gather=all_gather, shards=shards)
     return EngineCost(memory, traffic, updated_bytes=shard)
 

@@ -1,6 +1,6 @@
 """PyTorch FSDP2: `fully_shard` over the blocks; blocks that share a module are one unit."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -211,25 +211,21 @@ class FsdpEngine(Engine):
     def optimizer_state(self) -> OptimizerState:
         tensors: dict[str, dict[str, TensorSlice]] = {}
         scalars = ScalarCollector()
-        groups = self._group_of_each()
-        for name, parameter in self._parameters.items():
+        for name, parameter, (number, group) in self._optimized_parameters():
             state = self.optimizer.state.get(self._stepped[name], {})
             for key, value in kept_tensors(state).items():
                 is_like = value.shape == parameter.shape
                 local = _local_part(value)
                 tensors.setdefault(key, {})[name] = _slice(local, parameter) if is_like else self._whole(local)
-            number, group = groups[id(self._stepped[name])]
             plain = {key: _local_part(value) if isinstance(value, Tensor) else value for key, value in state.items()}
             scalars.add([name], kept_scalars(plain), self.group_counters.of(number, group))
         return OptimizerState(type(self.optimizer).__name__, tensors, scalars.scalars)
 
     def load_optimizer_state(self, state: OptimizerState) -> None:
         self.optimizer.state.clear()
-        groups = self._group_of_each()
-        for name, parameter in self._parameters.items():
+        for name, parameter, (number, group) in self._optimized_parameters():
             stepped = self._stepped[name]
             local = _sharded(parameter).to_local()
-            number, group = groups[id(stepped)]
             own, counters = scalars_of(state, name)
             self.group_counters.replace(number, group, counters)
             kept: dict[str, Any] = {key: placed_scalar(key, value, group, local.device) for key, value in own.items()}
@@ -242,13 +238,16 @@ class FsdpEngine(Engine):
             if kept:
                 self.optimizer.state[stepped] = kept
 
-    def _group_of_each(self) -> dict[int, tuple[int, dict[str, Any]]]:
-        """Index and parameter group, by the id of what the optimizer steps."""
-        return {
+    def _optimized_parameters(self) -> Iterator[tuple[str, Tensor, tuple[int, dict[str, Any]]]]:
+        """Parameters with their name, and their parameter group with its index; those not trained have no group."""
+        groups = {
             id(stepped): (number, group)
             for number, group in enumerate(self.optimizer.param_groups)
             for stepped in group["params"]
         }
+        for name, parameter in self._parameters.items():
+            if (found := groups.get(id(self._stepped[name]))) is not None:
+                yield name, parameter, found
 
     def _whole(self, value: Tensor) -> TensorSlice:
         """A tensor that is not laid out like its parameter, on one shard: every rank holds all of it."""

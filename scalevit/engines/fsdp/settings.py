@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveInt
 
-from scalevit.engines.settings import EngineSettings, PrecisionName, UpdateScope
+from scalevit.config.base import Precision
+from scalevit.engines.settings import EngineSettings, UpdateScope
 from scalevit.errors import SettingError
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
     from scalevit.distributed import World
     from scalevit.engines.base import Engine, EngineSpec
-    from scalevit.engines.cost import EngineCost, ParameterLayout
+    from scalevit.engines.cost import EngineCost, ParameterLayout, Workload
 
 
 class FsdpSettings(EngineSettings):
@@ -51,14 +52,12 @@ class FsdpSettings(EngineSettings):
         ignored = [name for name in ("cpu_offload", "prefetch") if getattr(self, name)]
         return [*ignored, *(["mixed_precision"] if self.mixed_precision == "policy" else [])]
 
-    def cost(
-        self, layout: "ParameterLayout", ranks: int, accumulation: int, *, optimizer_tensors: int, ema: bool
-    ) -> "EngineCost":
+    def cost(self, layout: "ParameterLayout", workload: "Workload") -> "EngineCost":
         from scalevit.engines.fsdp.cost import fsdp_cost
 
-        return fsdp_cost(self, layout, ranks, accumulation, optimizer_tensors=optimizer_tensors, ema=ema)
+        return fsdp_cost(self, layout, workload)
 
-    def check_training(self, *, precision: PrecisionName, meta_init: bool) -> None:
+    def check_training(self, *, precision: Precision, meta_init: bool) -> None:
         if self.mixed_precision == "policy" and precision == "fp32":
             raise ValueError("engine.mixed_precision = policy needs train.precision = bf16 or fp16, not fp32")
 
