@@ -48,7 +48,10 @@ NAMES_CONFIG_KEYS = {"config", "sections", "cli", "bench", "training", "planning
 # Rooms that are handed whole sections, as arguments of these names.
 HANDED_SECTIONS = {"models": {"model", "reduction", "kernels"}}
 # Conversion to and from another library's checkpoints names the engine that has that library.
-FOREIGN_FORMATS = {"scalevit.export.deepspeed_checkpoint": {"scalevit.engines.deepspeed.settings"}}
+FOREIGN_FORMATS = {
+    name: {"scalevit.engines.deepspeed.settings"}
+    for name in ("scalevit.export.deepspeed_checkpoint", "scalevit.cli.checkpoint")
+}
 MOST_LINES, LONGEST_FUNCTION = 400, 60
 
 
