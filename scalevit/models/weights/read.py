@@ -46,7 +46,6 @@ def read_weights(path: Path) -> Weights:
     if not path.is_file():
         raise UserError(f"weights {path}: no such file")
     metadata: dict[str, Any] = {}
-    model: str | None = None
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
@@ -58,16 +57,13 @@ def read_weights(path: Path) -> Weights:
         # Neither library limits the exceptions that a damaged or foreign file raises.
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"weights {path}: cannot be read ({reason[:200]})") from error
-    if isinstance(content, dict) and isinstance(content.get("arch"), str):
-        model = content["arch"]  # as timm's train.py saves it
+    model = _stated_model(content, metadata)
     for key in ("state_dict", "model", "state_dict_ema"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"weights {path}: holds no state dict")
-    if "model" in metadata:
-        model = " ".join([metadata["model"]["name"], *(f"{k}={v}" for k, v in metadata["model"]["kwargs"].items())])
     return Weights(content, _reduction(path, metadata), metadata.get("tied", {}), model)
 
 
@@ -91,6 +87,16 @@ def is_reduced(path: Path) -> bool:
 
 def _our_metadata(file: Any) -> dict[str, Any]:
     return json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+
+
+def _stated_model(content: Any, metadata: dict[str, Any]) -> str | None:
+    """See `Weights.model`: from our metadata, or from what timm's train.py saves beside the weights."""
+    if isinstance(content, dict) and isinstance(content.get("arch"), str):
+        return content["arch"]
+    own = metadata.get("model")
+    if not isinstance(own, dict) or "name" not in own:
+        return None
+    return " ".join([own["name"], *(f"{key}={value}" for key, value in own.get("kwargs", {}).items())])
 
 
 def _reduction(path: Path, metadata: dict[str, Any]) -> Reduction | None:
