@@ -96,6 +96,7 @@ def test_a_clean_tree_has_no_violations(tmp_path: Path) -> None:
             "tracking.py:2",
         ),
         ("named_parts", "scalevit/runs/trackers/x.py", "from scalevit.runs.trackers import file", "trackers.file"),
+        ("named_parts", "scalevit/models/x.py", "from scalevit.runs.trackers import TRACKERS, File", "trackers.file"),
         ("torch_where_it_must_not_be", "scalevit/runs/x.py", "def f():\n    from torch import nn", "x.py:2"),
         (
             "circles",

@@ -105,11 +105,16 @@ class Sources:
                 parts = [*(["scalevit"] if folder == "kernels" else []), *inside.with_suffix("").parts]
                 name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
                 self.modules[name] = Module(name, path)
-        self.imports = {name: list(self._imports(module)) for name, module in self.modules.items()}
         self.seams = {cls: name for name, cls, bases in self._classes() if "Part" in bases}
         """Seam base class -> its module."""
-        self.parts = {name: self.seams[base] for name, _, bases in self._classes() for base in bases & set(self.seams)}
+        found = [
+            (name, cls, self.seams[base]) for name, cls, bases in self._classes() for base in bases & set(self.seams)
+        ]
+        self.parts = {name: seam for name, _, seam in found}
         """Module of a Part -> module of its seam's base class."""
+        self.listed = {f"{seam.rpartition('.')[0]}.{cls}": name for name, cls, seam in found}
+        """A Part's class, as imported from its seam's `__init__` -> its module."""
+        self.imports = {name: list(self._imports(module)) for name, module in self.modules.items()}
 
     def _classes(self) -> Iterator[tuple[str, str, set[str]]]:
         for module in self.modules.values():
@@ -137,7 +142,7 @@ class Sources:
             package = module.name.split(".") if module.is_package else module.name.split(".")[:-1]
             base = ".".join([*package[: len(package) - node.level + 1], *([base] if base else [])])
         names = (f"{base}.{alias.name}" for alias in node.names)
-        return sorted({name if name in self.modules else base for name in names})
+        return sorted({name if name in self.modules else self.listed.get(name, base) for name in names})
 
 
 def at(sources: Sources, module: str, line: int) -> str:
