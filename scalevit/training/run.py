@@ -20,7 +20,7 @@ from scalevit.data.order.batching import BatchLayout
 from scalevit.distributed import World
 from scalevit.engines.base import Engine, EngineSpec
 from scalevit.engines.settings import UpdateScope
-from scalevit.errors import UserError, naming_settings
+from scalevit.errors import UserError, naming_settings, settings_of
 from scalevit.models.build import build_model
 from scalevit.models.costs import ModelCosts, model_costs
 from scalevit.models.meta_init import initial_values
@@ -121,6 +121,8 @@ def prepare(config: Config) -> PreparedRun:
     tracking = Tracking(config.tracking.enabled)
     with naming_settings(TRACKER_KEYS):
         tracking.check()
+    with naming_settings({"task": "task"}), settings_of("task"):
+        config.task.check()
     with naming_settings(SECTIONS):
         costs = model_costs(config.model, config.reduction)
     checkpoints = find_resumable(config, folder)

@@ -12,6 +12,7 @@ from scalevit.data.loading.stream_loader import StreamLoader
 from scalevit.data.order.batching import BatchLayout
 from scalevit.data.shards.discovery import find_shards
 from scalevit.data.shards.index import load_index
+from scalevit.data.transforms.base import TrainingAugmentation
 from scalevit.data.transforms.mixing import BatchMixing
 from scalevit.data.transforms.timm_pipeline import training_transform
 from scalevit.errors import UserError
@@ -42,7 +43,7 @@ def stream_with_workers(folder):
         (lambda folder: BatchLayout(10, 4), "train.global_batch", 10),
         (lambda folder: BatchLayout(12, 2).accumulation(4), "train.global_batch", 12),
         (mix_three, "train.micro_batch", 3),
-        (lambda folder: training_transform(image_size=8, mean=(0, 0, 0), auto_augment="rand-x9"),
+        (lambda folder: training_transform(TrainingAugmentation(image_size=8, mean=(0, 0, 0), auto_augment="rand-x9")),
          "data.augmentation.auto_augment", "rand-x9"),
         (cache_in_a_file, "data.cache", None),
         (too_many_faults, "data.max_faults", 1),
