@@ -8,17 +8,8 @@ from pathlib import Path
 import pytest
 
 import architecture
-from architecture import Sources
+from architecture import RULES, Sources
 from config_keys import config_keys
-
-RULES = (
-    architecture.wrong_directions,
-    architecture.wrong_directions_inside,
-    architecture.heavy_parts,
-    architecture.torch_where_it_must_not_be,
-    architecture.circles,
-    architecture.too_long,
-)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +88,15 @@ def test_a_clean_tree_has_no_violations(tmp_path: Path) -> None:
             "from scalevit.models import build\nclass File(Tracker): ...",
             "scalevit.models.build",
         ),
+        ("named_parts", "scalevit/models/x.py", "from scalevit.runs.trackers.file import File", "x.py:1"),
+        (
+            "named_parts",
+            "scalevit/runs/tracking.py",
+            "def f():\n    import scalevit.runs.trackers.file",
+            "tracking.py:2",
+        ),
+        ("named_parts", "scalevit/runs/trackers/x.py", "from scalevit.runs.trackers import file", "trackers.file"),
+        ("named_parts", "scalevit/models/x.py", "from scalevit.runs.trackers import TRACKERS, File", "trackers.file"),
         ("torch_where_it_must_not_be", "scalevit/runs/x.py", "def f():\n    from torch import nn", "x.py:2"),
         (
             "circles",

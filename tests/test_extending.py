@@ -1,6 +1,6 @@
 """The code of docs/extending.md works: it is added to a copy of the package, file by file, and used.
 
-Each example touches at most two files, as the page says. One process runs them all, since imports take seconds.
+Each touches the files that the page's table lists. One process runs them all, since imports take seconds.
 """
 
 import json
@@ -12,8 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+import architecture
 from launching import SECONDS, free_port
 
 REPOSITORY = Path(__file__).parents[1]
@@ -21,7 +24,8 @@ PAGE = REPOSITORY / "docs" / "extending.md"
 BLOCK = re.compile(r'```(python|diff) title="([^"]+)"\n(.*?)```\n', re.DOTALL)
 
 SCRIPT = """
-import json, os, sys
+import json, os
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import torch
@@ -30,7 +34,9 @@ from scalevit.cli.main import main
 from scalevit.data.images import encode_png
 from scalevit.models.build import build_model
 from scalevit.config.loading import load_config
+from scalevit.errors import UserError
 from scalevit.models.costs import model_costs
+from scalevit.training.run import prepare
 
 TINY = ["--config", "quickstart", "model.kwargs.depth=2", "model.kwargs.embed_dim=48", "train.max_steps=2",
         "train.log_every_steps=1", "data.workers=0", "train.global_batch=32", "train.micro_batch=16",
@@ -39,6 +45,30 @@ TINY = ["--config", "quickstart", "model.kwargs.depth=2", "model.kwargs.embed_di
 def train(name, *settings):
     main(["train", *TINY, f"name={name}", *settings])
 
+def train_on_two_ranks(name, *settings):  # by a fork, so before any run of this process
+    child = os.fork()
+    rank = "0" if child else "1"
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    os.environ |= ranks
+    train(name, *settings)
+    if not child:
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    for key in ranks:
+        del os.environ[key]
+
+FAST = ["schedule.warmup_epochs=0", "optimizer.lr=1e-2"]  # so that a lost update or state would show
+train_on_two_ranks("engine-2-ranks", *FAST, "engine.name=replicated")
+train("engine", *FAST, "engine.name=replicated")
+train("engine", *FAST, "engine.name=fsdp", "train.max_steps=4")  # resumes
+train("fsdp", *FAST)
+train("fsdp", *FAST, "engine.name=replicated", "train.max_steps=4")  # resumes
+train("undisturbed", *FAST, "train.max_steps=4")
+with open("plan.json", "w") as file, redirect_stdout(file):
+    main(["plan", *TINY, "engine.name=replicated", "--gpus", "2", "--json"])
+for suffix in ("npz", "safetensors"):
+    main(["checkpoint", "convert", "runs/fsdp", f"model.{suffix}"])
+
 train("optimizer", "optimizer.name=lion", "optimizer.lr=1e-4")
 train("schedule", "schedule.name=step", 'schedule.args={"decay_epochs": 20, "decay_rate": 0.1}')
 train("loss", "loss.name=focal", "loss.gamma=1.5", "tracking.text.enabled=true")
@@ -46,10 +76,16 @@ train("reduction", "reduction.strategy=alternate")
 teacher = ('{"img_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 1, "num_heads": 3, "num_classes": 10}')
 train("task", "task.name=distillation", "task.teacher=vit_tiny_patch16_224", f"task.teacher_kwargs={teacher}")
 
+typo = ["task.name=distillation", "task.teacher=vit_tinny_patch16_224"]
+try:
+    prepare(load_config("quickstart", [*TINY[2:], "name=refused", *typo]))
+except UserError as error:
+    refused = str(error)
+
 beit = load_config(None, ["model.name=beit_base_patch16_224", "reduction.strategy=grouped",
                           "model.kwargs.depth=4", "model.kwargs.embed_dim=48", "model.kwargs.num_heads=3",
                           "model.num_classes=3"])
-costs = {"beit": model_costs(beit.model, beit.reduction).unique_mlps}
+printed = {"beit": model_costs(beit.model, beit.reduction).unique_mlps, "refused": refused}
 build_model(beit.model, beit.reduction, seed=0)(torch.rand(1, 3, 224, 224))
 
 images = Path("images")
@@ -58,7 +94,7 @@ for number in range(4):
     (images / f"{number}.png").write_bytes(encode_png(torch.full((8, 8), number, dtype=torch.uint8).numpy()))
 (images / "list.txt").write_text("".join(f"{number}.png {number % 2}\\n" for number in range(4)))
 main(["shards", "write", "--list", "images/list.txt", "--destination", "listed", "--workers", "0"])
-print(json.dumps(costs))
+print(json.dumps(printed))
 """
 
 
@@ -87,11 +123,12 @@ def apply_diff(text: str, diff: str) -> str:
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the extended copy did: its run folders, and the last line that it printed."""
+    """What the extended copy did: its run folders, the last line that it printed, and its sources."""
     folder = tmp_path_factory.mktemp("extended")
     shutil.copytree(REPOSITORY / "scalevit", folder / "scalevit", ignore=shutil.ignore_patterns("__pycache__"))
     for kind, path, content in examples():
         file = folder / path
+        file.parent.mkdir(exist_ok=True)
         file.write_text(content if kind == "python" else apply_diff(file.read_text(), content))
     (folder / "script.py").write_text(SCRIPT)
     environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "MASTER_PORT": str(free_port())}
@@ -99,7 +136,8 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         [sys.executable, "script.py"], cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    return {"folder": folder, "printed": json.loads(done.stdout.splitlines()[-1])}
+    printed = json.loads(done.stdout.splitlines()[-1])
+    return {"folder": folder, "printed": printed, "sources": architecture.Sources(folder)}
 
 
 @pytest.mark.parametrize("name", ["optimizer", "schedule", "loss", "reduction", "task"])
@@ -125,6 +163,12 @@ def test_the_tracker_gets_every_record(outcome: dict[str, Any]) -> None:
     assert len((run / "log.txt").read_text().splitlines()) == len((run / "metrics.jsonl").read_text().splitlines())
 
 
+def test_the_task_is_checked_before_the_run(outcome: dict[str, Any]) -> None:
+    message = 'config: task.teacher = "vit_tinny_patch16_224": is not a timm model; nearest: vit_tiny_patch16_224'
+    assert outcome["printed"]["refused"] == message
+    assert not (outcome["folder"] / "runs" / "refused").exists()
+
+
 def test_the_family_is_reduced(outcome: dict[str, Any]) -> None:
     assert outcome["printed"]["beit"] == 2, "4 blocks in pairs"
 
@@ -133,8 +177,46 @@ def test_the_source_is_written(outcome: dict[str, Any]) -> None:
     assert json.loads((outcome["folder"] / "listed" / "set.json").read_text())["samples"] == 4
 
 
-def test_each_change_touches_at_most_two_files() -> None:
-    sections = re.split(r"\n## ", PAGE.read_text())[1:]
-    touched = {section.splitlines()[0]: {path for _, path, _ in BLOCK.findall(section)} for section in sections}
-    assert len(touched) == 10
-    assert all(len(paths) <= 2 for paths in touched.values()), touched
+def test_the_exporter_writes_every_tensor(outcome: dict[str, Any]) -> None:
+    arrays, tensors = np.load(outcome["folder"] / "model.npz"), load_file(outcome["folder"] / "model.safetensors")
+    assert sorted(arrays.files) == sorted(tensors)
+    for name, tensor in tensors.items():
+        assert np.array_equal(arrays[name], tensor), name
+
+
+@pytest.mark.parametrize("run", ["engine", "fsdp", "engine-2-ranks"])
+def test_the_engine_trains_like_fsdp_and_moves_to_and_from_it(outcome: dict[str, Any], run: str) -> None:
+    undisturbed, ours = (
+        [record for record in map(json.loads, path.read_text().splitlines()) if record["kind"] == "train"]
+        for path in (outcome["folder"] / "runs" / name / "metrics.jsonl" for name in ("undisturbed", run))
+    )
+    assert [record["step"] for record in ours] == ([1, 2] if run == "engine-2-ranks" else [1, 2, 3, 4])
+    for record, expected in zip(ours, undisturbed, strict=False):
+        for key in ("loss", "grad_norm"):
+            assert record[key] == pytest.approx(expected[key], rel=1e-4), (record["step"], key)
+    assert undisturbed[0]["loss"] != pytest.approx(undisturbed[3]["loss"], rel=1e-2), "the weights change"
+
+
+def test_the_engine_is_planned(outcome: dict[str, Any]) -> None:
+    assert '"replicated"' in (outcome["folder"] / "plan.json").read_text()
+
+
+@pytest.mark.parametrize("rule", architecture.RULES, ids=lambda rule: rule.__name__)
+def test_the_code_follows_the_rules(outcome: dict[str, Any], rule: Any) -> None:
+    assert rule(outcome["sources"]) == []
+
+
+def test_each_change_touches_the_files_that_the_table_lists() -> None:
+    """At most one new and one changed, where the folder of an engine is one."""
+    introduction, *sections = re.split(r"\n## ", PAGE.read_text())
+    rows = re.findall(r"^\| \[[^]]+\]\(#([^)]+)\).*?\|(.*)\|(.*)\|$", introduction, re.MULTILINE)
+    table = {title: [re.findall("`([^`]+)`", column) for column in columns] for title, *columns in rows}
+    assert len(table) == len(sections) == 10
+    for section in sections:
+        title = section.splitlines()[0].lower().replace(" ", "-")
+        blocks = [(kind, path) for kind, path, _ in BLOCK.findall(section)]
+        new, changed = ({path for kind, path in blocks if kind == wanted} for wanted in ("python", "diff"))
+        if title == "an-engine":
+            new = {f"{Path(path).parent}/" for path in new}
+        assert [new, changed] == [set(paths) for paths in table[title]], title
+        assert max(len(new), len(changed)) <= 1, title

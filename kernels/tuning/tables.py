@@ -20,8 +20,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -195,24 +193,8 @@ def _device_table(index: int) -> tuple[Table, int]:
     return read_table(table_path(device_name(device))), sms
 
 
-_override: KernelPlan | None = None
-
-
-@contextmanager
-def override_plan(plan: KernelPlan) -> Iterator[None]:
-    """Runs every call within the block with `plan`, whatever the table contains: for benchmarks and tests."""
-    global _override
-    before, _override = _override, plan
-    try:
-        yield
-    finally:
-        _override = before
-
-
 def find_plan(x: torch.Tensor, width: int, save: str) -> KernelPlan:
     """The plan for tokens x: (M, D) and `width` hidden units. save as in `fused_mlp`, or "none"."""
-    if _override is not None:
-        return _override
     if x.device.type == "cpu":
         return INTERPRETER
     if x.dtype == torch.float32:

@@ -78,13 +78,14 @@ def _ours(shards: str, fast: bool, repeats: int = 1) -> Iterable[Any]:
     from scalevit.data.loading.train_loader import TrainLoader
     from scalevit.data.order.shuffle import Order
     from scalevit.data.shards.index import load_index
+    from scalevit.data.transforms.base import TrainingAugmentation
     from scalevit.data.transforms.device import DeviceTransform
     from scalevit.data.transforms.fast import FastTraining
     from scalevit.data.transforms.timm_pipeline import training_transform
 
     keep_freed_memory()  # as the trainer does on a CPU
-    common: dict[str, Any] = {"image_size": _SIZE, "mean": _MEAN, "auto_augment": _POLICY}
-    transform: Any = FastTraining(**common) if fast else training_transform(**common)
+    augmentation = TrainingAugmentation(image_size=_SIZE, mean=_MEAN, auto_augment=_POLICY)
+    transform = FastTraining(augmentation) if fast else training_transform(augmentation)
     dataset = ShardDataset(load_index(shards), transform)
     loader = TrainLoader(
         dataset, Order(len(dataset), 0), global_batch=_BATCH, micro_batch=_BATCH, repeats=repeats, workers=1
@@ -205,9 +206,10 @@ def seconds_to_resume(shards: str, position: int) -> dict[str, float]:
     from scalevit.data.loading.train_loader import TrainLoader
     from scalevit.data.order.shuffle import Order
     from scalevit.data.shards.index import load_index
+    from scalevit.data.transforms.base import TrainingAugmentation
     from scalevit.data.transforms.fast import FastTraining
 
-    dataset = ShardDataset(load_index(shards), FastTraining(image_size=_SIZE, mean=_MEAN))
+    dataset = ShardDataset(load_index(shards), FastTraining(TrainingAugmentation(image_size=_SIZE, mean=_MEAN)))
     loader = TrainLoader(dataset, Order(len(dataset), 0), global_batch=_BATCH, micro_batch=_BATCH)
     next(loader.batches(0))  # the imports
     started = time.perf_counter()

@@ -30,11 +30,12 @@ def run(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.config, arguments.overrides)
     from scalevit.models.costs import model_costs
 
-    model, reduction, unreduced = config.model, config.reduction, REDUCTIONS[0]()
+    model, reduction = config.model, config.reduction
+    unreduced = next(part() for part in REDUCTIONS if not part.changes_model)
     with naming_settings(SECTIONS):
         baseline = model_costs(model, unreduced)
         columns = {"baseline": baseline}
-        if not isinstance(reduction, type(unreduced)):
+        if reduction.changes_model:
             columns[reduction.strategy] = model_costs(model, reduction)
     table = Table(title=f"{model.name}, {model.image_size} px, {model.num_classes} classes")
     table.add_column("")

@@ -19,6 +19,7 @@ from scalevit.models.reductions import REDUCTIONS
 from scalevit.models.reductions.apply import parse_reduction
 from scalevit.models.reductions.apply import reduce_model as apply_reduction
 from scalevit.models.reductions.base import Reduction
+from scalevit.models.weights.match import differing_models
 from scalevit.models.weights.read import read_weights
 from scalevit.tying import canonical_state, tied_names
 
@@ -101,22 +102,23 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     Raises:
         UserError: the file cannot be read, or does not have exactly the model's tensors.
     """
-    tensors = read_weights(Path(path)).tensors
+    weights = read_weights(Path(path))
+    tensors, models = dict(weights.tensors), differing_models(weights, model)
     for alias, name in tied_names(model).items():
         # A plain state dict lists a shared tensor once per use. One of an unreduced model has others there.
         if alias in tensors and name in tensors:
             if not torch.equal(tensors[alias], tensors[name]):
-                raise UserError(f"weights {path}: {alias} and {name} differ, but this model shares them")
+                raise UserError(f"weights {path}: {alias} and {name} differ, but this model shares them{models}")
             del tensors[alias]
     own = canonical_state(model)
     for problem, names in (("lacks", own.keys() - tensors.keys()), ("has the unknown", tensors.keys() - own.keys())):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise UserError(f"weights {path}: {problem} {min(names)}{more} of this model")
+            raise UserError(f"weights {path}: {problem} {min(names)}{more} of this model{models}")
     for name, tensor in tensors.items():
         if tensor.shape != own[name].shape:
             found, wanted = list(tensor.shape), list(own[name].shape)
-            raise UserError(f"weights {path}: {name} has shape {found}, the model's has {wanted}")
+            raise UserError(f"weights {path}: {name} has shape {found}, the model's has {wanted}{models}")
     with torch.no_grad():
         for name, tensor in tensors.items():
             own[name].copy_(tensor)

@@ -16,7 +16,6 @@ from torch import nn
 from scalevit.models.reductions import REDUCTIONS
 from scalevit.models.reductions.apply import factory_arguments, parse_reduction, reduce_model
 from scalevit.models.reductions.base import Reduction
-from scalevit.models.reductions.none import NoReduction
 from scalevit.models.weights.match import load_initial_weights
 from scalevit.models.weights.read import is_reduced
 
@@ -67,5 +66,5 @@ def _reduced_file(arguments: Mapping[str, Any]) -> Path | None:
 
 for _base in BASE_MODELS:
     for _part in REDUCTIONS:
-        if _part is not NoReduction:
+        if _part.changes_model:
             _register(_base, _part)

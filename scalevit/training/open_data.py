@@ -14,7 +14,7 @@ from scalevit.data.loading.stream_loader import StreamLoader
 from scalevit.data.loading.train_loader import TrainLoader
 from scalevit.data.order.shuffle import Order
 from scalevit.data.shards.index import load_index
-from scalevit.data.transforms.base import Channels, Transform
+from scalevit.data.transforms.base import Channels, TrainingAugmentation, Transform
 from scalevit.data.transforms.device import DeviceTransform
 from scalevit.data.transforms.fast import FastEvaluation, FastTraining
 from scalevit.data.transforms.mixing import BatchMixing
@@ -124,7 +124,7 @@ def _training_transform(config: Config) -> Transform:
     augmentation = config.data.augmentation
     mean, _ = _normalisation(config)
     build = FastTraining if config.data.transforms == "fast" else training_transform
-    return build(
+    settings = TrainingAugmentation(
         image_size=config.model.image_size,
         mean=mean,
         crop_scale=augmentation.crop_scale,
@@ -134,6 +134,7 @@ def _training_transform(config: Config) -> Transform:
         auto_augment=augmentation.auto_augment,
         interpolation=augmentation.interpolation,
     )
+    return build(settings)
 
 
 def _evaluation_transform(config: Config) -> Transform:

@@ -15,7 +15,7 @@ from scalevit.config.tree import SECTIONS, Config
 from scalevit.cpu import prepare_cpu
 from scalevit.data.loading.evaluation_loader import EvaluationLoader
 from scalevit.distributed import World
-from scalevit.errors import UserError, naming_settings
+from scalevit.errors import UserError, naming_settings, settings_of
 from scalevit.models.costs import ModelCosts, model_costs
 from scalevit.runs.environment import describe_environment
 from scalevit.runs.folder import RunFolder
@@ -112,6 +112,8 @@ def prepare(config: Config) -> PreparedRun:
     tracking = Tracking(config.tracking.enabled)
     with naming_settings(TRACKER_KEYS):
         tracking.check()
+    with naming_settings({"task": "task"}), settings_of("task"):
+        config.task.check()
     with naming_settings(SECTIONS):
         costs = model_costs(config.model, config.reduction)
     checkpoints = find_resumable(config, folder)

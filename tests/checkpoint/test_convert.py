@@ -43,10 +43,10 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = build_model(config.model, config.reduction, seed=1)
     weights = {name: parameter.detach().flatten() for name, parameter in model.named_parameters()}
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    moments = {name: torch.rand_like(tensor) for name, tensor in weights.items()}
-    tensors = {"exp_avg": moments, "exp_avg_sq": {name: 2 * tensor for name, tensor in moments.items()}}
+    averages = {name: torch.rand_like(tensor) for name, tensor in weights.items()}
+    optimizer_state = {"exp_avg": averages, "exp_avg_sq": {name: 2 * tensor for name, tensor in averages.items()}}
     scalars = {"step": dict.fromkeys(weights, torch.tensor(6.0))}
-    native = DeepSpeedCheckpoint(7, shapes, weights, tensors, scalars)
+    native = DeepSpeedCheckpoint(7, shapes, weights, optimizer_state, scalars)
     folder = tmp_path_factory.mktemp("convert") / "run"
     write_checkpoint(native, folder, config)
     return folder

@@ -87,9 +87,9 @@ def check_kills(server: ForkServer, engine: str, *, kills: int, steps: int) -> d
     assert server.answer() == [0, 0], server.log(undisturbed)[-3000:]
     chance = random.Random(kills)
     folder = server.workplace / "runs" / name
-    torn, moments = 0, []
+    torn, waited_for = 0, []
     for _ in range(kills):
-        moments.append(kill_when_due(server, name, settings, chance))
+        waited_for.append(kill_when_due(server, name, settings, chance))
         checkpoints = list_checkpoints(folder / "checkpoints")
         for checkpoint in checkpoints:
             assert find_damage(checkpoint) == [], "a checkpoint with a name is whole"
@@ -114,7 +114,7 @@ def check_kills(server: ForkServer, engine: str, *, kills: int, steps: int) -> d
         "engine": engine,
         "ranks": 2,
         "kills": kills,
-        "aimed_at_a_save": moments.count("a save"),
+        "aimed_at_a_save": waited_for.count("a save"),
         "kills_that_left_a_half_written_checkpoint": torn,
         "steps": steps,
         "resumed": log.count("resuming"),

@@ -104,6 +104,9 @@ def test_erasing_is_distributed_as_timms(side):
     own, expected = rectangles(ours), rectangles(theirs)
     assert abs(len(own) - ERASED / 2) < 5 * (ERASED / 4) ** 0.5
     assert abs(len(own) - len(expected)) < 5 * (ERASED / 2) ** 0.5
+    for boxes in (own, expected):  # from edge to edge
+        assert (boxes[:, :2].min(0) == 0).all()
+        assert ((boxes[:, :2] + boxes[:, 2:]).max(0) == side).all()
     for column in range(4):
         assert ks_2samp(own[:, column], expected[:, column]).pvalue > 1e-3
     for measure in (lambda box: box[:, 2] * box[:, 3], lambda box: box[:, 2] / box[:, 3]):

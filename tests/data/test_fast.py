@@ -7,6 +7,7 @@ from PIL import Image
 from timm.data import create_transform
 
 from scalevit.bench.loaders import photo
+from scalevit.data.transforms.base import TrainingAugmentation
 from scalevit.data.transforms.fast import FastEvaluation, FastTraining, resize
 from scalevit.errors import SettingError
 
@@ -33,7 +34,7 @@ def timms(**settings):
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "random"])
 @pytest.mark.parametrize("size", [(120, 160), (375, 500), (40, 30), (64, 64), (3, 500)])
 def test_training_pixels_are_timms_within_two_levels(interpolation, size):
-    ours = FastTraining(image_size=64, mean=MEAN, color_jitter=0, interpolation=interpolation)
+    ours = FastTraining(TrainingAugmentation(image_size=64, mean=MEAN, color_jitter=0, interpolation=interpolation))
     theirs = timms(is_training=True, color_jitter=0, auto_augment=None, interpolation=interpolation)
     for number in range(25):
         pixels = picture(*size, number)
@@ -76,7 +77,9 @@ def test_evaluation_pixels_are_timms_within_two_levels(size, crop_pct, interpola
 
 
 def test_colour_jitter_is_torchvisions():
-    ours = FastTraining(image_size=64, mean=MEAN, color_jitter=0.4, crop_scale=(1, 1), crop_ratio=(1, 1), hflip=0)
+    ours = FastTraining(
+        TrainingAugmentation(image_size=64, mean=MEAN, color_jitter=0.4, crop_scale=(1, 1), crop_ratio=(1, 1), hflip=0)
+    )
     theirs = timms(is_training=True, color_jitter=0.4, auto_augment=None, scale=(1, 1), ratio=(1, 1), hflip=0)
     pixels = picture(64, 64)
     for number in range(5):
@@ -88,4 +91,4 @@ def test_colour_jitter_is_torchvisions():
 
 def test_unknown_policy():
     with pytest.raises(SettingError, match=r'^auto_augment = "rand-x9": is not a timm auto-augment policy'):
-        FastTraining(image_size=64, mean=MEAN, auto_augment="rand-x9")
+        FastTraining(TrainingAugmentation(image_size=64, mean=MEAN, auto_augment="rand-x9"))

@@ -123,9 +123,9 @@ def test_each_chunk_is_fetched_once_and_the_limit_kept(bucket, local, tmp_path, 
     reader, other = CachedReader(index, str(tmp_path)), CachedReader(index, str(tmp_path))
     for sample in range(COUNT):
         (reader, other)[sample % 2].read(sample)
-    pieces = len({(sample // 128, index.shard[sample]) for sample in range(COUNT)})
-    assert pieces == 7
-    assert sorted(fetched.values()) == [1] * pieces
+    chunks = len({(sample // 128, index.shard[sample]) for sample in range(COUNT)})
+    assert chunks == 7
+    assert sorted(fetched.values()) == [1] * chunks
     # Under a limit of two chunks, those that were used longest ago go.
     size = max(end - start for _, start, end in fetched)
     tight = CachedReader(index, str(tmp_path / "tight"), limit=2 * size)

@@ -15,10 +15,13 @@ from scalevit.data.loading.shared_buffers import BatchBuffers
 from scalevit.data.loading.train_loader import TrainLoader, _Request, _Training, check_fingerprint, with_lookahead
 from scalevit.data.order.batching import PADDING, BatchLayout, Split
 from scalevit.data.order.shuffle import Order
+from scalevit.data.transforms.base import TrainingAugmentation
 from scalevit.data.transforms.timm_pipeline import training_transform
 from scalevit.errors import SettingError, UserError
 
-PAPER = training_transform(image_size=16, mean=(0.5, 0.5, 0.5), auto_augment="rand-m9-mstd0.5-inc1")
+PAPER = training_transform(
+    TrainingAugmentation(image_size=16, mean=(0.5, 0.5, 0.5), auto_augment="rand-m9-mstd0.5-inc1")
+)
 STEPS = 4
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from unittest import mock
 
 import torch
 from torch import Tensor
 
 from error_bounds import error_bounds
-from scalevit.kernels import eager_mlp, fused_mlp, reference_mlp
+from scalevit.kernels import eager_mlp, fused_mlp, mlp, reference_mlp
+from scalevit.kernels.tuning.tables import KernelPlan
 
 NAMES = ("x", "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias")
 SAVES = ("fast", "lean", "recompute")
@@ -17,6 +21,13 @@ SAVES = ("fast", "lean", "recompute")
 MANY = 1000
 # By how much of the bound the root mean square of the errors may exceed twice eager's.
 SLACK = 1 / 32
+
+
+@contextmanager
+def using_plan(plan: KernelPlan) -> Iterator[None]:
+    """Runs every fused MLP of the block with this plan, whatever the tables contain."""
+    with mock.patch.object(mlp, "find_plan", return_value=plan):
+        yield
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from kernel_cases import CASES, SAVES, Case, check_against_fp64, check_autocast, make_arguments, run
+from kernel_cases import CASES, SAVES, Case, check_against_fp64, check_autocast, make_arguments, run, using_plan
 from kernel_training import agree, curves, differences
 from scalevit.kernels import eager_mlp, fused_mlp
 from scalevit.kernels.tuning import tables
@@ -38,7 +38,7 @@ def test_every_product_in_triton(dtype, save):
     tile = tables.UNALIGNED
     grads = tables.Tile(64, 64, 32, descriptors=False, splits=3)
     case = Case(rows=(4, 197), d=384, h=768, d_out=384, dtype=dtype, save=save, width=400)
-    with tables.override_plan(tables.KernelPlan(tile, tile, tile, tile, grads, grads)):
+    with using_plan(tables.KernelPlan(tile, tile, tile, tile, grads, grads)):
         check_against_fp64(case, "cuda")
 
 
@@ -50,7 +50,7 @@ def test_every_candidate_runs(kind):
     saves = ("lean",) if kind == "fc2_dgrad_lean" else SAVES if kind == "fc1" else ("fast",)
     for tile in table.candidates[kind]:
         for save in saves:
-            with tables.override_plan(tables.KernelPlan(**dict.fromkeys(products, tile))):
+            with using_plan(tables.KernelPlan(**dict.fromkeys(products, tile))):
                 check_against_fp64(Case(rows=(700,), d=256, h=512, d_out=256, dtype=torch.bfloat16, save=save), "cuda")
 
 
@@ -90,7 +90,7 @@ def test_autocast_against_fp64(dtype, save, width, plan):
     case = Case(rows=(16, 197), d=768, h=3072, d_out=768, save=save, width=width)
     tile, grads = tables.UNALIGNED, tables.Tile(64, 64, 32, descriptors=False, splits=3)
     plans = {"library": tables.LIBRARY, "triton": tables.KernelPlan(tile, tile, tile, tile, grads, grads)}
-    with tables.override_plan(plans[plan]) if plan in plans else nullcontext():
+    with using_plan(plans[plan]) if plan in plans else nullcontext():
         check_autocast(case, dtype, "cuda")
 
 

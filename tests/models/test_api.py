@@ -84,6 +84,9 @@ def test_weights_of_another_structure_are_refused(tmp_path: Path) -> None:
         scalevit.load_weights(scalevit.create_model(NAME, "none", **{**SMALL, "depth": 3}), file)
     with pytest.raises(UserError, match=r"lacks blocks\.4\."):
         scalevit.load_weights(scalevit.create_model(NAME, "none", **{**SMALL, "depth": 5}), file)
+    torch.save({"arch": "vit_small_patch16_224", "state_dict": torch.load(file)}, file)
+    with pytest.raises(UserError, match=rf"lacks .*; weights are of vit_small_patch16_224, this model is {NAME}$"):
+        scalevit.load_weights(scalevit.create_model(NAME, "none", **{**SMALL, "depth": 5}), file)
     assert torch.equal(logits(grouped), before), "nothing was changed"
 
 

@@ -93,6 +93,27 @@ def test_a_classifier_of_another_size_starts_anew(tmp_path: Path) -> None:
     assert torch.equal(loaded["norm.weight"], before["norm.weight"])
 
 
+def test_a_file_that_does_not_fit_names_its_model(tmp_path: Path) -> None:
+    path, _ = saved(tmp_path, NoReduction())
+    other_tool = tmp_path / "timm.pth.tar"
+    torch.save({"arch": "vit_small_patch16_224", "state_dict": {"cls_token": torch.zeros(1)}}, other_tool)
+    stated = "weights are of vit_tiny_patch16_224 embed_dim=48 depth=4 num_heads=3, this model is vit_base_patch16_224"
+    base = {"name": "vit_base_patch16_224"}
+    for source, changes, part in (
+        (path, {**base, "kwargs": {}}, stated),
+        (path, {**base, "kwargs": {**MODEL.kwargs, "embed_dim": 96}}, stated),
+        (other_tool, base, "weights are of vit_small_patch16_224, this model is vit_base_patch16_224"),
+    ):
+        with pytest.raises(UserError) as error:
+            initialised_from(source, NoReduction(), **changes)
+        assert str(error.value).endswith(part)
+    grouped, _ = saved(tmp_path, GroupedReduction(group_size=4))
+    with pytest.raises(
+        UserError, match=r"another structure than .*; weights are of vit_tiny.*, this model is vit_base"
+    ):
+        initialised_from(grouped, GroupedReduction(group_size=3), kwargs={**MODEL.kwargs, "depth": 6}, **base)
+
+
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
     path, _ = saved(tmp_path, GroupedReduction())
     damaged = tmp_path / "damaged.safetensors"

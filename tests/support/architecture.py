@@ -47,6 +47,11 @@ TORCHLESS = {"config", "sections", "runs", "cluster"}
 NAMES_CONFIG_KEYS = {"config", "sections", "cli", "bench", "training", "planning"}
 # Rooms that are handed whole sections, as arguments of these names.
 HANDED_SECTIONS = {"models": {"model", "reduction", "kernels"}}
+# Conversion to and from another library's checkpoints names the engine that has that library.
+FOREIGN_FORMATS = {
+    name: {"scalevit.engines.deepspeed.settings"}
+    for name in ("scalevit.export.deepspeed_checkpoint", "scalevit.cli.checkpoint")
+}
 MOST_LINES, LONGEST_FUNCTION = 400, 60
 
 
@@ -100,11 +105,16 @@ class Sources:
                 parts = [*(["scalevit"] if folder == "kernels" else []), *inside.with_suffix("").parts]
                 name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
                 self.modules[name] = Module(name, path)
-        self.imports = {name: list(self._imports(module)) for name, module in self.modules.items()}
         self.seams = {cls: name for name, cls, bases in self._classes() if "Part" in bases}
         """Seam base class -> its module."""
-        self.parts = {name: self.seams[base] for name, _, bases in self._classes() for base in bases & set(self.seams)}
+        found = [
+            (name, cls, self.seams[base]) for name, cls, bases in self._classes() for base in bases & set(self.seams)
+        ]
+        self.parts = {name: seam for name, _, seam in found}
         """Module of a Part -> module of its seam's base class."""
+        self.listed = {f"{seam.rpartition('.')[0]}.{cls}": name for name, cls, seam in found}
+        """A Part's class, as imported from its seam's `__init__` -> its module."""
+        self.imports = {name: list(self._imports(module)) for name, module in self.modules.items()}
 
     def _classes(self) -> Iterator[tuple[str, str, set[str]]]:
         for module in self.modules.values():
@@ -132,7 +142,7 @@ class Sources:
             package = module.name.split(".") if module.is_package else module.name.split(".")[:-1]
             base = ".".join([*package[: len(package) - node.level + 1], *([base] if base else [])])
         names = (f"{base}.{alias.name}" for alias in node.names)
-        return sorted({name if name in self.modules else base for name in names})
+        return sorted({name if name in self.modules else self.listed.get(name, base) for name in names})
 
 
 def at(sources: Sources, module: str, line: int) -> str:
@@ -180,7 +190,7 @@ def wrong_directions_inside(sources: Sources) -> list[str]:
             ):
                 continue
             upward = own[0] == "data" and other[1] in DATA and own[1] in DATA and other[1] not in DATA[own[1]]
-            engines = own[0] == "engines" and {own[1], other[1]} == {"fsdp", "deepspeed"}
+            engines = own[0] == "engines" and name.count(".") > 2 and item.target.count(".") > 2
             if upward or engines:
                 found.append(f"{at(sources, name, item.line)}: {'.'.join(own)} imports {item.target}")
     return found
@@ -296,12 +306,35 @@ def config_keys_in_rooms(sources: Sources, keys: Iterable[str]) -> list[str]:
     return found
 
 
+def named_parts(sources: Sources) -> list[str]:
+    """Imports of a seam's Part by anything but the seam's `__init__`, and files in a folder of the Part's own."""
+    found = []
+    for name, imports in sources.imports.items():
+        for item in imports:
+            folder, seam = (path.rpartition(".")[0] for path in (item.target, sources.parts.get(item.target, "")))
+            listed = any(item.target == other.target for other in sources.imports.get(seam, ()))
+            own_folder = folder != seam and name.startswith(f"{folder}.")
+            if listed and not own_folder and name != seam and item.target not in FOREIGN_FORMATS.get(name, ()):
+                found.append(f"{at(sources, name, item.line)}: names the Part {item.target}")
+    return found
+
+
+RULES = (
+    wrong_directions,
+    wrong_directions_inside,
+    heavy_parts,
+    named_parts,
+    torch_where_it_must_not_be,
+    circles,
+    too_long,
+)
+
+
 def main() -> None:
     from config_keys import config_keys
 
     sources = Sources()
-    rules = (wrong_directions, wrong_directions_inside, heavy_parts, torch_where_it_must_not_be, circles, too_long)
-    violations = {rule.__name__: rule(sources) for rule in rules}
+    violations = {rule.__name__: rule(sources) for rule in RULES}
     violations["config_keys_in_rooms"] = config_keys_in_rooms(sources, config_keys())
     for rule, found in violations.items():
         print(f"{rule}: {len(found)}", *found, sep="\n  ")

@@ -16,7 +16,7 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision.transforms import ColorJitter
 
-from scalevit.data.transforms.base import ArrayTransform, Channels
+from scalevit.data.transforms.base import ArrayTransform, TrainingAugmentation
 from scalevit.data.transforms.fast_ops import Augmentation, augmentation, through_pillow
 
 _MODES = {"bilinear": ("bilinear",), "bicubic": ("bicubic",), "random": ("bilinear", "bicubic")}
@@ -44,40 +44,19 @@ def resize(pixels: np.ndarray, size: tuple[int, int], mode: str) -> np.ndarray:
 class FastTraining(ArrayTransform):
     """timm's training transform up to the augmentation: (H, W, 3) uint8 to (3, image_size, image_size) uint8.
 
-    Args:
-        image_size: side in pixels.
-        crop_scale: area of the random crop relative to the image.
-        crop_ratio: aspect ratio of the crop.
-        hflip: probability of a horizontal flip.
-        color_jitter: strength, not used together with auto_augment.
-        auto_augment: timm's policy, e.g. "rand-m9-mstd0.5-inc1".
-        interpolation: bilinear, bicubic or random.
-        mean: colour of the pixels that a rotation leaves empty.
-
     Raises:
         SettingError: `auto_augment` is not a timm policy.
     """
 
-    def __init__(
-        self,
-        *,
-        image_size: int,
-        mean: Channels,
-        crop_scale: tuple[float, float] = (0.08, 1.0),
-        crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
-        hflip: float = 0.5,
-        color_jitter: float = 0.4,
-        auto_augment: str | None = None,
-        interpolation: str = "random",
-    ) -> None:
-        self.image_size, self.hflip = image_size, hflip
-        self.crop_scale, self.crop_ratio = crop_scale, crop_ratio
-        self.modes = _MODES[interpolation]
+    def __init__(self, settings: TrainingAugmentation) -> None:
+        self.image_size, self.hflip = settings.image_size, settings.hflip
+        self.crop_scale, self.crop_ratio = settings.crop_scale, settings.crop_ratio
+        self.modes = _MODES[settings.interpolation]
         self.augment: Augmentation | None = None
-        if auto_augment is not None:
-            self.augment = augmentation(auto_augment, image_size, mean)
-        elif color_jitter:
-            self.augment = through_pillow(ColorJitter(*[color_jitter] * 3))
+        if settings.auto_augment is not None:
+            self.augment = augmentation(settings.auto_augment, settings.image_size, settings.mean)
+        elif settings.color_jitter:
+            self.augment = through_pillow(ColorJitter(*[settings.color_jitter] * 3))
 
     def __call__(self, pixels: np.ndarray) -> Tensor:
         """pixels: (H, W, 3) uint8; returns (3, S, S) uint8."""

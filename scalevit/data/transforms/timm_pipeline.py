@@ -9,47 +9,27 @@ from contextlib import contextmanager
 
 from timm.data import create_transform
 
-from scalevit.data.transforms.base import Channels, Transform
+from scalevit.data.transforms.base import TrainingAugmentation, Transform
 from scalevit.errors import SettingError
 
 
-def training_transform(
-    *,
-    image_size: int,
-    mean: Channels,
-    crop_scale: tuple[float, float] = (0.08, 1.0),
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
-    hflip: float = 0.5,
-    color_jitter: float = 0.4,
-    auto_augment: str | None = None,
-    interpolation: str = "random",
-) -> Transform:
+def training_transform(augmentation: TrainingAugmentation) -> Transform:
     """timm's training transform: an RGB image to a (3, image_size, image_size) uint8 tensor.
-
-    Args:
-        image_size: side in pixels.
-        mean: colour of the pixels that a rotation leaves empty.
-        crop_scale: area of the random crop relative to the image.
-        crop_ratio: aspect ratio of the crop.
-        hflip: probability of a horizontal flip.
-        color_jitter: strength, not used together with auto_augment.
-        auto_augment: timm's policy, e.g. "rand-m9-mstd0.5-inc1".
-        interpolation: bilinear, bicubic or random.
 
     Raises:
         SettingError: `auto_augment` is not a timm policy.
     """
-    with valid_policy(auto_augment):
+    with valid_policy(augmentation.auto_augment):
         return create_transform(
-            image_size,
+            augmentation.image_size,
             is_training=True,
-            scale=crop_scale,
-            ratio=crop_ratio,
-            hflip=hflip,
-            color_jitter=color_jitter,
-            auto_augment=auto_augment,
-            interpolation=interpolation,
-            mean=mean,
+            scale=augmentation.crop_scale,
+            ratio=augmentation.crop_ratio,
+            hflip=augmentation.hflip,
+            color_jitter=augmentation.color_jitter,
+            auto_augment=augmentation.auto_augment,
+            interpolation=augmentation.interpolation,
+            mean=augmentation.mean,
             use_prefetcher=True,
         )
 

@@ -3,7 +3,7 @@
 Knows settings and block indices. Must not import torch at module level; `apply.py` does the work on a model.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from scalevit.config.base import Part
 
@@ -19,6 +19,8 @@ class Reduction(Part):
     """
 
     strategy: str
+    changes_model: ClassVar[bool] = True
+    """False for the baseline only, whose weights fit the model as timm builds it."""
 
     def factory_arguments(self) -> dict[str, Any]:
         """Arguments for timm's model factory, which the user must not set as well."""

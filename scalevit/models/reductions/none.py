@@ -1,6 +1,6 @@
 """The unreduced model."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from scalevit.models.reductions.base import Reduction
 
@@ -9,3 +9,4 @@ class NoReduction(Reduction):
     """The unchanged model."""
 
     strategy: Literal["none"] = "none"
+    changes_model: ClassVar[bool] = False

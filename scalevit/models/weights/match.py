@@ -14,8 +14,7 @@ from scalevit.models.families import family_of
 from scalevit.models.mlps import transformer_blocks
 from scalevit.models.reductions.apply import reduce_model
 from scalevit.models.reductions.base import Reduction
-from scalevit.models.reductions.none import NoReduction
-from scalevit.models.weights.read import read_weights
+from scalevit.models.weights.read import Weights, read_weights
 from scalevit.tying import canonical_state, tied_names
 
 
@@ -52,9 +51,14 @@ def match_weights(model: nn.Module, path: Path, reduction: Reduction) -> tuple[d
     """
     weights = read_weights(path)
     family = family_of(model)
-    already_reduced = not isinstance(weights.reduction, NoReduction)
-    if already_reduced:
-        _check_structure(path, weights.reduction, reduction, depth=len(transformer_blocks(model)))
+    models = differing_models(weights, model)
+    if weights.reduction is not None and weights.reduction.changes_model:
+        depth = len(transformer_blocks(model))
+        if not _same_structure(weights.reduction, reduction, depth):
+            there, here = (json.dumps(each.model_dump(mode="json")) for each in (weights.reduction, reduction))
+            raise UserError(
+                f"weights {path}: made with reduction {there}, which has another structure than {here}{models}"
+            )
         reduce_model(model, reduction)
         tensors = weights.tensors
     else:
@@ -73,17 +77,22 @@ def match_weights(model: nn.Module, path: Path, reduction: Reduction) -> tuple[d
     ):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise UserError(f"weights {path}: {problem} {names[0]}{more} of this model")
-    return {name: tensors[name] for name in own if name not in fresh}, already_reduced
+            raise UserError(f"weights {path}: {problem} {names[0]}{more} of this model{models}")
+    return {name: tensors[name] for name in own if name not in fresh}, weights.reduced
 
 
-def _check_structure(path: Path, found: Reduction, wanted: Reduction, *, depth: int) -> None:
+def differing_models(weights: Weights, model: nn.Module) -> str:
+    """The end of a message about weights that do not fit: which model they are of; nothing if the file does not say."""
+    if weights.model is None:
+        return ""
+    own = getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
+    return f"; weights are of {weights.model}, this model is {own}"
+
+
+def _same_structure(one: Reduction, other: Reduction, depth: int) -> bool:
     """Two reductions are the same if their structure is, whatever acts at initialisation only."""
-    wanted_structure = wanted.structure(depth)
+    wanted = other.structure(depth)
     try:
-        if found.structure(depth) == wanted_structure:
-            return
+        return one.structure(depth) == wanted
     except SettingError:
-        pass  # the file's model has another depth
-    there, here = (json.dumps(each.model_dump(mode="json")) for each in (found, wanted))
-    raise UserError(f"weights {path}: made with reduction {there}, which has another structure than {here}")
+        return False  # the file's model has another depth

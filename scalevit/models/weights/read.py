@@ -12,7 +12,6 @@ from torch import Tensor
 from scalevit.errors import SettingError, UserError
 from scalevit.models.reductions.apply import parse_reduction
 from scalevit.models.reductions.base import Reduction
-from scalevit.models.reductions.none import NoReduction
 
 METADATA_KEY = "scalevit"
 """Of the JSON object that our files carry in their safetensors metadata: `model`, `reduction`, `tied`."""
@@ -23,10 +22,17 @@ class Weights:
     """The content of a weights file."""
 
     tensors: dict[str, Tensor]
-    reduction: Reduction
-    """That made the model; none for files of other tools."""
+    reduction: Reduction | None
+    """That made the model; None for files of other tools."""
     tied: dict[str, str]
     """Further name of a shared tensor -> the name that it is stored under."""
+    model: str | None
+    """timm's name of the model, and the arguments of its factory if there are any; None if the file does not say."""
+
+    @property
+    def reduced(self) -> bool:
+        """Whether they are those of a reduced model."""
+        return self.reduction is not None and self.reduction.changes_model
 
 
 def read_weights(path: Path) -> Weights:
@@ -51,13 +57,14 @@ def read_weights(path: Path) -> Weights:
         # Neither library limits the exceptions that a damaged or foreign file raises.
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"weights {path}: cannot be read ({reason[:200]})") from error
+    model = _stated_model(content, metadata)
     for key in ("state_dict", "model", "state_dict_ema"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"weights {path}: holds no state dict")
-    return Weights(content, _reduction(path, metadata), metadata.get("tied", {}))
+    return Weights(content, _reduction(path, metadata), metadata.get("tied", {}), model)
 
 
 def is_reduced(path: Path) -> bool:
@@ -74,16 +81,27 @@ def is_reduced(path: Path) -> bool:
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"weights {path}: cannot be read ({reason[:200]})") from error
-    return not isinstance(_reduction(path, metadata), NoReduction)
+    reduction = _reduction(path, metadata)
+    return reduction is not None and reduction.changes_model
 
 
 def _our_metadata(file: Any) -> dict[str, Any]:
     return json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
 
 
-def _reduction(path: Path, metadata: dict[str, Any]) -> Reduction:
+def _stated_model(content: Any, metadata: dict[str, Any]) -> str | None:
+    """See `Weights.model`: from our metadata, or from what timm's train.py saves beside the weights."""
+    if isinstance(content, dict) and isinstance(content.get("arch"), str):
+        return content["arch"]
+    own = metadata.get("model")
+    if not isinstance(own, dict) or "name" not in own:
+        return None
+    return " ".join([own["name"], *(f"{key}={value}" for key, value in own.get("kwargs", {}).items())])
+
+
+def _reduction(path: Path, metadata: dict[str, Any]) -> Reduction | None:
     if "reduction" not in metadata:
-        return NoReduction()
+        return None
     try:
         return parse_reduction(metadata["reduction"])
     except SettingError as error:

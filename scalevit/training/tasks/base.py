@@ -57,6 +57,13 @@ class Task(Part):
 
     name: str
 
+    def check(self) -> None:
+        """Finds settings that cannot work. Called before any process group exists; must not download anything.
+
+        Raises:
+            SettingError: a setting, by the name of its field.
+        """
+
     def build(self, loss: "Loss", device: "torch.device") -> TaskRunner:
         """Loads what the task needs besides the model.
 

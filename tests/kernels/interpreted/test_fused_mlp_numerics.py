@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from kernel_cases import CASES, SAVES, Case, check_against_fp64
+from kernel_cases import CASES, SAVES, Case, check_against_fp64, using_plan
 from scalevit.kernels.tuning import tables
 
 
@@ -22,7 +22,7 @@ def test_vit_block():
     """ViT-B's own channels, 197 tokens, D = 768, with a shipped table's own tiles."""
     table = tables.read_table(tables.table_path("sm_90"))
     for save in ("fast", "lean"):
-        with tables.override_plan(table.default[save]):
+        with using_plan(table.default[save]):
             check_against_fp64(Case(rows=(197,), d=768, h=192, d_out=768, dtype=torch.bfloat16, save=save))
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kernel_cases import SAVES, Case, check_against_fp64, make_arguments, run
+from kernel_cases import SAVES, Case, check_against_fp64, make_arguments, run, using_plan
 from scalevit.kernels import fused_mlp, gelu_linear, weight_grad
 from scalevit.kernels.tuning import tables
 
@@ -49,7 +49,7 @@ def test_subsets_of_gradients(needs, save):
 def test_no_rows(save, plan):
     """An empty batch gives an empty result, and gradients of zero."""
     case = Case(rows=(0, 5))
-    with tables.override_plan(plan):
+    with using_plan(plan):
         y, dx, *rest = run(fused_mlp, make_arguments(case), case, save=save)
     assert y.shape == (0, 5, case.d_out)
     assert dx.shape == (0, 5, case.d)
@@ -111,7 +111,7 @@ def test_narrowed_weights_are_never_copied(save, descriptors, monkeypatch):
         monkeypatch.setattr(module, name, Launches(getattr(module, name), seen))
     arguments = make_arguments(case)
     _, w1, b1, w2, b2 = arguments
-    with tables.override_plan(tables.KernelPlan(*[tile] * 6)):
+    with using_plan(tables.KernelPlan(*[tile] * 6)):
         _, _, dw1, _, dw2, _ = run(fused_mlp, arguments, case, save=save)
     d, h, d_out, width = case.d, case.h, case.d_out, case.width
     weights = {(w1.data_ptr(), (width, d), (d, 1)), (w2.data_ptr(), (d_out, width), (h, 1))}
@@ -139,7 +139,7 @@ def test_biases_of_any_strides(plan):
         spread[i] = torch.stack([spread[i], torch.full_like(spread[i], float("nan"))], 1)[:, 0]
         assert spread[i].stride() == (2,)
     spread = [t.requires_grad_() for t in spread]
-    with tables.override_plan(plan):
+    with using_plan(plan):
         pairs = zip(run(fused_mlp, plain, case), run(fused_mlp, spread, case), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
 

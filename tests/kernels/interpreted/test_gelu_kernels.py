@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernel_cases import SAVES, Case, check_against_fp64, make_arguments, run
+from kernel_cases import SAVES, Case, check_against_fp64, make_arguments, run, using_plan
 from scalevit.kernels import fused_mlp, gelu
 from scalevit.kernels.tuning import tables
 
@@ -75,7 +75,7 @@ LIBRARY_CASES = [
 @pytest.mark.parametrize("case", [*LIBRARY_CASES, Case(d=45, h=75, d_out=33)], ids=str)
 def test_library_products_with_pointwise_gelu(case):
     """The plan that leaves every product to torch; fp32 runs it on every device."""
-    with tables.override_plan(tables.LIBRARY):
+    with using_plan(tables.LIBRARY):
         check_against_fp64(case)
 
 
@@ -84,7 +84,7 @@ def test_each_product_alone(product):
     """One product in Triton, the others the library's: every mixture of plans meets in these interfaces."""
     plan = tables.KernelPlan(**{product: getattr(tables.INTERPRETER, product)})
     for save in SAVES:
-        with tables.override_plan(plan):
+        with using_plan(plan):
             check_against_fp64(Case(dtype=torch.bfloat16, save=save, width=48))
 
 
@@ -92,7 +92,7 @@ def test_each_product_alone(product):
 @pytest.mark.parametrize("descriptors", [True, False])
 def test_every_epilogue(parts, descriptors):
     tile = tables.Tile(32, 64, 32, parts=parts, group_m=3, descriptors=descriptors)
-    with tables.override_plan(tables.KernelPlan(fc1=tile, fc2_dgrad=tile)):
+    with using_plan(tables.KernelPlan(fc1=tile, fc2_dgrad=tile)):
         for save in SAVES:
             check_against_fp64(Case(rows=(70,), save=save))
 
@@ -102,7 +102,7 @@ def test_weight_gradients_in_splits(splits):
     """More splits than blocks of tokens leave some empty; their sums are zero."""
     tile = tables.Tile(32, 32, 16, splits=splits)
     case = Case(rows=(70,), dtype=torch.bfloat16, width=48)
-    with tables.override_plan(tables.KernelPlan(fc1_wgrad=tile, fc2_wgrad=tile)):
+    with using_plan(tables.KernelPlan(fc1_wgrad=tile, fc2_wgrad=tile)):
         first = check_against_fp64(case)
         again = run(fused_mlp, make_arguments(case), case)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
