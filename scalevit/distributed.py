@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from scalevit.cluster.ranks import find_launch
 from scalevit.errors import UserError
+from scalevit.launchers import find_launch
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class World:
 
     @classmethod
     def from_environment(cls) -> "World":
-        """As the launcher started this process, see `cluster.ranks`.
+        """As the launcher started this process, see `launchers`.
 
         Raises:
             UserError: the variables of launchers are incomplete or contradict each other, or there is no GPU for this

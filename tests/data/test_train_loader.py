@@ -19,9 +19,8 @@ from scalevit.data.transforms.base import TrainingAugmentation
 from scalevit.data.transforms.timm_pipeline import training_transform
 from scalevit.errors import SettingError, UserError
 
-PAPER = training_transform(
-    TrainingAugmentation(image_size=16, mean=(0.5, 0.5, 0.5), auto_augment="rand-m9-mstd0.5-inc1")
-)
+RECIPE = TrainingAugmentation(image_size=16, mean=(0.5, 0.5, 0.5), auto_augment="rand-m9-mstd0.5-inc1")
+PAPER = training_transform(RECIPE)
 STEPS = 4
 
 

@@ -158,8 +158,9 @@ def test_blocks_that_share_an_mlp_have_masks_of_their_own():
 def test_every_layer_of_timms_models_is_replaced():
     """Nothing else in a model draws numbers in training."""
     for name in ("vit_tiny_patch16_224", "deit3_small_patch16_224", "vit_base_patch14_dinov2"):
-        network = timm.create_model(name, img_size=28 if "14" in name else 32, depth=2, embed_dim=64, num_heads=2,
-                                    drop_path_rate=0.1, attn_drop_rate=0.1, proj_drop_rate=0.1, drop_rate=0.1)  # fmt: skip
+        rates = dict.fromkeys(("drop_path_rate", "attn_drop_rate", "proj_drop_rate", "drop_rate"), 0.1)
+        sizes = {"img_size": 28 if "14" in name else 32, "depth": 2, "embed_dim": 64, "num_heads": 2}
+        network = timm.create_model(name, **sizes, **rates)
         use_row_keys(network)
         network.train()
         RowKeys(network).set(keys(range(2)), CPU)

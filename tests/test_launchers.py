@@ -2,8 +2,8 @@
 
 import pytest
 
-from scalevit.cluster.ranks import Launch, find_launch, first_host
 from scalevit.errors import UserError
+from scalevit.launchers import Launch, find_launch, first_host
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}
 DEEPSPEED = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "3", "LOCAL_SIZE": "4"}
