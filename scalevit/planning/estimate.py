@@ -130,8 +130,7 @@ def estimate_run(
     ignored = [f"engine.{name}" for name in config.engine.not_estimated]
     if config.train.compile:
         ignored.append("train.compile")
-    own = (config.reduction.strategy, config.engine.label)
-    shown = next(row.micro_batch for row in rows if (row.strategy, row.engine) == own)
+    shown = run.micro_batch(models[config.reduction.strategy], config.engine)
     activations = {
         strategy: {each: {again: model.trace(shown, each, again) for again in (False, True)} for each in MODES}
         for strategy, model in models.items()
@@ -217,8 +216,7 @@ class _Run:
     """Of a rank's memory."""
 
     def row(self, model: _ReducedModel, engine: EngineSettings) -> EstimateRow:
-        configured, largest = self.config.train.micro_batch, self.largest_micro_batch(model, engine)
-        split = self._split((largest or 1) if configured == "auto" else configured)
+        split = self._split(self.micro_batch(model, engine))
         cost = self._cost(model, engine, split)
         micro_batch = model.trace(split.size)
         seconds = self._seconds(micro_batch, cost, split.accumulation)
@@ -240,8 +238,13 @@ class _Run:
             bound_by=max(seconds, key=lambda resource: seconds[resource]),
             memory_bytes=memory,
             fits=memory <= self.usable_bytes,
-            largest_micro_batch=largest,
+            largest_micro_batch=self.largest_micro_batch(model, engine),
         )
+
+    def micro_batch(self, model: _ReducedModel, engine: EngineSettings) -> int:
+        """Rows of a forward pass: as configured, or the largest that fits (1 if none does)."""
+        configured = self.config.train.micro_batch
+        return self._split((self.largest_micro_batch(model, engine) or 1) if configured == "auto" else configured).size
 
     def _split(self, micro_batch: int) -> Split:
         return Split(self.config.train.global_batch, self.gpus, micro_batch)

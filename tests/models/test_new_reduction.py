@@ -46,6 +46,8 @@ from scalevit.models.fused_mlp import FusedMlp
 from scalevit.models.meta_init import initial_values
 from scalevit.models.reductions.none import NoReduction
 from scalevit.models.weights.write import write_weights
+from scalevit.models.dropout import RowKeys
+from scalevit.randomness import Purpose, row_keys
 from scalevit.training.engine_builder import EngineBuilder, check_engine
 from scalevit.tying import canonical_state, tied_names
 
@@ -100,6 +102,7 @@ with world.process_group():
     engine = build(micro_batch=3, accumulation=1)
     engine.train()
     for step in range(2):
+        RowKeys(engine.module).set(row_keys(0, Purpose.DROPPING, step, np.arange(2)), world.device)
         loss = F.cross_entropy(engine.forward(images), torch.tensor([1, 2]))
         engine.backward(loss, last=True)
         engine.step(1e-3)

@@ -23,9 +23,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 from scalevit.data.faults import Fault
 from scalevit.data.images import KINDS, UndecodableImage
 from scalevit.data.loading.base import Batch, Fingerprint, OnDevice, TrainingBatches, data_loader, iterate_batches
-from scalevit.data.loading.dataset import decoder_for
+from scalevit.data.loading.dataset import blank, decoder_for
 from scalevit.data.loading.shared_buffers import BatchBuffers
-from scalevit.data.order.batching import BatchLayout
+from scalevit.data.order.batching import PADDING, BatchLayout
 from scalevit.data.shards import labels, tar
 from scalevit.data.storage.files import ForwardFile
 from scalevit.data.storage.paths import expand_braces
@@ -99,18 +99,24 @@ class StreamLoader(TrainingBatches):
 
     def batches(self, start_step: int) -> Iterator[Batch]:
         """Endless batches, whose images are overwritten as those of `TrainLoader`. `start_step` is the number of the
-        first step and changes the seed, but no samples are skipped. Rows of weight 0 have images that are not used.
+        first step and changes the seed, but no samples are skipped.
 
         Raises:
             UserError: while iterating: a shard cannot be streamed.
         """
         stream = copy(self._stream)
+        counts = [int((load.rows != PADDING).sum()) for load in self.split.of_rank(self.rank, start_step)]
         stream.start_step, stream.rows = start_step, self.split.loaded_rows
+        # Batches of padding only are not asked for: a worker that always had their turn would show none of its shards.
+        stream.counts = [count for count in counts if count]
         stream.buffers = BatchBuffers(held=self.split.loads, workers=self._workers)
         parts = iterate_batches(data_loader(stream, None, self._workers, self._pin_memory, keep_workers=False))
+        padding = None if all(counts) else stream.padding()
         for step in itertools.count(start_step):
-            for load in self.split.of_rank(self.rank, step):
-                yield next(parts)._replace(step=step, rows=torch.from_numpy(load.rows))
+            for load, count in zip(self.split.of_rank(self.rank, step), counts, strict=True):
+                batch = next(parts) if count else padding
+                assert batch is not None
+                yield batch._replace(step=step, rows=torch.from_numpy(load.rows))
 
 
 class _Stream(IterableDataset[Any]):
@@ -129,6 +135,9 @@ class _Stream(IterableDataset[Any]):
         self.label_key, self.num_classes = label_key, num_classes
         self.start_step = 0
         self.rows = 1
+        """Of each batch."""
+        self.counts = [1]
+        """Rows that are no padding, of the batches in turn."""
         self.buffers = BatchBuffers(held=1, workers=0)
         self._decode = decoder_for(transform)
         self._faults: list[Fault] = []
@@ -143,6 +152,8 @@ class _Stream(IterableDataset[Any]):
     def _batches(self) -> Iterator[Batch]:
         worker = get_worker_info()
         number, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        counts = (self.counts[batch % len(self.counts)] for batch in itertools.count(number, count))
+        wanted = next(counts)
         tensors: list[torch.Tensor] = []
         batch_labels: list[int] = []
         for position, sample in enumerate(self._samples(self.urls[number::count], number)):
@@ -155,10 +166,17 @@ class _Stream(IterableDataset[Any]):
             seed_sample(hash64(self.seed, self.rank, number, self.start_step), position, 0)
             tensors.append(self.transform(image))
             batch_labels.append(label)
-            if len(tensors) == self.rows:
+            if len(tensors) == wanted:
                 faults, self._faults = self._faults, []
+                tensors += [torch.zeros_like(tensors[0])] * (self.rows - wanted)
+                batch_labels += [0] * (self.rows - wanted)
                 yield Batch(self.buffers(tensors), torch.tensor(batch_labels), 0, torch.empty(0), faults)
-                tensors, batch_labels = [], []
+                tensors, batch_labels, wanted = [], [], next(counts)
+
+    def padding(self) -> Batch:
+        """A batch of nothing else."""
+        images = self.buffers([blank(self.transform)] * self.rows)
+        return Batch(images, torch.zeros(self.rows, dtype=torch.int64), 0, torch.empty(0), ())
 
     def _samples(self, urls: list[str], worker: int) -> Iterator[dict[str, Any]]:
         """webdataset's samples through a shuffle buffer; endlessly, with the shards in another order each time."""
