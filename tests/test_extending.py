@@ -3,6 +3,7 @@
 Each touches the files that the page's table lists. One process runs them all, since imports take seconds.
 """
 
+import inspect
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,8 @@ from safetensors.numpy import load_file
 
 import architecture
 from launching import SECONDS, free_port
+from scalevit.engines.base import Engine
+from scalevit.engines.settings import EngineSettings
 
 REPOSITORY = Path(__file__).parents[1]
 PAGE = REPOSITORY / "docs" / "extending.md"
@@ -220,3 +224,20 @@ def test_each_change_touches_the_files_that_the_table_lists() -> None:
             new = {f"{Path(path).parent}/" for path in new}
         assert [new, changed] == [set(paths) for paths in table[title]], title
         assert max(len(new), len(changed)) <= 1, title
+
+
+def test_the_page_lists_what_an_engine_must_define() -> None:
+    listed = {
+        what: set(re.findall("`([^`]+)`", names))
+        for what, names in re.findall(
+            r"^- (settings|engine, a step|engine, state): (.*)$", PAGE.read_text(), re.MULTILINE
+        )
+    }
+    of_settings = {
+        name
+        for name, member in vars(EngineSettings).items()
+        if isinstance(member, property | FunctionType)
+        and "raise NotImplementedError" in inspect.getsource(getattr(member, "fget", member))
+    }
+    assert listed.pop("settings") == {"name", *of_settings}
+    assert set().union(*listed.values()) == Engine.__abstractmethods__

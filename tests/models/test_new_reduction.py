@@ -25,7 +25,6 @@ class AlternateReduction(Reduction):
     def source(self, block: int, depth: int) -> int | None:
         return block if block % 2 == 0 else None
 '''
-LISTED = "REDUCTIONS = (NoReduction, GroupedReduction, ShallowReduction, ThinReduction)"
 
 SCRIPT = """
 import sys
@@ -121,9 +120,10 @@ def add_reduction(folder: Path) -> None:
     seam = folder / "scalevit" / "models" / "reductions"
     (seam / "alternate.py").write_text(FILE)
     listed = (seam / "__init__.py").read_text()
-    assert LISTED in listed
-    line = f"from scalevit.models.reductions.alternate import AlternateReduction\n\n{LISTED[:-1]}, AlternateReduction)"
-    (seam / "__init__.py").write_text(listed.replace(LISTED, line))
+    before, tuple_of_parts = listed.split("REDUCTIONS = (")
+    imported = "from scalevit.models.reductions.alternate import AlternateReduction\n\n"
+    parts = tuple_of_parts.rstrip().removesuffix(")").rstrip(" ,\n")
+    (seam / "__init__.py").write_text(f"{before}{imported}REDUCTIONS = ({parts}, AlternateReduction)\n")
 
 
 def test_every_second_block_without_mlp(tmp_path: Path) -> None:

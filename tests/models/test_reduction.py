@@ -145,7 +145,11 @@ def test_building_leaves_the_callers_random_state_alone() -> None:
         ),
         (ModelConfig(name="resnet18"), GroupedReduction(), ["ResNet", "expected a timm VisionTransformer"]),
         (ModelConfig(name="vit_giant_patch14_dinov2"), GroupedReduction(), ["Mlp"]),
-        (ModelConfig(name="beit_base_patch16_224"), NoReduction(), ["Beit", "expected a timm VisionTransformer"]),
+        (
+            ModelConfig(name="swin_tiny_patch4_window7_224"),
+            NoReduction(),
+            ["Swin", "expected a timm VisionTransformer"],
+        ),
         (TINY, ThinReduction(mlp_ratio=0.001), ["mlp_ratio = 0.001", "no hidden units"]),
         (TINY.model_copy(update={"kwargs": {"num_heads": 0}}), NoReduction(), ["cannot be built", "ZeroDivision"]),
         (TINY.model_copy(update={"kwargs": {"in_chans": 1}}), NoReduction(), ["in_chans", "RGB"]),
