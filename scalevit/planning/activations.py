@@ -70,19 +70,8 @@ def trace(
     """
     # The same for the same arguments, and seconds for a large model: computed once per process.
     key = (model.model_dump_json(), reduction.model_dump_json(), mode, precision, activation_checkpointing, batch)
-    if key not in _traces:
-        _traces[key] = _traced(model, reduction, mode, precision, activation_checkpointing, batch)
-    return _traces[key]
-
-
-def _traced(
-    model: ModelConfig,
-    reduction: Reduction,
-    mode: Mode,
-    precision: Precision,
-    activation_checkpointing: bool,
-    batch: int,
-) -> Trace:
+    if key in _traces:
+        return _traces[key]
     kernels = None if mode == "eager" else KernelsConfig(mlp="auto", save=mode)
     shapes = model.model_copy(update={"initial_weights": None})
     network = build_model(shapes, reduction, seed=0, device="meta", kernels=kernels)
@@ -99,7 +88,8 @@ def _traced(
                 setattr(module, name, nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype)))
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
-        return _trace(network.train(), model, precision, batch)
+        _traces[key] = _trace(network.train(), model, precision, batch)
+    return _traces[key]
 
 
 def _trace(network: nn.Module, model: ModelConfig, precision: Precision, batch: int) -> Trace:

@@ -112,7 +112,7 @@ def prepare(config: Config) -> PreparedRun:
     tracking = Tracking(config.tracking.enabled)
     with naming_settings(TRACKER_KEYS):
         tracking.check()
-    with naming_settings({"task": "task"}), settings_of("task"):
+    with naming_settings(SECTIONS), settings_of("task"):
         config.task.check()
     with naming_settings(SECTIONS):
         costs = model_costs(config.model, config.reduction)

@@ -221,7 +221,8 @@ def expect_one_line(status: int, errors: str, *parts: str) -> None:
     assert status == 2
     assert "Traceback" not in errors
     lines = [line for line in errors.splitlines() if line.startswith("error: ")]
-    # Where the launcher is slow to end the other ranks, they report the same.
+    # Once per rank: where the launcher is slow to end the other ranks, they report the same.
+    assert len(set(lines)) == len(lines), errors
     assert len({re.sub("^error: (rank [0-9]+: )?", "", line) for line in lines}) == 1, errors
     for part in parts:
         assert part in lines[0], lines[0]

@@ -52,7 +52,7 @@ def match_weights(model: nn.Module, path: Path, reduction: Reduction) -> tuple[d
     weights = read_weights(path)
     family = family_of(model)
     models = differing_models(weights, model)
-    if weights.reduction is not None and weights.reduction.changes_model:
+    if weights.reduction is not None:
         depth = len(transformer_blocks(model))
         if not _same_structure(weights.reduction, reduction, depth):
             there, here = (json.dumps(each.model_dump(mode="json")) for each in (weights.reduction, reduction))
@@ -78,7 +78,7 @@ def match_weights(model: nn.Module, path: Path, reduction: Reduction) -> tuple[d
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise UserError(f"weights {path}: {problem} {names[0]}{more} of this model{models}")
-    return {name: tensors[name] for name in own if name not in fresh}, weights.reduced
+    return {name: tensors[name] for name in own if name not in fresh}, weights.reduction is not None
 
 
 def differing_models(weights: Weights, model: nn.Module) -> str:

@@ -23,16 +23,11 @@ class Weights:
 
     tensors: dict[str, Tensor]
     reduction: Reduction | None
-    """That made the model; None for files of other tools."""
+    """That made the model; None for weights of an unreduced one, as those of other tools are."""
     tied: dict[str, str]
     """Further name of a shared tensor -> the name that it is stored under."""
     model: str | None
     """timm's name of the model, and the arguments of its factory if there are any; None if the file does not say."""
-
-    @property
-    def reduced(self) -> bool:
-        """Whether they are those of a reduced model."""
-        return self.reduction is not None and self.reduction.changes_model
 
 
 def read_weights(path: Path) -> Weights:
@@ -81,8 +76,7 @@ def is_reduced(path: Path) -> bool:
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"weights {path}: cannot be read ({reason[:200]})") from error
-    reduction = _reduction(path, metadata)
-    return reduction is not None and reduction.changes_model
+    return _reduction(path, metadata) is not None
 
 
 def _our_metadata(file: Any) -> dict[str, Any]:
@@ -103,6 +97,7 @@ def _reduction(path: Path, metadata: dict[str, Any]) -> Reduction | None:
     if "reduction" not in metadata:
         return None
     try:
-        return parse_reduction(metadata["reduction"])
+        reduction = parse_reduction(metadata["reduction"])
     except SettingError as error:
         raise UserError(f"weights {path}: made with an unknown reduction ({error})") from None
+    return reduction if reduction.changes_model else None
