@@ -54,9 +54,9 @@ $(OLDEST_STAMP):
 quickstart: setup
 	@$(RUN) deepspeed --num_accelerators 1 launch/train.py --config configs/quickstart.json
 
-# Two files of tests at a time.
+# Two files of tests at a time, with a thread each: more threads than cores would wait for each other.
 test: setup
-	@$(RUN) python -m pytest -n 2 --dist loadfile -m "not gpu and not slow"
+	@$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile -m "not gpu and not slow"
 
 # What torch, MKL, oneDNN and numpy's OpenBLAS run on a CPU without AVX-512, MKL without FMA: a tolerance that holds on
 # this machine only fails here. Inductor's cache does not tell instruction sets apart and hands out loops of the wrong

@@ -52,6 +52,8 @@ class PreparedRun:
             loader = self.data.train
             size = find_micro_batch(self.config, self.world, self.build_engine, self.folder)
             loader.split = replace(loader.split, micro_batch=size)
+            if loader.split.padding and self.world.is_first:
+                print(loader.split.padding_cost, flush=True)
             engine = self.build_engine(micro_batch=loader.split.size, accumulation=loader.split.accumulation)
             yield Trainer(
                 self.config,

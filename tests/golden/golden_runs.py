@@ -80,8 +80,8 @@ def run_golden(folder: Path) -> dict[str, Any]:
     try:
         results = {}
         for name, (ranks, settings) in RUNS.items():
-            server.start(name, ["--config", QUICKSTART, f"name={name}", *SETTINGS, *settings], ranks=ranks)
-            assert server.answer() == [0] * ranks, server.log(name)[-3000:]
+            done = server.run(name, ["--config", QUICKSTART, f"name={name}", *SETTINGS, *settings], ranks=ranks)
+            assert done.status == 0, done.output[-3000:]
             results[name] = _result(folder / "runs" / name)
         return results
     finally:

@@ -125,6 +125,12 @@ class ForkServer:
         self.process.stdin.flush()
         return self.answer()
 
+    def run(self, name: str, arguments: list[str], *, ranks: int = 1) -> Outcome:
+        """Starts and waits. All ranks write to one log, which is both output and errors; the status is the largest."""
+        self.start(name, arguments, ranks=ranks)
+        status = max(self.answer())
+        return Outcome(status, self.log(name), self.log(name))
+
     def answer(self) -> Any:
         """The next answer: after `start`'s own, the exit status of each rank."""
         assert self.process.stdout is not None

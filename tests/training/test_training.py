@@ -1,4 +1,5 @@
-"""Whole runs, started as a user starts them. Each process imports torch and DeepSpeed anew, so there are few."""
+"""Whole runs. Where the start is what is tested, as a user starts them: each such process imports torch and DeepSpeed
+anew, so there are few. The others are forked from one process."""
 
 import gzip
 import json
@@ -9,12 +10,13 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from launching import BIN, QUICKSTART, SCRIPT, SECONDS, command, finish, losses, metrics, run, start
+from launching import BIN, QUICKSTART, SCRIPT, SECONDS, ForkServer, command, finish, losses, metrics, run, start
 from scalevit.config.loading import load_config
 from scalevit.data.shards.index import load_index
 from scalevit.distributed import World
@@ -48,16 +50,29 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
     return folder
 
 
-def train(workplace: Path, launcher: list[str], name: str, *settings: str) -> Path:
+@pytest.fixture(scope="module")
+def server(workplace: Path) -> Iterator[ForkServer]:
+    server = ForkServer(workplace)
+    yield server
+    server.close()
+
+
+def launch(workplace: Path, launcher: list[str], name: str, *settings: str) -> Path:
     outcome = run([*launcher, "--config", QUICKSTART, f"name={name}", *SETTINGS, *settings], cwd=workplace)
     assert outcome.status == 0, outcome.output + outcome.errors
     return workplace / "runs" / name
 
 
+def train(server: ForkServer, name: str, *settings: str, ranks: int = 1) -> Path:
+    outcome = server.run(name, ["--config", QUICKSTART, f"name={name}", *SETTINGS, *settings], ranks=ranks)
+    assert outcome.status == 0, outcome.output
+    return server.workplace / "runs" / name
+
+
 @pytest.fixture(scope="module")
 def single(workplace: Path) -> Path:
     """The run that the others must equal: one process, plain `python`."""
-    return train(workplace, command("python"), "single")
+    return launch(workplace, command("python"), "single")
 
 
 @pytest.mark.parametrize(
@@ -68,7 +83,7 @@ def single(workplace: Path) -> Path:
     ],
 )
 def test_two_processes_give_the_single_process_curve(single: Path, workplace: Path, launcher, settings) -> None:
-    folder = train(workplace, command(launcher, processes=2), f"two_{launcher}", *settings)
+    folder = launch(workplace, command(launcher, processes=2), f"two_{launcher}", *settings)
     # The order of summation differs; over a few steps the difference grows from 1e-7 by Adam's division.
     assert losses(folder) == pytest.approx(losses(single), rel=1e-5)
     ours, theirs = metrics(folder, "evaluation")[-1], metrics(single, "evaluation")[-1]
@@ -122,10 +137,10 @@ def test_interrupted_and_started_again_it_goes_on(single: Path, workplace: Path)
     assert losses(folder) == losses(single)
 
 
-def test_a_checkpoint_goes_on_with_the_other_engine_and_more_ranks(single: Path, workplace: Path) -> None:
+def test_a_checkpoint_goes_on_with_the_other_engine_and_more_ranks(single: Path, server: ForkServer) -> None:
     half = STEPS // 2
-    train(workplace, command("python"), "moved", f"train.max_steps={half}", "engine.stage=1", "ema.enabled=false")
-    folder = train(workplace, command("torchrun", processes=2), "moved", "engine.name=fsdp")
+    train(server, "moved", f"train.max_steps={half}", "engine.stage=1", "ema.enabled=false")
+    folder = train(server, "moved", "engine.name=fsdp", ranks=2)
     assert losses(folder) == pytest.approx(losses(single), rel=1e-5)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["ema"]["best_epoch"] == metrics(folder, "evaluation")[-1]["epoch"], "an EMA that began half-way"
@@ -155,23 +170,19 @@ def test_torchrun_starts_a_single_process(single: Path, workplace: Path, script:
     assert outcome.status == 0, outcome.output + outcome.errors
 
 
-def test_a_finished_run_shows_its_results_again(single: Path, workplace: Path) -> None:
+def test_a_finished_run_shows_its_results_again(single: Path, server: ForkServer) -> None:
     before = losses(single)
-    folder = train(workplace, command("python"), "single")
+    folder = train(server, "single")
     assert losses(folder) == before
 
 
-@pytest.mark.parametrize(
-    ("launcher", "processes", "settings"),
-    [("python", 1, ["engine.stage=2"]), ("torchrun", 2, ["engine.name=fsdp"])],
-)
-def test_a_profile_holds_the_chosen_steps_and_their_parts(workplace: Path, launcher, processes, settings) -> None:
-    name = f"profile_{launcher}"
+@pytest.mark.parametrize(("ranks", "engine"), [(1, "engine.stage=2"), (2, "engine.name=fsdp")])
+def test_a_profile_holds_the_chosen_steps_and_their_parts(server: ForkServer, ranks: int, engine: str) -> None:
     chosen = ["train.profile=true", "train.profile_after=2", "train.profile_steps=2", "train.max_steps=6"]
-    folder = train(workplace, command(launcher, processes), name, *settings, *chosen) / "profile" / "steps_3_4"
-    traces = [folder / f"trace_rank{rank}.json.gz" for rank in range(processes)]
+    folder = train(server, f"profile_{ranks}", engine, *chosen, ranks=ranks) / "profile" / "steps_3_4"
+    traces = [folder / f"trace_rank{rank}.json.gz" for rank in range(ranks)]
     assert sorted(folder.glob("trace*")) == traces
-    accumulation = 4 // processes  # micro-batches of 8 in a global batch of 32
+    accumulation = 4 // ranks  # micro-batches of 8 in a global batch of 32
     for path in traces:
         events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
         labels = [event["name"] for event in events if event.get("cat") == "user_annotation"]
@@ -188,9 +199,9 @@ def test_a_profile_holds_the_chosen_steps_and_their_parts(workplace: Path, launc
     assert "memory snapshots on CUDA devices only" in (folder / "memory.txt").read_text()
 
 
-def test_a_profile_that_cannot_be_written_is_told_in_one_line(workplace: Path) -> None:
-    arguments = [*command("python"), "--config", QUICKSTART, *SETTINGS, "train.profile=true", "train.max_steps=2"]
-    outcome = run([*arguments, "name=early"], cwd=workplace)
+def test_a_profile_that_cannot_be_written_is_told_in_one_line(server: ForkServer, workplace: Path) -> None:
+    arguments = ["--config", QUICKSTART, *SETTINGS, "train.profile=true", "train.max_steps=2"]
+    outcome = server.run("early", [*arguments, "name=early"])
     assert outcome.status == 0, outcome.errors
     said = [line for line in outcome.output.splitlines() if "no profile was written" in line]
     assert len(said) == 1, outcome.output
@@ -199,7 +210,7 @@ def test_a_profile_that_cannot_be_written_is_told_in_one_line(workplace: Path) -
     blocked = workplace / "runs" / "blocked"
     blocked.mkdir(parents=True)
     (blocked / "profile").write_text("a file where the folder should be")
-    outcome = run([*arguments, "name=blocked"], cwd=workplace)
+    outcome = server.run("blocked", [*arguments, "name=blocked"])
     expect_one_line(outcome.status, outcome.errors, "runs/blocked/profile", "cannot be written")
     assert not (blocked / "metrics.jsonl").exists(), "told before the first step"
 
@@ -210,7 +221,7 @@ def test_on_a_gpu_fused_and_eager_runs_agree(workplace: Path, engine: str) -> No
     curves = []
     for mlp in ("eager", "triton"):
         settings = [engine, f"kernels.mlp={mlp}", "train.precision=bf16", "train.max_steps=100"]
-        folder = train(workplace, command("python"), f"gpu_{mlp}_{engine[-1]}", *settings)
+        folder = launch(workplace, command("python"), f"gpu_{mlp}_{engine[-1]}", *settings)
         curves.append(losses(folder))
     # bf16 rounds either way: single steps differ, their mean over a stretch of the curve does not.
     eager, fused = (sum(curve[-20:]) / 20 for curve in curves)
@@ -294,7 +305,9 @@ def test_more_ranks_than_images_end_with_one_line(
         expect_one_line(ended.value.code, errors, said, "train.global_batch = 64", "at least the 65 ranks")
 
 
-def test_bad_samples_are_replaced_listed_and_counted_and_other_data_is_refused(workplace: Path, digits: Path) -> None:
+def test_bad_samples_are_replaced_listed_and_counted_and_other_data_is_refused(
+    server: ForkServer, workplace: Path, digits: Path
+) -> None:
     """Two ranks; 3 training images and 1 validation image are damaged in place."""
     folder = workplace / "damaged"
     shutil.copytree(digits, folder, ignore=shutil.ignore_patterns(".*"))
@@ -308,14 +321,14 @@ def test_bad_samples_are_replaced_listed_and_counted_and_other_data_is_refused(w
     settings = ["data.train=damaged/train", "data.validation=damaged/validation", "data.builtin=null"]
     # An epoch, so that every image comes up.
     settings += ["train.max_steps=46", "data.augmentation.aug_repeats=1", "data.transforms=fast"]
-    run_folder = train(workplace, command("torchrun", processes=2), "damaged", *settings, "engine.name=fsdp")
+    run_folder = train(server, "damaged", *settings, "engine.name=fsdp", ranks=2)
     records = [json.loads(line) for line in (run_folder / "data_faults.jsonl").read_text().splitlines()]
     assert len(records) == 4
     assert {record["reason"] for record in records} == {"the image's bytes have changed (wrong checksum)"}
     assert json.loads((run_folder / "summary.json").read_text())["data_faults"] == 4
     assert metrics(run_folder, "evaluation")[-1]["top1"] <= 100 * 359 / 360
-    base = [*command("python"), "--config", QUICKSTART, *SETTINGS, *settings]
-    limited = run([*base, "name=limited", "data.max_faults=2"], cwd=workplace)
+    base = ["--config", QUICKSTART, *SETTINGS, *settings]
+    limited = server.run("limited", [*base, "name=limited", "data.max_faults=2"])
     expect_one_line(limited.status, limited.errors, "data.max_faults = 2: found", "data_faults.jsonl")
-    other = run([*base, "name=damaged", "train.max_steps=50", "train.global_batch=64"], cwd=workplace)
+    other = server.run("other", [*base, "name=damaged", "train.max_steps=50", "train.global_batch=64"])
     expect_one_line(other.status, other.errors, "train.global_batch: 32 there, 64 now")

@@ -160,6 +160,15 @@ class Split:
         """Rows of weight 0 in a step, over all ranks."""
         return self.world_size * self.loads * self.loaded_rows - self.global_batch
 
+    @property
+    def padding_cost(self) -> str:
+        """In words, for `padding` > 0."""
+        computed = self.global_batch + self.padding
+        return (
+            f"{self.world_size} ranks compute {computed} rows per step for a global batch of {self.global_batch}: "
+            f"{self.padding / computed:.1%} of the computed rows are padding of weight 0"
+        )
+
     def of_rank(self, rank: int, step: int) -> Iterator[LoadedBatch]:
         """What a rank loads in a step."""
         start, end = (place * self._pairs // self.world_size for place in (rank, rank + 1))
