@@ -107,7 +107,7 @@ def _result(run: Path) -> dict[str, Any]:
 
 
 def deviations(ours: dict[str, Any], expected: dict[str, Any]) -> dict[str, float]:
-    """The largest relative deviation of a step's loss and gradient norm, and that of all final weights by their norm."""
+    """The largest relative deviation of a step's loss and gradient norm; that of all final weights by their norm."""
     relative = {
         key: max(abs(a - b) / abs(b) for a, b in zip(ours[key], expected[key], strict=True))
         for key in ("losses", "grad_norms")

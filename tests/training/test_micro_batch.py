@@ -43,9 +43,9 @@ def test_not_even_one_image_is_one_line_with_the_knobs() -> None:
 
 
 def test_lack_of_memory_later_is_one_line_with_the_knobs() -> None:
-    with pytest.raises(UserError, match=r"^out of memory with 12 images .*lower train\.micro_batch") as caught:
-        with naming_out_of_memory(12):
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\nmuch")
+    expected = r"^out of memory with 12 images .*lower train\.micro_batch"
+    with pytest.raises(UserError, match=expected) as caught, naming_out_of_memory(12):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\nmuch")
     assert "\n" not in str(caught.value)
 
 

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from splits import REFERENCE, Cell, deviations, run_cells, whole_table
 
 # Each engine, with numbers that divide the global batch of 40 and that do not.
