@@ -229,7 +229,7 @@ class _Run:
             parameters=model.parameters,
             micro_batch=split.size,
             accumulation=split.accumulation,
-            padding=split.padding / split.global_batch,
+            padding=split.padding_share,
             cost=cost,
             activation_bytes=micro_batch.peak_bytes,
             bytes_sent=cost.traffic.bytes_sent(self.gpus),

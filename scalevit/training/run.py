@@ -51,10 +51,14 @@ class PreparedRun:
         with _process_group(self.config, self.world):
             loader = self.data.train
             size = find_micro_batch(self.config, self.world, self.build_engine, self.folder)
-            loader.split = replace(loader.split, micro_batch=size)
-            if loader.split.padding and self.world.is_first:
-                print(loader.split.padding_cost, flush=True)
-            engine = self.build_engine(micro_batch=loader.split.size, accumulation=loader.split.accumulation)
+            loader.split = split = replace(loader.split, micro_batch=size)
+            if split.padding and self.world.is_first:
+                print(
+                    f"{split.world_size} ranks do not share {split.global_batch} images evenly: {split.padding} rows of "
+                    f"padding per step ({split.padding_share:.1%})",
+                    flush=True,
+                )
+            engine = self.build_engine(micro_batch=split.size, accumulation=split.accumulation)
             yield Trainer(
                 self.config,
                 self.world,

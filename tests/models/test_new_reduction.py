@@ -30,6 +30,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 
+import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
@@ -98,7 +99,7 @@ for reduction, source in ((config.reduction, model), (NoReduction(), build_model
 world = World.from_environment()
 build = EngineBuilder(config, world, check_engine(config, world))
 with world.process_group():
-    engine = build(micro_batch=3, accumulation=1)
+    engine = build(micro_batch=2, accumulation=1)
     engine.train()
     for step in range(2):
         RowKeys(engine.module).set(row_keys(0, Purpose.DROPPING, step, np.arange(2)), world.device)

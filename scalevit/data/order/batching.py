@@ -161,13 +161,9 @@ class Split:
         return self.world_size * self.loads * self.loaded_rows - self.global_batch
 
     @property
-    def padding_cost(self) -> str:
-        """In words, for `padding` > 0."""
-        computed = self.global_batch + self.padding
-        return (
-            f"{self.world_size} ranks compute {computed} rows per step for a global batch of {self.global_batch}: "
-            f"{self.padding / computed:.1%} of the computed rows are padding of weight 0"
-        )
+    def padding_share(self) -> float:
+        """`padding` relative to the global batch: the work that is added by it."""
+        return self.padding / self.global_batch
 
     def of_rank(self, rank: int, step: int) -> Iterator[LoadedBatch]:
         """What a rank loads in a step."""
