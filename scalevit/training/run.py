@@ -53,11 +53,8 @@ class PreparedRun:
             size = find_micro_batch(self.config, self.world, self.build_engine, self.folder)
             loader.split = split = replace(loader.split, micro_batch=size)
             if split.padding and self.world.is_first:
-                print(
-                    f"{split.world_size} ranks do not share {split.global_batch} images evenly: {split.padding} rows of "
-                    f"padding per step ({split.padding_share:.1%})",
-                    flush=True,
-                )
+                added = f"{split.padding} rows of padding per step ({split.padding_share:.1%})"
+                print(f"{split.world_size} ranks do not share {split.global_batch} images evenly: {added}", flush=True)
             engine = self.build_engine(micro_batch=split.size, accumulation=split.accumulation)
             yield Trainer(
                 self.config,

@@ -42,7 +42,6 @@ SETTINGS = [
     "optimizer.clip_grad_norm=1.0",
     "ema.decay=0.99",
     f"train.global_batch={GLOBAL_BATCH}",
-    f"train.max_steps={STEPS}",
     "train.log_every_steps=1",
     "train.checkpoint.every_epochs=50",
     "evaluation.every_epochs=50",
@@ -81,23 +80,25 @@ def whole_table() -> list[Cell]:
 
 
 def run_cells(cells: list[Cell], folder: Path) -> dict[Cell, dict[str, Any]]:
-    """Trains each cell; returns its losses, gradient norms, and both sets of final weights."""
+    """Results of cells, one after another."""
     server = ForkServer(folder)
     try:
-        results = {}
-        for cell in cells:
-            arguments = ["--config", QUICKSTART, f"name={cell.name}", *SETTINGS, *cell.settings]
-            done = server.run(cell.name, arguments, ranks=cell.ranks)
-            assert done.status == 0, done.output[-3000:]
-            results[cell] = _result(folder / "runs" / cell.name)
-        return results
+        return {cell: run_cell(server, cell) for cell in cells}
     finally:
         server.close()
 
 
-def _result(run: Path) -> dict[str, Any]:
+def run_cell(server: ForkServer, cell: Cell, *, steps: int = STEPS) -> dict[str, Any]:
+    """Trains a cell; returns its losses, gradient norms, and both sets of final weights."""
+    named = ["--config", QUICKSTART, f"name={cell.name}", f"train.max_steps={steps}"]
+    done = server.run(cell.name, [*named, *SETTINGS, *cell.settings], ranks=cell.ranks)
+    assert done.status == 0, done.output[-3000:]
+    return _result(server.workplace / "runs" / cell.name, steps)
+
+
+def _result(run: Path, steps: int) -> dict[str, Any]:
     records = metrics(run)
-    assert len(records) == STEPS
+    assert len(records) == steps
     return {
         "losses": [record["loss"] for record in records],
         "grad_norms": [record["grad_norm"] for record in records],

@@ -1,10 +1,14 @@
 """A run's numbers depend on neither the number of ranks nor the micro-batch. The whole table is in `splits.py`."""
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from splits import REFERENCE, Cell, deviations, run_cells, whole_table
+from splits import REFERENCE, STEPS, Cell, deviations, run_cell, run_cells, whole_table
+
+from launching import ForkServer
 
 # Each engine, with numbers that divide the global batch of 40 and that do not.
 CELLS = [
@@ -17,19 +21,51 @@ CELLS = [
 TOLERANCE = 1e-5
 
 
+SAVED = Cell("zero1", 4, "4")
+RESUMED = [Cell("zero1", 3, "auto"), Cell("fsdp", 7, "2"), Cell("zero3", 8, "5")]
+
+
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[Cell, dict[str, Any]]:
-    return run_cells([REFERENCE, *CELLS], tmp_path_factory.mktemp("splits"))
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    server = ForkServer(tmp_path_factory.mktemp("splits"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def reference(server: ForkServer) -> dict[str, Any]:
+    return run_cell(server, REFERENCE)
+
+
+@pytest.fixture(scope="module")
+def saved(server: ForkServer) -> Path:
+    """A run of half the steps on four ranks."""
+    run_cell(server, SAVED, steps=STEPS // 2)
+    return server.workplace / "runs" / SAVED.name
+
+
+def assert_equal(ours: dict[str, Any], expected: dict[str, Any]) -> None:
+    for key, deviation in deviations(ours, expected).items():
+        assert deviation < TOLERANCE, key
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
-def test_equal_to_one_process(results: dict[Cell, dict[str, Any]], cell: Cell) -> None:
-    for key, deviation in deviations(results[cell], results[REFERENCE]).items():
-        assert deviation < TOLERANCE, key
+def test_equal_to_one_process(server: ForkServer, reference: dict[str, Any], cell: Cell) -> None:
+    assert_equal(run_cell(server, cell), reference)
+
+
+@pytest.mark.parametrize("cell", RESUMED, ids=lambda cell: cell.name)
+def test_a_run_of_four_ranks_resumes_on_any_number(
+    server: ForkServer, reference: dict[str, Any], saved: Path, cell: Cell
+) -> None:
+    shutil.copytree(saved, server.workplace / "runs" / cell.name)
+    resumed = run_cell(server, cell)
+    assert f"resuming runs/{cell.name} at step {STEPS // 2}" in server.log(cell.name)
+    assert_equal(resumed, reference)
 
 
 @pytest.mark.slow
 def test_the_whole_table(tmp_path: Path) -> None:
     results = run_cells([REFERENCE, *whole_table()], tmp_path)
     for cell in whole_table():
-        assert max(deviations(results[cell], results[REFERENCE]).values()) < TOLERANCE, cell.name
+        assert_equal(results[cell], results[REFERENCE])
