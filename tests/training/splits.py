@@ -25,7 +25,7 @@ from launching import QUICKSTART, ForkServer, metrics
 from scalevit.data.order.batching import Split
 from scalevit.runs.environment import describe_environment
 
-STEPS, GLOBAL_BATCH = 24, 40
+STEPS, GLOBAL_BATCH = 24, 20
 # Everything that is random is on, and so is everything that sums over rows or parameters.
 SETTINGS = [
     "model.kwargs.depth=4",
@@ -36,7 +36,7 @@ SETTINGS = [
     "data.augmentation.aug_repeats=3",
     "data.augmentation.mixup=0.8",
     "data.augmentation.cutmix=1.0",
-    "data.augmentation.mixing_group=16",
+    "data.augmentation.mixing_group=8",
     "data.augmentation.random_erasing=0.25",
     "loss.label_smoothing=0.1",
     "optimizer.clip_grad_norm=1.0",

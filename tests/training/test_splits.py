@@ -10,7 +10,7 @@ from splits import REFERENCE, STEPS, Cell, deviations, run_cell, run_cells, whol
 
 from launching import ForkServer
 
-# Each engine, with numbers that divide the global batch of 40 and that do not.
+# Each engine, with numbers that divide the global batch of 20 and that do not.
 CELLS = [
     Cell("zero1", 3, "5"),
     Cell("zero3", 5, "2"),
