@@ -59,6 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
                 nodes=arguments.nodes,
                 optimizer_tensors=len(state_tensors(config.optimizer.name, config.optimizer.args)),
                 optimizer_refusals=optimizer_refusals(config.optimizer),
+                compare=len(arguments.gpus) == 1,
             )
             for gpus in arguments.gpus
         ]

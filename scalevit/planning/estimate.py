@@ -86,10 +86,12 @@ def estimate_run(
     nodes: int,
     optimizer_tensors: int,
     optimizer_refusals: Mapping[UpdateScope, str],
+    compare: bool = True,
 ) -> RunEstimate:
     """Estimates every reduction with every engine. The config's own settings are used wherever they apply.
 
     Args:
+        compare: False leaves out all reductions and engines but the config's own.
         gpus: devices over all nodes, one rank each.
         optimizer_tensors: state tensors of the parameter's shape that the config's optimizer has, e.g. 2 for AdamW.
         optimizer_refusals: why an engine with this `update_scope` cannot run that optimizer; absent where it can.
@@ -106,7 +108,7 @@ def estimate_run(
         raise SettingError("optimizer", config.optimizer.name, reason)
     with naming_settings({"global_batch": "train.global_batch"}):
         Split(config.train.global_batch, gpus, 1)
-    engines = list(_engines(config))
+    engines = list(_engines(config)) if compare else [config.engine]
     refusals = {engine.label: optimizer_refusals.get(engine.update_scope(world)) for engine in engines}
     engines_left_out = {label: reason for label, reason in refusals.items() if reason is not None}
     usable = device.usable_memory * device.memory_bytes
@@ -115,7 +117,7 @@ def estimate_run(
     rows: list[EstimateRow] = []
     models: dict[str, _ReducedModel] = {}
     left_out: dict[str, str] = {}
-    for reduction in _reductions(config):
+    for reduction in _reductions(config) if compare else [config.reduction]:
         strategy = reduction.kind()
         try:
             with naming_settings(SECTIONS):
@@ -202,6 +204,17 @@ class _ReducedModel:
             batch=batch,
         )
 
+    def peak_bytes(self, batch: int) -> int:
+        """The peak of one micro-batch, from four traces for all sizes.
+
+        From two images on, bytes in use at any moment are linear in the images, so that the peak is the largest of
+        some lines: that of small micro-batches, where weights' temporaries count most, and that of large ones.
+        """
+        if batch <= 3:
+            return self.trace(batch).peak_bytes
+        lines = ((first, self.trace(first).peak_bytes, self.trace(first + 1).peak_bytes) for first in (2, 4096))
+        return max(peak + (batch - first) * (next_peak - peak) for first, peak, next_peak in lines)
+
 
 @dataclass(frozen=True)
 class _Run:
@@ -265,7 +278,7 @@ class _Run:
 
     def _bytes(self, model: _ReducedModel, engine: EngineSettings, micro_batch: int) -> float:
         split = self._split(micro_batch)
-        return self._cost(model, engine, split).memory.peak(model.trace(split.size).peak_bytes)
+        return self._cost(model, engine, split).memory.peak(model.peak_bytes(split.size))
 
     def _seconds(self, micro_batch: Trace, cost: EngineCost, accumulation: int) -> dict[str, float]:
         """A step's time on each resource if no other limited it."""
