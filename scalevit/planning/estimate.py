@@ -204,7 +204,7 @@ class _ReducedModel:
             batch=batch,
         )
 
-    def peak_bytes(self, batch: int) -> int:
+    def peak_bytes(self, batch: int) -> float:
         """The peak of one micro-batch, from four traces for all sizes.
 
         From two images on, bytes in use at any moment are linear in the images, so that the peak is the largest of
