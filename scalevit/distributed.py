@@ -91,6 +91,10 @@ class World:
         # Not after an error: peers may be waiting in an operation that tearing down would wait for.
         dist.destroy_process_group()
 
+    def free_memory_bytes(self) -> int | None:
+        """Of this rank's GPU; None on a CPU, whose memory all ranks share."""
+        return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else None
+
     def all_reduce_sum(self, values: Tensor) -> Tensor:
         """The sum over ranks, in place, on the device's process group."""
         if self.size > 1:

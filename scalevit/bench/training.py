@@ -33,7 +33,7 @@ from scalevit.randomness import Purpose, row_keys
 from scalevit.runs.environment import describe_environment
 from scalevit.terminal import print_table
 from scalevit.training.engine_builder import EngineBuilder, check_engine
-from scalevit.training.micro_batch import first_micro_batch
+from scalevit.training.micro_batch import find_micro_batch
 from scalevit.training.tasks.base import DeviceBatch
 from scalevit.training.throughput import peak_flops
 
@@ -89,16 +89,24 @@ def _measure_all(configs: Sequence[Config], world: World, steps: int) -> list[Be
         prepare_cpu(ranks_per_node=world.ranks_per_node)
     rows: list[BenchRow] = []
     with world.process_group(offloads=any(config.engine.offloads for config in configs)):
+        found = [
+            find_micro_batch(config, world, EngineBuilder(config, world, scope))
+            for config, scope in zip(configs, scopes, strict=True)
+        ]
         for config, scope in zip(configs, scopes, strict=True):
-            rows.append(_measure(config, world, scope, steps, first=rows[0] if rows else None))
+            # One for all that leave it open, so that their rates can be compared.
+            batch = min(found) if config.train.micro_batch == "auto" else config.train.micro_batch
+            rows.append(_measure(config, world, scope, batch, steps, first=rows[0] if rows else None))
             gc.collect()
             if world.device.type == "cuda":
                 torch.cuda.empty_cache()
     return rows
 
 
-def _measure(config: Config, world: World, scope: UpdateScope, steps: int, first: BenchRow | None) -> BenchRow:
-    batch, precision = first_micro_batch(config.train), config.train.precision
+def _measure(
+    config: Config, world: World, scope: UpdateScope, batch: int, steps: int, first: BenchRow | None
+) -> BenchRow:
+    precision = config.train.precision
     engine = EngineBuilder(config, world, scope)(micro_batch=batch, accumulation=1)
     seconds = _step_seconds(engine, config, batch, world, steps)
     engine.close()

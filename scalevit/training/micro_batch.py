@@ -42,29 +42,41 @@ def first_micro_batch(train: TrainConfig) -> int:
     return CPU_MICRO_BATCH if train.micro_batch == "auto" else train.micro_batch
 
 
-def find_micro_batch(config: Config, world: World, build_engine: EngineBuilder, folder: RunFolder) -> int:
-    """The micro-batch of a run, the same on every rank. Collective.
+def micro_batch_of_run(config: Config, world: World, build_engine: EngineBuilder, folder: RunFolder) -> int:
+    """As `find_micro_batch`, but a run that is resumed under the same conditions takes what it found before.
 
-    A run that is resumed on the same number of the same devices, with the same model, takes what it found before.
+    Conditions are the number and kind of devices, the model and all that needs memory. Collective.
+
+    Raises:
+        UserError: not even one image fits, or the folder cannot be written.
+    """
+    if config.train.micro_batch != "auto":
+        return config.train.micro_batch
+    conditions = _conditions(config, world)
+    size = world.from_first(folder.read_micro_batch(conditions) if world.is_first else None)
+    if size is None:
+        size = find_micro_batch(config, world, build_engine)
+        with world.collective_errors():
+            folder.write_micro_batch(conditions, size)
+    return int(size)
+
+
+def find_micro_batch(config: Config, world: World, build_engine: EngineBuilder) -> int:
+    """The micro-batch as configured, or the largest that fits on every rank. Collective.
 
     Raises:
         UserError: not even one image fits.
     """
-    if config.train.micro_batch != "auto" or world.device.type == "cpu":
+    free = world.free_memory_bytes()
+    if config.train.micro_batch != "auto" or free is None:
         return first_micro_batch(config.train)
-    conditions = _conditions(config, world)
-    recorded = world.from_first(folder.read_micro_batch(conditions) if world.is_first else None)
-    if recorded is not None:
-        return recorded
     guess = largest_micro_batch(
         config,
         ranks=world.size,
-        memory_bytes=_USABLE * min(world.gather([torch.cuda.mem_get_info(world.device)[0]])),
+        memory_bytes=_USABLE * min(world.gather([free])),
         optimizer_tensors=len(state_tensors(config.optimizer.name, config.optimizer.args)),
     )
     found = largest_that_fits(guess, lambda size: _fits(size, config, world, build_engine))
-    with world.collective_errors():
-        folder.write_micro_batch(conditions, found)
     if world.is_first:
         print(f"train.micro_batch = auto: {found} images per forward pass (estimated: {guess})", flush=True)
     return found

@@ -23,7 +23,7 @@ from scalevit.runs.summary import Summary
 from scalevit.runs.tracking import Tracking
 from scalevit.training.engine_builder import EngineBuilder, check_engine
 from scalevit.training.evaluation import CheckedMetrics, evaluate_within_limit
-from scalevit.training.micro_batch import find_micro_batch, naming_out_of_memory
+from scalevit.training.micro_batch import micro_batch_of_run, naming_out_of_memory
 from scalevit.training.open_data import RunData, open_data, open_evaluation
 from scalevit.training.resume import find_resumable
 from scalevit.training.setting_keys import TRACKER_KEYS, naming_data_settings
@@ -50,7 +50,7 @@ class PreparedRun:
         """The trainer of this run, with a process group for as long as the block runs. Collective."""
         with _process_group(self.config, self.world):
             loader = self.data.train
-            size = find_micro_batch(self.config, self.world, self.build_engine, self.folder)
+            size = micro_batch_of_run(self.config, self.world, self.build_engine, self.folder)
             loader.split = split = replace(loader.split, micro_batch=size)
             if split.padding and self.world.is_first:
                 added = f"{split.padding} rows of padding per step ({split.padding_share:.1%})"

@@ -1,13 +1,17 @@
 """Mixup and CutMix: the pairs, the arithmetic, and timm's distributions."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from scipy.stats import ks_2samp
 from timm.data import Mixup
+from timm.data.distributed_sampler import RepeatAugSampler
 from timm.data.mixup import cutmix_bbox_and_lam
 
 from scalevit.data.order.batching import PADDING, BatchLayout
+from scalevit.data.order.shuffle import Order
 from scalevit.data.transforms.mixing import BatchMixing
 from scalevit.errors import SettingError
 
@@ -140,11 +144,23 @@ def test_draws_are_distributed_as_timms(settings, draws):
             assert ks_2samp(own, expected).pvalue > 1e-3
 
 
-def test_copies_of_an_image_are_paired_less_often_than_in_timms_loader():
-    """timm's RepeatAugSampler puts copies next to each other, and row j of 256 is mixed with row 255 - j."""
-    rows = np.arange(256)
-    timms = (rows // 3 == rows[::-1] // 3).sum()
-    assert timms > 0
-    for step in range(DRAWS // 1024):
-        positions, _ = BatchLayout(1024, 3).rows(step, np.arange(1024))
-        assert not (positions[0::2] == positions[1::2]).any()
+def epochs_of(sampler):
+    for epoch in itertools.count():
+        sampler.set_epoch(epoch)
+        yield from sampler
+
+
+@pytest.mark.parametrize("samples", [20_000, 1_281_167], ids=["small set", "ImageNet"])
+def test_pairs_are_as_far_apart_as_in_timms_loader(samples):
+    """timm's RepeatAugSampler, and row j of a batch mixed with the j-th from the end, as `Mixup` does."""
+    steps = -(-DRAWS // 512)
+    rows = [BatchLayout(1024, 3).rows(step, np.arange(1024))[0] for step in range(steps)]
+    ids = Order(samples, seed=3).ids(np.concatenate(rows))
+    ours = abs(ids[0::2] - ids[1::2])
+    sampler = RepeatAugSampler(range(samples), num_replicas=1, rank=0, num_repeats=3, selected_round=0)
+    batches = np.fromiter(itertools.islice(epochs_of(sampler), steps * 1024), np.int64).reshape(-1, 256)
+    theirs = abs(batches - batches[:, ::-1])[:, :128].ravel()
+    assert (theirs == 0).mean() > 0.001
+    assert not (ours == 0).any(), "copies of one image are never mixed"
+    # The same two images meet in up to three copies, so a third of the pairs are independent; 1 % are this far apart.
+    assert ks_2samp(ours, theirs[theirs > 0]).statistic < 1.63 * (2 / (len(ours) / 3)) ** 0.5

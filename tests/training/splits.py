@@ -90,13 +90,19 @@ def run_cells(cells: list[Cell], folder: Path) -> dict[Cell, dict[str, Any]]:
 
 def run_cell(server: ForkServer, cell: Cell, *, steps: int = STEPS) -> dict[str, Any]:
     """Trains a cell; returns its losses, gradient norms, and both sets of final weights."""
-    named = ["--config", QUICKSTART, f"name={cell.name}", f"train.max_steps={steps}"]
-    done = server.run(cell.name, [*named, *SETTINGS, *cell.settings], ranks=cell.ranks)
+    done = server.run(cell.name, arguments(cell, steps=steps), ranks=cell.ranks)
     assert done.status == 0, done.output[-3000:]
-    return _result(server.workplace / "runs" / cell.name, steps)
+    return result(server.workplace / "runs" / cell.name, steps)
 
 
-def _result(run: Path, steps: int) -> dict[str, Any]:
+def arguments(cell: Cell, *, steps: int = STEPS) -> list[str]:
+    """Of `launch/train.py`."""
+    named = ["--config", QUICKSTART, f"name={cell.name}", f"train.max_steps={steps}"]
+    return [*named, *SETTINGS, *cell.settings]
+
+
+def result(run: Path, steps: int = STEPS) -> dict[str, Any]:
+    """What a run left in its folder."""
     records = metrics(run)
     assert len(records) == steps
     return {
