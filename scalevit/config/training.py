@@ -74,7 +74,7 @@ class TrainConfig(Section):
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass (non-reentrant): less memory, about a third more compute."""
     compile: bool = False
-    """Compile each block with torch.compile. Drop-path and dropout then draw other random numbers."""
+    """Compile each block with torch.compile. Apart from rounding, results do not depend on it."""
     meta_init: bool = False
     """Initialise each shard separately, for models larger than the memory of a host; needs FSDP2 or ZeRO stage 3. The
     initial values follow timm's distributions but differ from those of the same seed without it."""
