@@ -17,6 +17,7 @@ from scalevit.data.loading.evaluation_loader import EvaluationLoader
 from scalevit.distributed import World
 from scalevit.errors import UserError, naming_settings, settings_of
 from scalevit.models.costs import ModelCosts, model_costs
+from scalevit.models.weights.read import read_classes
 from scalevit.runs.environment import describe_environment
 from scalevit.runs.folder import RunFolder
 from scalevit.runs.summary import Summary
@@ -132,14 +133,16 @@ def prepare_evaluation(config: Config) -> PreparedEvaluation:
     Raises:
         UserError: as `prepare`, or no weights are named.
     """
-    if config.model.initial_weights is None:
+    weights = config.model.initial_weights
+    if weights is None:
         raise UserError("config: model.initial_weights = null: name the weights to evaluate")
     world = World.from_environment()
     config = with_model_defaults(config)
     scope = check_engine(config, world)
+    build_engine = EngineBuilder(config, world, scope, need_classifier=True)
     with naming_data_settings():
-        data = open_evaluation(config, world)
-    return PreparedEvaluation(config, world, data, EngineBuilder(config, world, scope))
+        data = open_evaluation(config, world, classes=read_classes(Path(weights)))
+    return PreparedEvaluation(config, world, data, build_engine)
 
 
 def with_model_defaults(config: Config) -> Config:

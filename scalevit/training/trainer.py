@@ -22,6 +22,7 @@ from scalevit.engines.base import Engine
 from scalevit.errors import UserError
 from scalevit.models.costs import ModelCosts
 from scalevit.runs.folder import RunFolder
+from scalevit.runs.records import Record
 from scalevit.runs.summary import Summary, best_epoch
 from scalevit.runs.tracking import Tracking
 from scalevit.terminal import ProgressBar
@@ -33,9 +34,10 @@ from scalevit.training.open_data import RunData
 from scalevit.training.optimizers import state_tensors
 from scalevit.training.preemption import Interrupted, PreemptionHandler
 from scalevit.training.profiling import Profiler
-from scalevit.training.resume import changed_settings
+from scalevit.training.resume import check_classes
 from scalevit.training.run_output import RunOutput
 from scalevit.training.schedules import Schedule
+from scalevit.training.setting_changes import changed_settings, described
 from scalevit.training.setting_keys import DATA_KEYS
 from scalevit.training.step import DivergenceCheck, TrainingStep
 from scalevit.training.throughput import Throughput, peak_flops
@@ -96,7 +98,7 @@ class Trainer:
         self.throughput = Throughput(costs.training_flops, peak * world.size if peak else None)
         self.interval, self.divergence = Interval(world), DivergenceCheck()
         self.saver = Saver(folder.checkpoints, world, train.checkpoint)
-        self.output = RunOutput(config, world, folder, tracking, data.index_faults)
+        self.output = RunOutput(config, world, folder, tracking, classes=data.classes, index_faults=data.index_faults)
         self._evaluation: Evaluation | None = None  # of the weights after the last step, if they were evaluated
         self._lr = math.nan
 
@@ -126,23 +128,30 @@ class Trainer:
         """Restores a checkpoint, if there is one, and opens run folder and trackers."""
         names = ", ".join(checkpoint.name for checkpoint in resume_from)
         self.world.check_equal_across_ranks("what can be resumed from", names or None)
-        if resume_from:
-            self._resume(newest_intact(resume_from, self.world))
+        resumed = self._resume(newest_intact(resume_from, self.world)) if resume_from else None
         self.output.open(self.state, self.environment)
+        if resumed is not None:
+            self.output.log(resumed)
         self.output.record_faults(self.state.step)
 
-    def _resume(self, checkpoint: Path) -> None:
+    def _resume(self, checkpoint: Path) -> Record:
+        """Restores a checkpoint; returns the record of it."""
         record = read_record(checkpoint)
         if record["data"] is not None:  # a converted checkpoint knows no order of samples
             with self.world.collective_errors():
                 check_fingerprint(record["data"], self.data.train.fingerprint, f"checkpoint {checkpoint}", DATA_KEYS)
+                check_classes(record.get("classes"), self.data.classes, f"checkpoint {checkpoint}")
         kept = state_tensors(self.config.optimizer.name, self.config.optimizer.args)
         self.state = restore(checkpoint, self.engine, self.ema.tensors if self.ema else None, kept=kept)
         self.throughput.add(self.state.timed_images, self.state.seconds)
+        changes = changed_settings(record["config"], self.config.model_dump(mode="json"))
+        if changes:
+            self.state.changes.append({"step": self.state.step, "changes": changes})
         if self.world.is_first:
             print(f"resuming {self.folder.path} at step {self.state.step}", flush=True)
-            if changes := changed_settings(record["config"], self.config.model_dump(mode="json")):
-                print(f"settings changed since that checkpoint: {'; '.join(changes)}", flush=True)
+            for change in described(changes):
+                print(f"changed since that checkpoint: {change}", flush=True)
+        return {"kind": "resume", "step": self.state.step, "changes": changes}
 
     def _run_steps(self) -> None:
         state, world, loader = self.state, self.world, self.data.train
@@ -240,7 +249,11 @@ class Trainer:
     def _save(self) -> None:
         """Saves a checkpoint."""
         self.state.seconds, self.state.timed_images = self.throughput.seconds, self.throughput.images
-        about = {"config": self.config.model_dump(mode="json"), "data": self.data.train.fingerprint}
+        about = {
+            "config": self.config.model_dump(mode="json"),
+            "data": self.data.train.fingerprint,
+            "classes": self.data.classes,
+        }
         score = None if self._evaluation is None else self._evaluation.score
         self.saver.save(self.engine, self.ema.tensors if self.ema else None, self.state, about, score)
 

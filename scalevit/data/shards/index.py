@@ -23,13 +23,13 @@ import numpy as np
 from scalevit.data.faults import Fault
 from scalevit.data.images import KINDS
 from scalevit.data.shards import tar
-from scalevit.data.shards.discovery import Shard, find_shards, stat_shard
+from scalevit.data.shards.discovery import Shard, class_names, find_shards, stat_shard
 from scalevit.data.shards.labels import DEFAULT_KEY
 from scalevit.data.shards.samples import Scan, ShardMetadata, read_shard_metadata, scan_shard
 from scalevit.data.storage import remote
 from scalevit.data.storage.files import open_shard
 from scalevit.data.storage.paths import file_name, is_remote
-from scalevit.errors import SettingError, UserError
+from scalevit.errors import SettingError, UserError, nearest_hint
 from scalevit.files import writing_whole
 
 _FORMAT = 2
@@ -57,6 +57,8 @@ class Index:
     """int64, checksum of the image's bytes, -1 if unknown."""
     faults: tuple[Fault, ...] = ()
     """Samples of the shards that are not in the index because they cannot be used."""
+    classes: tuple[str, ...] | None = None
+    """Names of labels 0..., where the set has them."""
 
     def __len__(self) -> int:
         return len(self.label)
@@ -81,6 +83,32 @@ class Index:
         except UserError:
             key = "?"
         return Fault(self.shards[self.shard[sample]].path, key, int(self.offset[sample]), reason)
+
+    def numbered_as(self, classes: Sequence[str]) -> "Index":
+        """The same samples with the label numbers of another set's classes, by name.
+
+        Args:
+            classes: of the other set, all different.
+
+        Raises:
+            UserError: this set has images of a class that the other has not.
+        """
+        if self.classes is None or self.classes == tuple(classes):
+            return self
+        numbers = {name: number for number, name in enumerate(classes)}
+        mapping = np.array([numbers.get(name, -1) for name in self.classes], np.int64)
+        named = (self.label >= 0) & (self.label < len(mapping))  # others are left to `check_labels`
+        label = self.label.copy()
+        label[named] = mapping[self.label[named]]
+        unknown = np.unique(self.label[named & (label < 0)])
+        if len(unknown):
+            name = self.classes[unknown[0]]
+            more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+            raise UserError(
+                f"shards at {os.path.dirname(self.shards[0].path)}: class {name!r}{more} of {len(self.classes)} is not "
+                f"among the {len(classes)} classes of the training set{nearest_hint(name, classes)}"
+            )
+        return replace(self, label=label, classes=tuple(classes))
 
     def check_labels(self, num_classes: int) -> None:
         """Checks that all labels are in 0..num_classes-1.
@@ -117,7 +145,7 @@ def load_index(pattern: str | os.PathLike[str], *, label_key: str = DEFAULT_KEY,
     if checksums and (index.crc32 < 0).any():
         index = add_checksums(index)
         _save(index, label_key)
-    return index
+    return replace(index, classes=class_names(paths))
 
 
 def build_index(
