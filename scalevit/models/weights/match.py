@@ -76,8 +76,10 @@ def match_weights(
     classifier = {name for name in own if name.startswith(family.classifiers)}
     fresh = {name for name in classifier if name in tensors and tensors[name].shape[:1] != own[name].shape[:1]}
     if fresh and need_classifier:
-        there, here = (each[min(fresh)].shape[0] for each in (tensors, own))
-        raise UserError(f"weights {path}: have a classifier of {there} classes, but model.num_classes = {here}{models}")
+        held, wanted = (each[min(fresh)].shape[0] for each in (tensors, own))
+        raise UserError(
+            f"weights {path}: have a classifier of {held} classes, but model.num_classes = {wanted}{models}"
+        )
     missing = sorted(own.keys() - tensors.keys() - fresh)
     unknown = sorted(tensors.keys() - own.keys() - tied_names(model).keys())
     other_shape = sorted(n for n in own.keys() & tensors.keys() - fresh if own[n].shape != tensors[n].shape)
