@@ -31,10 +31,11 @@ CPU_MICRO_BATCH = 64
 """On a CPU, memory is no limit and larger ones are not faster."""
 # Of the free memory; the rest is for the communication library and fragmentation.
 _USABLE = 0.92
-_KNOBS = (
+TRAINING_KNOBS = (
     "lower train.micro_batch, set train.activation_checkpointing=true or kernels.save=lean, lower evaluation.batch, or "
     "shard more (engine.name=fsdp, engine.stage=3)"
 )
+"""What a user can change where the memory of a GPU does not suffice for training."""
 
 
 def first_micro_batch(train: TrainConfig) -> int:
@@ -91,14 +92,18 @@ def largest_that_fits(guess: int, fits: Callable[[int], bool]) -> int:
     size = guess
     while not fits(size):
         if size == 1:
-            raise UserError(f"out of memory with one image per forward pass: {_KNOBS}")
+            raise UserError(f"out of memory with one image per forward pass: {TRAINING_KNOBS}")
         size //= 2
     return size
 
 
 @contextmanager
-def naming_out_of_memory(micro_batch: int) -> Iterator[None]:
+def naming_out_of_memory(images: int, knobs: str) -> Iterator[None]:
     """Turns a GPU's lack of memory into one line that names what can be changed.
+
+    Args:
+        images: of a forward pass.
+        knobs: the settings that need less memory.
 
     Raises:
         UserError: memory did not suffice.
@@ -106,7 +111,7 @@ def naming_out_of_memory(micro_batch: int) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise UserError(f"out of memory with {micro_batch} images per forward pass: {_KNOBS}") from error
+        raise UserError(f"out of memory with {images} images per forward pass: {knobs}") from error
 
 
 def _conditions(config: Config, world: World) -> dict[str, Any]:

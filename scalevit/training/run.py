@@ -24,7 +24,7 @@ from scalevit.runs.summary import Summary
 from scalevit.runs.tracking import Tracking
 from scalevit.training.engine_builder import EngineBuilder, check_engine
 from scalevit.training.evaluation import CheckedMetrics, evaluate_within_limit
-from scalevit.training.micro_batch import micro_batch_of_run, naming_out_of_memory
+from scalevit.training.micro_batch import TRAINING_KNOBS, micro_batch_of_run, naming_out_of_memory
 from scalevit.training.open_data import RunData, open_data, open_evaluation
 from scalevit.training.resume import find_resumable
 from scalevit.training.setting_keys import TRACKER_KEYS, naming_data_settings
@@ -56,17 +56,17 @@ class PreparedRun:
             if split.padding and self.world.is_first:
                 added = f"{split.padding} rows of padding per step ({split.padding_share:.1%})"
                 print(f"{split.world_size} ranks do not share {split.global_batch} images evenly: {added}", flush=True)
-            engine = self.build_engine(micro_batch=split.size, accumulation=split.accumulation)
-            yield Trainer(
-                self.config,
-                self.world,
-                engine,
-                self.data,
-                self.folder,
-                self.tracking,
-                self.costs,
-                describe_environment(self.world.size, self.world.device_name),
-            )
+            with naming_out_of_memory(split.size, TRAINING_KNOBS):
+                yield Trainer(
+                    self.config,
+                    self.world,
+                    self.build_engine(micro_batch=split.size, accumulation=split.accumulation),
+                    self.data,
+                    self.folder,
+                    self.tracking,
+                    self.costs,
+                    describe_environment(self.world.size, self.world.device_name),
+                )
 
     def train(self) -> Summary:
         """Trains to the end.
@@ -75,7 +75,7 @@ class PreparedRun:
             Interrupted: a signal asked to stop; a checkpoint was saved.
             UserError: the data, the disk or the numbers end the run.
         """
-        with self.trainer() as trainer, naming_out_of_memory(self.data.train.split.size):
+        with self.trainer() as trainer:
             return trainer.fit(resume_from=self.checkpoints)
 
 
@@ -92,9 +92,11 @@ class PreparedEvaluation:
         """Every metric of the validation set, and its bad samples.
 
         Raises:
-            UserError: a shard cannot be read, or there are more bad samples than `data.max_faults`.
+            UserError: a shard cannot be read, there are more bad samples than `data.max_faults`, or memory does not
+                suffice.
         """
-        with _process_group(self.config, self.world):
+        images = self.config.evaluation.batch
+        with _process_group(self.config, self.world), naming_out_of_memory(images, "lower evaluation.batch"):
             return evaluate_within_limit(
                 self.build_engine(micro_batch=1, accumulation=1),  # no step is taken
                 self.data,

@@ -12,6 +12,7 @@ from scalevit.errors import UserError
 from scalevit.runs.folder import RunFolder
 from scalevit.training.micro_batch import (
     CPU_MICRO_BATCH,
+    TRAINING_KNOBS,
     first_micro_batch,
     largest_that_fits,
     naming_out_of_memory,
@@ -44,7 +45,7 @@ def test_not_even_one_image_is_one_line_with_the_knobs() -> None:
 
 def test_lack_of_memory_later_is_one_line_with_the_knobs() -> None:
     expected = r"^out of memory with 12 images .*lower train\.micro_batch"
-    with pytest.raises(UserError, match=expected) as caught, naming_out_of_memory(12):
+    with pytest.raises(UserError, match=expected) as caught, naming_out_of_memory(12, TRAINING_KNOBS):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\nmuch")
     assert "\n" not in str(caught.value)
 
