@@ -22,7 +22,7 @@ class Interval:
 
     def _reset(self) -> None:
         self._losses: dict[str, Tensor] = {}
-        self.steps, self._seconds, self._skipped, self._grad_norm = 0, 0.0, 0, math.nan
+        self.steps, self._seconds, self._data_seconds, self._skipped, self._grad_norm = 0, 0.0, 0.0, 0, math.nan
 
     def add(self, report: StepReport) -> None:
         """One optimizer step."""
@@ -30,6 +30,7 @@ class Interval:
             self._losses[name] = self._losses[name] + loss if name in self._losses else loss
         self.steps += 1
         self._seconds += report.seconds
+        self._data_seconds += report.data_seconds
         self._skipped += report.result.skipped
         self._grad_norm = report.result.grad_norm
         if self._world.device.type == "cpu":
@@ -41,14 +42,15 @@ class Interval:
         Args:
             images_per_step: over all ranks.
         """
-        sums = self._world.all_reduce_sum(torch.stack(list(self._losses.values())))
-        means = (sums / self.steps).tolist()
-        losses = dict(zip(self._losses, means, strict=True))
+        share = torch.tensor(self._data_seconds / self._seconds / self._world.size, device=self._world.device)
+        sums = self._world.all_reduce_sum(torch.stack([*self._losses.values(), share]))
+        losses = dict(zip(self._losses, (sums[:-1] / self.steps).tolist(), strict=True))
         self.latest_loss = losses["loss"]
         rest = {
             "grad_norm": self._grad_norm,
             "skipped": self._skipped,
             "images_per_second": self.steps * images_per_step / self._seconds,
+            "data_wait": sums[-1].item(),
         }
         self._reset()
         return losses, rest

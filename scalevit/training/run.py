@@ -22,6 +22,7 @@ from scalevit.runs.environment import describe_environment
 from scalevit.runs.folder import RunFolder
 from scalevit.runs.summary import Summary
 from scalevit.runs.tracking import Tracking
+from scalevit.training.banner import banner
 from scalevit.training.engine_builder import EngineBuilder, check_engine
 from scalevit.training.evaluation import CheckedMetrics, evaluate_within_limit
 from scalevit.training.micro_batch import TRAINING_KNOBS, micro_batch_of_run, naming_out_of_memory
@@ -53,14 +54,15 @@ class PreparedRun:
             loader = self.data.train
             size = micro_batch_of_run(self.config, self.world, self.build_engine, self.folder)
             loader.split = split = replace(loader.split, micro_batch=size)
-            if split.padding and self.world.is_first:
-                added = f"{split.padding} rows of padding per step ({split.padding_share:.1%})"
-                print(f"{split.world_size} ranks do not share {split.global_batch} images evenly: {added}", flush=True)
             with naming_out_of_memory(split.size, TRAINING_KNOBS):
+                engine = self.build_engine(micro_batch=split.size, accumulation=split.accumulation)
+                if self.world.is_first:
+                    shown = banner(self.config, self.world, self.data, self.costs, engine.module, self.folder.path)
+                    print(shown, flush=True)
                 yield Trainer(
                     self.config,
                     self.world,
-                    self.build_engine(micro_batch=split.size, accumulation=split.accumulation),
+                    engine,
                     self.data,
                     self.folder,
                     self.tracking,

@@ -3,6 +3,7 @@
 Every method is collective; rank 0 writes, and all ranks leave together where it cannot.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -67,10 +68,10 @@ class RunOutput:
                 state.trackers = self._tracking.open(info, state.trackers)
 
     def log(self, record: Record) -> None:
-        """Sends a record to metrics.jsonl and the trackers."""
+        """Sends a record with its time to metrics.jsonl and the trackers."""
         with self._world.collective_errors():
             if self._world.is_first:
-                self._tracking.log(record)
+                self._tracking.log({**record, "time": round(time.time(), 3)})
 
     def record_faults(self, step: int) -> None:
         """Lists the bad samples that any rank met, and ends the run beyond the limit."""

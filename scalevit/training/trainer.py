@@ -221,6 +221,7 @@ class Trainer:
                 **sums,
                 "loss_scale": self.engine.loss_scale.value,
                 "mfu": self.throughput.mfu,
+                "peak_memory_bytes": self.world.peak_memory_bytes(),
                 "data_faults": self.output.fault_count,
             }
         )
