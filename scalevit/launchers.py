@@ -51,6 +51,14 @@ def find_launch(environment: Mapping[str, str]) -> Launch:
     return inner
 
 
+def reporting_rank(environment: Mapping[str, str]) -> int:
+    """The rank for messages: 0 where the variables of launchers are incomplete or contradict each other."""
+    try:
+        return find_launch(environment).rank
+    except UserError:
+        return 0
+
+
 def _launches(environment: Mapping[str, str]) -> Iterator[Launch]:
     """From the innermost launcher to the outermost."""
     if "RANK" in environment or "WORLD_SIZE" in environment:

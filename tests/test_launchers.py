@@ -3,7 +3,7 @@
 import pytest
 
 from scalevit.errors import UserError
-from scalevit.launchers import Launch, find_launch, first_host
+from scalevit.launchers import Launch, find_launch, first_host, reporting_rank
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}
 DEEPSPEED = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "3", "LOCAL_SIZE": "4"}
@@ -112,6 +112,12 @@ def test_contradictions_are_refused_in_one_line(environment, message):
     with pytest.raises(UserError, match=message) as caught:
         find_launch(environment)
     assert "\n" not in str(caught.value)
+
+
+def test_the_rank_of_messages_needs_no_consistent_variables():
+    assert [reporting_rank(each) for each in (SLURM, OPEN_MPI, TORCHRUN, {}, {"RANK": "x"}, {"RANK": "3"})] == [
+        9, 1, 3, 0, 0, 0
+    ]  # fmt: skip
 
 
 def test_alone_needs_no_address():
