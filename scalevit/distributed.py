@@ -96,6 +96,10 @@ class World:
         """Of this rank's GPU; None on a CPU, whose memory all ranks share."""
         return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else None
 
+    def memory_bytes(self) -> int | None:
+        """Of this rank's GPU in all; None on a CPU."""
+        return torch.cuda.mem_get_info(self.device)[1] if self.device.type == "cuda" else None
+
     def peak_memory_bytes(self) -> int:
         """The most that this rank's GPU had allocated at any time; on a CPU, the most that this process had in RAM."""
         if self.device.type == "cuda":

@@ -48,7 +48,7 @@ class ProgressBar:
             self._bar.update(self._task, advance=1, note=shown)
         elif now - self._last_line > _SECONDS_BETWEEN_LINES:
             self._last_line = now
-            remaining = _duration((self.total - self.done) / self._rate(now))
+            remaining = format_duration((self.total - self.done) / self._rate(now))
             shown = note or f"{self._rate(now):.0f}/s"
             self.line(f"{self.title}: {self.done}/{self.total} {self.unit}, {shown}, {remaining} left")
 
@@ -66,14 +66,14 @@ class ProgressBar:
             self._bar.stop()
         if kind is None:
             now = time.monotonic()
-            elapsed, count = _duration(now - self._started), self.done - self._first
+            elapsed, count = format_duration(now - self._started), self.done - self._first
             self.line(f"{self.title}: {count} {self.unit} in {elapsed}, {self._rate(now):.1f}/s")
 
     def _rate(self, now: float) -> float:
         return max(self.done - self._first, 1e-9) / max(now - self._started, 1e-9)
 
 
-def _duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """12 s, 3 min 20 s, 5 h 07 min."""
     if seconds < 100:
         return f"{seconds:.0f} s"

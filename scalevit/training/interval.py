@@ -18,6 +18,8 @@ class Interval:
         self.latest_loss = math.nan
         """Of this rank's images: of the last step on a CPU, else of the last record: on a GPU reading it would wait for
         the step."""
+        self.latest_data_wait = math.nan
+        """Share of the steps' time that this rank waited for its loader, since the last record."""
         self._reset()
 
     def _reset(self) -> None:
@@ -31,6 +33,7 @@ class Interval:
         self.steps += 1
         self._seconds += report.seconds
         self._data_seconds += report.data_seconds
+        self.latest_data_wait = self._data_seconds / self._seconds
         self._skipped += report.result.skipped
         self._grad_norm = report.result.grad_norm
         if self._world.device.type == "cpu":

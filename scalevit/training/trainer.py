@@ -25,7 +25,7 @@ from scalevit.runs.folder import RunFolder
 from scalevit.runs.records import Record
 from scalevit.runs.summary import Summary, best_epoch
 from scalevit.runs.tracking import Tracking
-from scalevit.terminal import ProgressBar
+from scalevit.terminal import ProgressBar, format_bytes, format_duration
 from scalevit.training.cadence import Cadence
 from scalevit.training.ema import Ema
 from scalevit.training.evaluation import Evaluation, evaluate_weight_sets
@@ -42,6 +42,9 @@ from scalevit.training.setting_keys import DATA_KEYS
 from scalevit.training.step import DivergenceCheck, TrainingStep
 from scalevit.training.throughput import Throughput, peak_flops
 from scalevit.training.weight_sets import WeightSets
+
+# Steps of a process after which the rate is worth a forecast.
+_EXPECTATION_AFTER = 20
 
 
 class Trainer:
@@ -155,7 +158,7 @@ class Trainer:
 
     def _run_steps(self) -> None:
         state, world, loader = self.state, self.world, self.data.train
-        first_step = state.step
+        first_step, seconds_before = state.step, self.throughput.seconds
         micro_batches = loader.batches(first_step)
         with (
             Profiler(self.config.train, self.folder.profile, world, first_step=first_step) as profiler,
@@ -169,6 +172,8 @@ class Trainer:
                 with profiler.step(state.step):
                     self._take_step(micro_batches, epoch, timed=state.step > first_step)
                 bar.advance(self._status_line())
+                if state.step == first_step + _EXPECTATION_AFTER:
+                    bar.line(f"after {_EXPECTATION_AFTER} steps: {self._expectation(seconds_before)}")
                 epoch_ends = state.step == loader.epoch_end_step(epoch)
                 due = self.cadence.after(state.step, epochs_done=epoch + 1 if epoch_ends else None)
                 if due.log:
@@ -205,8 +210,22 @@ class Trainer:
 
     def _status_line(self) -> str:
         rate = self.throughput.images_per_second
-        shown = f", {rate:,.4g} images/s" if rate else ""
+        shown = f", {rate:,.4g} images/s, data wait {self.interval.latest_data_wait:.0%}" if rate else ""
         return f"loss {self.interval.latest_loss:.4f}, lr {self._lr:.2e}{shown}"
+
+    def _expectation(self, seconds_before: float) -> str:
+        """Time and memory of the rest of the run, from the first steps of this process.
+
+        Args:
+            seconds_before: time in steps of earlier processes.
+        """
+        # The first step is not timed.
+        per_step = (self.throughput.seconds - seconds_before) / (_EXPECTATION_AFTER - 1)
+        remaining = self.total_steps - self.state.step
+        text = f"{per_step:.3g} s per step, {format_duration(remaining * per_step)} for the {remaining:,} steps left"
+        if total := self.world.memory_bytes():
+            text += f", {format_bytes(self.world.peak_memory_bytes())} of {format_bytes(total)} in use at most"
+        return text
 
     def _log_training(self, epoch: int) -> None:
         losses, sums = self.interval.take(self.config.train.global_batch)
