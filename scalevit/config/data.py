@@ -61,6 +61,8 @@ class DataConfig(Section):
     transforms: Literal["timm", "fast"] = "timm"
     """timm: timm's transforms. fast: the same recipe with the resize in torch (pixels differ from timm's by at most two
     levels) and the augmentation in numpy. Normalisation and random erasing are done on the device in both cases."""
+    exif_orientation: bool = True
+    """Turn images as their EXIF records say. timm and torchvision do not: false gives their pixels."""
     label_key: str = "label"
     """Key of the label in `.json` members of the shards; not used for `.cls` and `.txt` members."""
     max_faults: NonNegativeInt = 100

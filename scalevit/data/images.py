@@ -10,9 +10,13 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from scalevit.data.conversion import jpeg_orientation, to_rgb, turn, upright
+
 KINDS = ("jpg", "jpeg", "png", "webp")
 """Extensions of the images in a shard. An index stores positions in this tuple, so only append to it."""
 
+# Pillow reads over 40 formats, one of them by starting Ghostscript.
+_FORMATS = ("JPEG", "PNG", "WEBP")
 # The limit above which Pillow warns of decompression bombs.
 _MAX_PIXELS = 89_478_485
 # Resized to a shortest side of 256, an image of 1 x 60,000 would take 12 GB.
@@ -23,45 +27,51 @@ class UndecodableImage(Exception):
     """The bytes cannot be decoded to an image; the message is the reason."""
 
 
-def decode(payload: bytes) -> Image.Image:
+def decode(payload: bytes, *, orient: bool = True) -> Image.Image:
     """`decode_pixels` as a Pillow image.
 
     Raises:
         UndecodableImage: with the decoder's reason.
     """
-    pixels = _decode_jpeg(payload)
-    return _decode_with_pillow(payload) if pixels is None else Image.fromarray(pixels)
+    pixels = _decode_jpeg(payload, orient)
+    return _decode_with_pillow(payload, orient) if pixels is None else Image.fromarray(pixels)
 
 
-def decode_pixels(payload: bytes) -> np.ndarray:
+def decode_pixels(payload: bytes, *, orient: bool = True) -> np.ndarray:
     """An RGB image from the bytes of a file, as (H, W, 3) uint8. The format follows from the bytes, not from a name.
 
     simplejpeg decodes to Pillow's pixels in half the time, except for CMYK, and refuses images for which libjpeg only
-    warns. Pillow decodes everything that simplejpeg refuses, so the pixels are always Pillow's.
+    warns. Pillow decodes everything that simplejpeg refuses, so the pixels are always Pillow's. `conversion.to_rgb`
+    says what becomes of other modes.
+
+    Args:
+        orient: turn the image as its EXIF orientation says.
 
     Raises:
         UndecodableImage: with the decoder's reason; also for sizes above the limits, which are not decoded.
     """
-    pixels = _decode_jpeg(payload)
-    return np.array(_decode_with_pillow(payload)) if pixels is None else pixels
+    pixels = _decode_jpeg(payload, orient)
+    return np.array(_decode_with_pillow(payload, orient)) if pixels is None else pixels
 
 
-def _decode_jpeg(payload: bytes) -> np.ndarray | None:
+def _decode_jpeg(payload: bytes, orient: bool) -> np.ndarray | None:
     if payload[:2] != b"\xff\xd8":
         return None
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(payload, strict=True)
         check_size(width, height)
-        if colorspace in ("YCbCr", "Gray", "RGB"):
-            return simplejpeg.decode_jpeg(payload, "RGB", strict=True)
+        if colorspace not in ("YCbCr", "Gray", "RGB"):
+            return None
+        pixels = simplejpeg.decode_jpeg(payload, "RGB", strict=True)
     except ValueError:
-        pass
-    return None
+        return None
+    orientation = jpeg_orientation(payload) if orient else 1
+    return pixels if orientation == 1 else np.ascontiguousarray(turn(pixels, orientation))
 
 
-def _decode_with_pillow(payload: bytes) -> Image.Image:
+def _decode_with_pillow(payload: bytes, orient: bool) -> Image.Image:
     with open_image(payload) as image:
-        return image.convert("RGB")
+        return to_rgb(upright(image) if orient else image)
 
 
 def check_size(width: int, height: int) -> None:
@@ -142,7 +152,7 @@ def open_image(payload: bytes) -> Iterator[Image.Image]:
         # Our limit is below the size at which Pillow raises, so its warnings add nothing.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(payload)) as image:
+            with Image.open(io.BytesIO(payload), formats=_FORMATS) as image:
                 check_size(*image.size)
                 yield image
     except UndecodableImage:

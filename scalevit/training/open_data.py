@@ -109,6 +109,7 @@ def _open_training(config: Config, world: World) -> TrainingBatches:
         num_classes=config.model.num_classes,
         seed=config.seed,
         label_key=data.label_key,
+        exif_orientation=data.exif_orientation,
         global_batch=train.global_batch,
         micro_batch=first_micro_batch(train),
         **_placement(config, world),
@@ -132,7 +133,8 @@ def _open_dataset(
         index = index.numbered_as(classes)
     index.check_labels(config.model.num_classes)
     cache_bytes = None if data.cache_gb is None else int(data.cache_gb * 1e9)
-    return ShardDataset(index, transform, seed, open_reader(index, cache=data.cache, cache_bytes=cache_bytes))
+    reader = open_reader(index, cache=data.cache, cache_bytes=cache_bytes)
+    return ShardDataset(index, transform, seed, reader, exif_orientation=data.exif_orientation)
 
 
 def _training_transform(config: Config) -> Transform:

@@ -22,6 +22,7 @@ _OF_THE_RESULT = (
     "ema",
     "data.augmentation",
     "data.transforms",
+    "data.exif_orientation",
     "data.mean",
     "data.std",
     "model.drop_path",

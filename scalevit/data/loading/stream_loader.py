@@ -46,6 +46,7 @@ class StreamLoader(TrainingBatches):
         num_classes: labels must be below it.
         seed: of the order and the augmentation.
         label_key: key of the label in `.json` members.
+        exif_orientation: as for `ShardDataset`.
         global_batch, micro_batch, rank, world_size, workers, pin_memory, finish: as for `TrainLoader`.
 
     Raises:
@@ -64,6 +65,7 @@ class StreamLoader(TrainingBatches):
         micro_batch: int,
         seed: int = 0,
         label_key: str = labels.DEFAULT_KEY,
+        exif_orientation: bool = True,
         rank: int = 0,
         world_size: int = 1,
         workers: int = 0,
@@ -85,7 +87,8 @@ class StreamLoader(TrainingBatches):
         if len(urls) < world_size * max(1, workers):
             reason = f"{pattern} names {len(urls)} shards, and each worker of {world_size} ranks needs one of its own"
             raise SettingError("workers", workers, reason)
-        self._stream = _Stream(urls[rank::world_size], transform, seed, rank, label_key, num_classes)
+        decoder = decoder_for(transform, exif_orientation=exif_orientation)
+        self._stream = _Stream(urls[rank::world_size], transform, decoder, seed, rank, label_key, num_classes)
 
     @property
     def index_faults(self) -> Sequence[Fault]:
@@ -126,6 +129,7 @@ class _Stream(IterableDataset[Any]):
         self,
         urls: list[str],
         transform: Transform,
+        decoder: Callable[[bytes], Any],
         seed: int,
         rank: int,
         label_key: str,
@@ -139,7 +143,7 @@ class _Stream(IterableDataset[Any]):
         self.counts = [1]
         """Rows that are no padding, of the batches in turn."""
         self.buffers = BatchBuffers(held=1, workers=0)
-        self._decode = decoder_for(transform)
+        self._decode = decoder
         self._faults: list[Fault] = []
 
     def __iter__(self) -> Iterator[Batch | UserError]:
