@@ -1,8 +1,4 @@
-"""This process among the ranks of a run: rank, device, the process group, and agreement between ranks.
-
-`deepspeed` and `torchrun` set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; plain `python` sets none and
-is a world of one rank.
-"""
+"""This process among the ranks of a run: rank, device, the process group, and agreement between ranks."""
 
 import os
 import socket
@@ -17,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from scalevit.errors import UserError
+from scalevit.launchers import find_launch
 
 
 @dataclass(frozen=True)
@@ -28,17 +25,28 @@ class World:
     local_rank: int
     ranks_per_node: int
     device: torch.device
+    address: str | None = None
+    """Host of rank 0, where the launcher's variables name it but MASTER_ADDR does not."""
+    port: int | None = None
+    """On which rank 0 listens, likewise."""
 
     @classmethod
     def from_environment(cls) -> "World":
-        size = int(os.environ.get("WORLD_SIZE", "1"))
-        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        """As the launcher started this process, see `launchers`.
+
+        Raises:
+            UserError: the variables of launchers are incomplete or contradict each other, or there is no GPU for this
+                rank.
+        """
+        launch = find_launch(os.environ)
         return cls(
-            rank=int(os.environ.get("RANK", "0")),
-            size=size,
-            local_rank=local_rank,
-            ranks_per_node=int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", size))),
-            device=torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu"),
+            rank=launch.rank,
+            size=launch.size,
+            local_rank=launch.local_rank,
+            ranks_per_node=launch.ranks_per_node,
+            device=_device(launch.local_rank),
+            address=launch.address,
+            port=launch.port,
         )
 
     @property
@@ -60,9 +68,15 @@ class World:
         """
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-        for key, value in alone.items():
-            os.environ.setdefault(key, value)
+        own = {
+            "RANK": self.rank,
+            "WORLD_SIZE": self.size,
+            "LOCAL_RANK": self.local_rank,
+            "MASTER_ADDR": self.address or "127.0.0.1",
+            **({} if self.port is None else {"MASTER_PORT": self.port}),
+        }
+        for key, value in own.items():
+            os.environ.setdefault(key, str(value))
         if self.size == 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             # Nobody has to find it, and the launchers' default is taken as soon as two runs share a machine. Under
             # torchrun the port is that of the agent's store, which serves every rank: another one has no server.
@@ -76,6 +90,10 @@ class World:
         yield
         # Not after an error: peers may be waiting in an operation that tearing down would wait for.
         dist.destroy_process_group()
+
+    def free_memory_bytes(self) -> int | None:
+        """Of this rank's GPU; None on a CPU, whose memory all ranks share."""
+        return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else None
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
         """The sum over ranks, in place, on the device's process group."""
@@ -109,6 +127,13 @@ class World:
             dist.all_gather_object(everyone, items)
         return [item for part in everyone for item in part]
 
+    def from_first(self, value: Any) -> Any:
+        """Rank 0's value, on every rank. Collective."""
+        values = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values)
+        return values[0]
+
     def check_equal_across_ranks(self, what: str, value: str | None) -> None:
         """Makes sure that all ranks have the same value. Collective.
 
@@ -128,6 +153,16 @@ class World:
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank. Collective."""
         return bool(self.all_reduce_sum(torch.tensor(float(flag), device=self.device)).item() > 0)
+
+
+def _device(local_rank: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    # A launcher may show each rank its own GPU only.
+    count = torch.cuda.device_count()
+    if count > 1 and local_rank >= count:
+        raise UserError(f"local rank {local_rank} has no GPU: this node shows {count}; start at most one rank per GPU")
+    return torch.device("cuda", local_rank if count > 1 else 0)
 
 
 def _free_port() -> int:

@@ -1,16 +1,19 @@
-"""Integer hashes and the random state of one sample.
+"""Random numbers as functions of where they are used; there is no random state that a run carries along.
 
-A sample's pixels are determined by (seed, position, copy), whatever worker or rank computes them. Knows integers and
-the three generators that transforms draw from; must not know images, orders or loaders.
+A sample's pixels follow from (seed, position, copy). What is drawn on the device follows from (seed, purpose, step, row
+of the global batch). So neither ranks nor micro-batches, workers or restarts change a number. Knows integers and the
+three generators that transforms draw from; must not know images, orders or loaders.
 """
 
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import IntEnum
 
 import numpy as np
 
 _MASK = (1 << 64) - 1
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def mix64(values: np.ndarray) -> np.ndarray:
@@ -60,16 +63,38 @@ def preserved_random_state() -> Iterator[None]:
         torch.default_generator.set_state(states[2])
 
 
-def seed_micro_batch(seed: int, step: int, micro_batch: int) -> None:
-    """Seeds what is drawn on the device for one micro-batch: mixing (numpy), erasing, drop-path and dropout (torch).
+class Purpose(IntEnum):
+    """What numbers are drawn for: the same row of the same step has independent numbers for each."""
+
+    MIXING = 1
+    ERASING = 2
+    DROPPING = 3
+
+
+def row_keys(seed: int, purpose: Purpose, step: int, rows: np.ndarray) -> np.ndarray:
+    """One key for each row of a step, from which any number of draws follow.
 
     Args:
         seed: of the run.
+        purpose: of the draws.
         step: number of the optimizer step.
-        micro_batch: number of the micro-batch in its step, over all ranks.
-    """
-    import torch
+        rows: (n,) int64, numbers of the rows in the global batch; padding may have any.
 
-    words = np.random.SeedSequence([seed, step, micro_batch]).generate_state(2, np.uint64)
-    torch.manual_seed(int(words[0] >> np.uint64(1)))
-    np.random.seed(int(words[1] & np.uint64(0xFFFFFFFF)))
+    Returns:
+        (n,) uint64.
+    """
+    return mix64(rows.astype(np.uint64) * _GOLDEN + np.uint64(hash64(seed, int(purpose), step)))
+
+
+def uniforms(keys: np.ndarray, count: int) -> np.ndarray:
+    """Independent numbers in [0, 1) for each key: the splitmix64 sequence that begins at it.
+
+    Args:
+        keys: (n,) uint64.
+        count: of each key.
+
+    Returns:
+        (n, count) float64, multiples of 2^-53.
+    """
+    counters = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
+    return (mix64(keys[:, None] + counters) >> np.uint64(11)) * 2.0**-53

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.table import Table
 
@@ -27,9 +28,12 @@ from scalevit.engines.settings import UpdateScope
 from scalevit.errors import UserError
 from scalevit.files import write_whole
 from scalevit.models.costs import model_costs
+from scalevit.models.dropout import RowKeys
+from scalevit.randomness import Purpose, row_keys
 from scalevit.runs.environment import describe_environment
 from scalevit.terminal import print_table
-from scalevit.training.run import check_engine, prepare_engine
+from scalevit.training.engine_builder import EngineBuilder, check_engine
+from scalevit.training.micro_batch import find_micro_batch
 from scalevit.training.tasks.base import DeviceBatch
 from scalevit.training.throughput import peak_flops
 
@@ -85,20 +89,26 @@ def _measure_all(configs: Sequence[Config], world: World, steps: int) -> list[Be
         prepare_cpu(ranks_per_node=world.ranks_per_node)
     rows: list[BenchRow] = []
     with world.process_group(offloads=any(config.engine.offloads for config in configs)):
+        found = [
+            find_micro_batch(config, world, EngineBuilder(config, world, scope))
+            for config, scope in zip(configs, scopes, strict=True)
+        ]
         for config, scope in zip(configs, scopes, strict=True):
-            rows.append(_measure(config, world, scope, steps, first=rows[0] if rows else None))
+            # One for all that leave it open, so that their rates can be compared.
+            batch = min(found) if config.train.micro_batch == "auto" else config.train.micro_batch
+            rows.append(_measure(config, world, scope, batch, steps, first=rows[0] if rows else None))
             gc.collect()
             if world.device.type == "cuda":
                 torch.cuda.empty_cache()
     return rows
 
 
-def _measure(config: Config, world: World, scope: UpdateScope, steps: int, first: BenchRow | None) -> BenchRow:
-    batch, precision = config.train.micro_batch, config.train.precision
-    one_batch = config.train.model_copy(update={"global_batch": batch * world.size})
-    config = config.model_copy(update={"train": one_batch})
-    engine = prepare_engine(config, world, scope)()
-    seconds = _step_seconds(engine, config, world.device, steps)
+def _measure(
+    config: Config, world: World, scope: UpdateScope, batch: int, steps: int, first: BenchRow | None
+) -> BenchRow:
+    precision = config.train.precision
+    engine = EngineBuilder(config, world, scope)(micro_batch=batch, accumulation=1)
+    seconds = _step_seconds(engine, config, batch, world, steps)
     engine.close()
     p20, p50, p80 = (statistics.quantiles(seconds, n=10, method="inclusive")[i] for i in (1, 4, 7))
     per_rank = batch / p50
@@ -123,13 +133,15 @@ def _measure(config: Config, world: World, scope: UpdateScope, steps: int, first
     )
 
 
-def _step_seconds(engine: Engine, config: Config, device: torch.device, steps: int) -> list[float]:
+def _step_seconds(engine: Engine, config: Config, batch: int, world: World, steps: int) -> list[float]:
     """Wall-clock time of each measured step on this rank; resets CUDA's peak memory after the warm-up."""
-    size, classes, batch = config.model.image_size, config.model.num_classes, config.train.micro_batch
+    size, classes, device = config.model.image_size, config.model.num_classes, world.device
     generator = torch.Generator(device).manual_seed(config.seed)
     images = torch.randn(batch, 3, size, size, device=device, generator=generator)
     labels = torch.randint(classes, (batch,), device=device, generator=generator)
-    mixed = DeviceBatch(images, MixedLabels(labels, labels.flip(0), 0.5))
+    half = torch.full((batch,), 0.5, dtype=torch.float64, device=device)
+    mixed = DeviceBatch(images, MixedLabels(labels, labels.flip(0), half), torch.ones(batch, device=device))
+    keys = RowKeys(engine.module)
     task = config.task.build(config.loss, device)
     on_gpu = device.type == "cuda"
     seconds = []
@@ -138,8 +150,9 @@ def _step_seconds(engine: Engine, config: Config, device: torch.device, steps: i
         if step == _WARM_UP_STEPS and on_gpu:
             torch.cuda.reset_peak_memory_stats()
         started = time.perf_counter()
+        keys.set(row_keys(config.seed, Purpose.DROPPING, step, np.arange(batch)), device)
         for index in range(task.passes):
-            loss = task.loss(engine.forward, mixed, index).total
+            loss = task.loss(engine.forward, mixed, index).total / (batch * world.size)
             engine.backward(loss, last=index == task.passes - 1)
         engine.step(config.optimizer.lr)
         if on_gpu:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from scalevit import __version__
 from scalevit.cli.parsing import CommandParser, run_module
 from scalevit.errors import UserError, nearest_hint, one_line_errors
+from scalevit.launchers import reporting_rank
 
 _COMMANDS = {
     "train": "train a model",
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: the arguments after the program's name; those of this process by default.
     """
-    with one_line_errors(rank=int(os.environ.get("RANK", "0"))), _quiet_without_reader():
+    with one_line_errors(rank=reporting_rank(os.environ)), _quiet_without_reader():
         arguments = _parser().parse_args(argv)
         name = arguments.command
         if name not in _COMMANDS:

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -16,12 +16,17 @@ from scalevit.planning.devices import device_names, load_device
 from scalevit.terminal import print_table
 
 if TYPE_CHECKING:
-    from scalevit.planning.estimate import RunEstimate
+    from scalevit.planning.estimate import EstimateRow, RunEstimate
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
-    parser.add_argument("--gpus", type=integer(1), required=True, help="devices over all nodes, one rank each")
+    parser.add_argument(
+        "--gpus",
+        type=_numbers,
+        required=True,
+        help="devices over all nodes, one rank each; several numbers (1,2,8) compare them for the config's own engine",
+    )
     parser.add_argument("--nodes", type=integer(1), default=1, help="number of nodes (default: %(default)s)")
     parser.add_argument(
         "--device",
@@ -46,18 +51,29 @@ def run(arguments: argparse.Namespace) -> None:
     from scalevit.training.setting_keys import OPTIMIZATION_KEYS
 
     with _naming_options(), naming_settings(OPTIMIZATION_KEYS):
-        estimate = estimate_run(
-            config,
-            device,
-            gpus=arguments.gpus,
-            nodes=arguments.nodes,
-            optimizer_tensors=len(state_tensors(config.optimizer.name, config.optimizer.args)),
-            optimizer_refusals=optimizer_refusals(config.optimizer),
-        )
+        estimates = [
+            estimate_run(
+                config,
+                device,
+                gpus=gpus,
+                nodes=arguments.nodes,
+                optimizer_tensors=len(state_tensors(config.optimizer.name, config.optimizer.args)),
+                optimizer_refusals=optimizer_refusals(config.optimizer),
+                compare=len(arguments.gpus) == 1,
+            )
+            for gpus in arguments.gpus
+        ]
     if arguments.json:
-        print(json.dumps(_as_json(estimate), indent=1))
+        content = [_as_json(estimate) for estimate in estimates]
+        print(json.dumps(content if len(content) > 1 else content[0], indent=1))
+    elif len(estimates) > 1:
+        print_table(_scaling_table(estimates), *_notes(estimates[0]))
     else:
-        _print(estimate)
+        _print(estimates[0])
+
+
+def _numbers(text: str) -> list[int]:
+    return [integer(1)(part) for part in text.split(",")]
 
 
 @contextmanager
@@ -77,8 +93,8 @@ def _print(estimate: "RunEstimate") -> None:
 
 
 def _activation_table(estimate: "RunEstimate") -> Table:
-    precision = estimate.config.train.precision
-    table = Table(title=f"activations of one micro-batch, GB: kept for the backward / at the peak ({precision})")
+    batch, precision = estimate.activations_of, estimate.config.train.precision
+    table = Table(title=f"activations of {batch} images, GB: kept for the backward / at the peak ({precision})")
     for heading in ("strategy", "activation checkpointing"):
         table.add_column(heading)
     for mode in next(iter(estimate.activations.values())):
@@ -94,15 +110,14 @@ def _activation_table(estimate: "RunEstimate") -> Table:
 def _engine_table(estimate: "RunEstimate") -> Table:
     config, train = estimate.config, estimate.config.train
     where = f"{estimate.gpus} x {estimate.device.name}" + (f" on {estimate.nodes} nodes" if estimate.nodes > 1 else "")
-    batches = f"global batch {train.global_batch} = {train.micro_batch} x {estimate.gpus} x {estimate.accumulation}"
     recomputing = ", activation checkpointing" if train.activation_checkpointing else ""
-    title = f"{config.model.name} on {where}, {batches}, {train.precision}, MLP {estimate.mode}{recomputing}"
-    table = Table(title=title)
+    title = f"{config.model.name} on {where}, global batch {train.global_batch}, {train.precision}, MLP {estimate.mode}"
+    table = Table(title=title + recomputing)
     for heading in ("strategy", "engine"):
         table.add_column(heading)
     for heading in (
-        "parameters", "weights", "optimizer", "gradients", "EMA", "buffers", "activations", "GB", "fits",
-        "largest\nmicro-batch", "GB sent\nper step", "steps/s", "images/s", "bound by",
+        "parameters", "micro-\nbatch", "padding", "weights", "optimizer", "gradients", "EMA", "buffers", "activations",
+        "GB", "fits", "largest\nmicro-batch", "GB sent\nper step", "steps/s", "images/s", "bound by",
     ):  # fmt: skip
         table.add_column(heading, justify="right")
     for index, row in enumerate(estimate.rows):
@@ -112,6 +127,8 @@ def _engine_table(estimate: "RunEstimate") -> Table:
             row.strategy,
             row.engine,
             f"{row.parameters:,}",
+            _micro_batches(row),
+            f"{row.padding:.1%}",
             *(f"{size / 1e9:.3f}" for size in (*sizes, row.activation_bytes)),
             f"{row.memory_bytes / 1e9:.2f}",
             "yes" if row.fits else "no",
@@ -121,6 +138,40 @@ def _engine_table(estimate: "RunEstimate") -> Table:
             f"{row.steps_per_second * train.global_batch:,.0f}",
             row.bound_by,
             end_section=index + 1 == len(estimate.rows) or estimate.rows[index + 1].strategy != row.strategy,
+        )
+    return table
+
+
+def _micro_batches(row: "EstimateRow") -> str:
+    return f"{row.accumulation} x {row.micro_batch}"
+
+
+def _scaling_table(estimates: Sequence["RunEstimate"]) -> Table:
+    """The config's own reduction and engine on several numbers of devices."""
+    config = estimates[0].config
+    own = config.reduction.strategy, config.engine.label
+    table = Table(
+        title=f"{config.model.name}, {', '.join(own)}, on {estimates[0].device.name}, global batch "
+        f"{config.train.global_batch}, {config.train.precision}"
+    )
+    for heading in (
+        "GPUs", "images\nper rank", "padding", "GB", "fits", "largest\nmicro-batch", "GB sent\nper step", "steps/s",
+        "images/s", "bound by",
+    ):  # fmt: skip
+        table.add_column(heading, justify="right")
+    for estimate in estimates:
+        row = next(row for row in estimate.rows if (row.strategy, row.engine) == own)
+        table.add_row(
+            str(estimate.gpus),
+            _micro_batches(row),
+            f"{row.padding:.1%}",
+            f"{row.memory_bytes / 1e9:.2f}",
+            "yes" if row.fits else "no",
+            str(row.largest_micro_batch or "none"),
+            f"{row.bytes_sent / 1e9:.3f}",
+            f"{row.steps_per_second:.3g}",
+            f"{row.steps_per_second * config.train.global_batch:,.0f}",
+            row.bound_by,
         )
     return table
 
@@ -137,7 +188,8 @@ def _notes(estimate: "RunEstimate") -> list[str]:
         f"{device.link_bandwidth / 1e9:g}, network {device.network_bandwidth / 1e9:g} GB/s at {device.link_share:.0%}. "
         f"Source: {device.source or 'the given file'}. The percentages are assumptions, so steps/s are estimates; data "
         "loading is not included.",
-        "A larger micro-batch changes the run's numbers (mixup mixes within it).",
+        "Micro-batch: micro-batches per rank and step x images; results do not depend on it. Padding: rows of weight 0 "
+        "where ranks and micro-batches do not divide the global batch, as a fraction of it.",
     ]
     if estimate.not_estimated:
         notes.append(f"not estimated, the numbers are those without: {', '.join(estimate.not_estimated)}")
@@ -172,7 +224,7 @@ def _as_json(estimate: "RunEstimate") -> dict[str, Any]:
         "device": estimate.device.model_dump(mode="json"),
         "gpus": estimate.gpus,
         "nodes": estimate.nodes,
-        "accumulation": estimate.accumulation,
+        "activations_of": estimate.activations_of,
         "mlp": estimate.mode,
         "rows": [asdict(row) for row in estimate.rows],
         "activations": [

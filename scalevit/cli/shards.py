@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     planning.add_argument("--samples", type=integer(1), help="number of images")
     planning.add_argument("--image-bytes", type=integer(1), default=110_000, help="mean size (default: %(default)s)")
     planning.add_argument("--nodes", type=integer(1), default=1, help="default: %(default)s")
-    planning.add_argument("--ranks-per-node", type=integer(1), default=8, help="default: %(default)s")
+    planning.add_argument("--global-batch", type=integer(1), default=1024, help="default: %(default)s")
     planning.set_defaults(run_action=_plan)
 
 
@@ -220,7 +220,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     else:
         index = load_index(arguments.shards)
         samples, total_bytes = len(index), int(index.size.sum())
-    _print_plan(plan_reads(samples, total_bytes, nodes=arguments.nodes, ranks_per_node=arguments.ranks_per_node))
+    _print_plan(plan_reads(samples, total_bytes, nodes=arguments.nodes, global_batch=arguments.global_batch))
 
 
 def _print_plan(plan: ReadPlan) -> None:
@@ -232,4 +232,4 @@ def _print_plan(plan: ReadPlan) -> None:
     print(f"cache per node     {format_bytes(plan.cache_bytes)}")
     print(f"read amplification {plan.amplification:.2f}")
     if plan.amplification > _HIGH_AMPLIFICATION:
-        print(f"with a number of nodes that divides {LANES}, e.g. {plan.best_nodes}, each chunk is read once")
+        print(f"with a global batch that is a multiple of {LANES}, nodes read fewer chunks in common")

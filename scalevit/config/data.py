@@ -29,9 +29,12 @@ class AugmentationConfig(Section):
     mixup: NonNegativeFloat = 0.8
     """Alpha of mixup's Beta distribution; 0 disables mixup."""
     cutmix: NonNegativeFloat = 1.0
-    """Alpha of CutMix's Beta distribution; 0 disables CutMix. With both enabled, each batch uses one of them."""
+    """Alpha of CutMix's Beta distribution; 0 disables CutMix. With both enabled, each group of images uses one."""
     mixup_prob: UnitInterval = 1.0
-    """Probability that a batch is mixed."""
+    """Probability that a group of images is mixed."""
+    mixing_group: PositiveInt = 256
+    """Images of the global batch that are mixed alike: by mixup or CutMix, with one weight and one rectangle. Must be
+    even. The paper's batches had 256 images on each device."""
 
     @model_validator(mode="after")
     def _ranges(self) -> "AugmentationConfig":

@@ -56,17 +56,17 @@ class CheckpointConfig(Section):
 
 
 class TrainConfig(Section):
-    """The training loop. Gradient accumulation is computed: global_batch = micro_batch x ranks x accumulation."""
+    """The training loop. Gradient accumulation follows from global_batch, micro_batch and the number of ranks."""
 
     epochs: PositiveInt = 300
     """Length of the run and of the learning rate schedule."""
     max_steps: PositiveInt | None = None
     """Stop after this number of optimizer steps; the schedule still spans all epochs. null trains all epochs."""
     global_batch: PositiveInt = 1024
-    """Images per optimizer step, over all ranks."""
-    micro_batch: PositiveInt = 256
-    """Images per forward pass on one rank. Mixup and CutMix mix within it, so results depend on it, but not on the
-    number of ranks."""
+    """Images per optimizer step, over all ranks. Any number of ranks can share it; rows of weight 0 fill up."""
+    micro_batch: PositiveInt | Literal["auto"] = "auto"
+    """Maximum number of images per forward pass on one rank. Results do not depend on it. auto: the largest that fits
+    on a GPU, found once per run and kept in the run folder; 64 on a CPU."""
     precision: Precision = "bf16"
     """bf16, fp16: automatic mixed precision with fp32 weights (fp16 with loss scaling); fp32: full precision."""
     channels_last: bool = True
@@ -74,7 +74,7 @@ class TrainConfig(Section):
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass (non-reentrant): less memory, about a third more compute."""
     compile: bool = False
-    """Compile each block with torch.compile. Drop-path and dropout then draw other random numbers."""
+    """Compile each block with torch.compile. Apart from rounding, results do not depend on it."""
     meta_init: bool = False
     """Initialise each shard separately, for models larger than the memory of a host; needs FSDP2 or ZeRO stage 3. The
     initial values follow timm's distributions but differ from those of the same seed without it."""

@@ -84,18 +84,10 @@ class Config(Section):
     @model_validator(mode="after")
     def _combinations(self) -> "Config":
         train, schedule = self.train, self.schedule
-        if train.global_batch % train.micro_batch:
-            raise ValueError(
-                f"train.global_batch = {train.global_batch} is not a multiple of "
-                f"train.micro_batch = {train.micro_batch}"
-            )
         if schedule.warmup_epochs >= train.epochs:
             raise ValueError(
                 f"schedule.warmup_epochs = {schedule.warmup_epochs} must be below train.epochs = {train.epochs}"
             )
-        augmentation = self.data.augmentation
-        if train.micro_batch % 2 and augmentation.mixup_prob and (augmentation.mixup or augmentation.cutmix):
-            raise ValueError(f"train.micro_batch = {train.micro_batch} must be even for mixup and CutMix")
         self.engine.check_training(precision=train.precision, meta_init=train.meta_init)
         self.loss.check_classes(self.model.num_classes)
         return self

@@ -60,7 +60,7 @@ class StepResult:
     """One optimizer step."""
 
     grad_norm: float
-    """Global L2 norm of the averaged gradient before clipping; inf or nan where it overflowed."""
+    """Global L2 norm of the gradient before clipping; inf or nan where it overflowed."""
     skipped: bool
     """The gradient was not finite: no weight has changed."""
 
@@ -135,12 +135,13 @@ class Engine(abc.ABC):
         """Adds the gradient of one micro-batch; `last` marks the one that completes the accumulation.
 
         Args:
-            loss: mean over the micro-batch, neither divided by the accumulation nor scaled.
+            loss: the micro-batch's part of the loss of the global batch: the sum over micro-batches and ranks is what
+                is differentiated. Not scaled.
         """
 
     @abc.abstractmethod
     def step(self, lr: float) -> StepResult:
-        """One optimizer step with the gradient averaged over ranks and micro-batches, then zeroes it.
+        """One optimizer step with the gradient summed over ranks and micro-batches, then zeroes it.
 
         Args:
             lr: of parameter groups without an `lr_scale`; the others take it times that (timm's layer decay).

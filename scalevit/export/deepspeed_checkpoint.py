@@ -49,7 +49,7 @@ def write_deepspeed(checkpoint: Path, target: Path, *, stage: Stage, world: Worl
         world=world,
         blocks=transformer_blocks(model),
         optimizer=partial(build_optimizer, config=config.optimizer),
-        micro_batch=config.train.micro_batch,
+        micro_batch=1,
         accumulation=1,
         precision="fp32",
     )

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 
 from scalevit.config.tree import SECTIONS, Config
-from scalevit.data.order.batching import BatchLayout
+from scalevit.data.order.batching import Split
 from scalevit.distributed import World
 from scalevit.engines import ENGINES
 from scalevit.engines.cost import EngineCost, ParameterLayout, Workload
@@ -28,11 +28,17 @@ from scalevit.planning.devices import Device
 
 @dataclass(frozen=True)
 class EstimateRow:
-    """One reduction with one engine, with the config's micro-batch."""
+    """One reduction with one engine."""
 
     strategy: str
     engine: str
     parameters: int
+    micro_batch: int
+    """Images of a forward pass: as configured, or the largest that fits where the config leaves it open."""
+    accumulation: int
+    """Micro-batches per rank and step."""
+    padding: float
+    """Rows of weight 0 that fill up uneven ranks and micro-batches, as a fraction of the global batch."""
     cost: EngineCost
     activation_bytes: float
     """Peak of forward and backward on one rank."""
@@ -46,7 +52,7 @@ class EstimateRow:
     """Upper bound on one rank."""
     fits: bool
     largest_micro_batch: int | None
-    """That fits and divides the global batch among the ranks; None if there is none."""
+    """That fits; None if not even one image does."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +63,13 @@ class RunEstimate:
     device: Device
     gpus: int
     nodes: int
-    accumulation: int
     mode: Mode
     """How MLPs are computed in `rows`."""
     rows: list[EstimateRow]
     activations: dict[str, dict[Mode, dict[bool, Trace]]]
-    """By strategy, kernel mode and activation checkpointing, for the config's micro-batch."""
+    """By strategy, kernel mode and activation checkpointing, for `activations_of` images."""
+    activations_of: int
+    """The config's micro-batch, or that of the config's own row."""
     not_estimated: list[str]
     """Settings of the config whose effect the numbers leave out."""
     left_out: dict[str, str]
@@ -79,17 +86,20 @@ def estimate_run(
     nodes: int,
     optimizer_tensors: int,
     optimizer_refusals: Mapping[UpdateScope, str],
+    compare: bool = True,
 ) -> RunEstimate:
     """Estimates every reduction with every engine. The config's own settings are used wherever they apply.
 
     Args:
+        compare: False leaves out all reductions and engines but the config's own.
         gpus: devices over all nodes, one rank each.
         optimizer_tensors: state tensors of the parameter's shape that the config's optimizer has, e.g. 2 for AdamW.
         optimizer_refusals: why an engine with this `update_scope` cannot run that optimizer; absent where it can.
 
     Raises:
         SettingError: `gpus` or `nodes` is not usable, or the config's own engine cannot run its "optimizer".
-        UserError: the ranks cannot share a step or do not suit the engine, or the config's model cannot be built.
+        UserError: there are more ranks than images, the ranks do not suit the engine, or the config's model cannot be
+            built.
     """
     world = _world(gpus, nodes)
     with naming_settings({key: f"engine.{key}" for key in type(config.engine).model_fields}):
@@ -97,16 +107,17 @@ def estimate_run(
     if reason := optimizer_refusals.get(config.engine.update_scope(world)):
         raise SettingError("optimizer", config.optimizer.name, reason)
     with naming_settings({"global_batch": "train.global_batch"}):
-        accumulation = BatchLayout(config.train.global_batch, config.train.micro_batch).accumulation(gpus)
-    engines = list(_engines(config))
+        Split(config.train.global_batch, gpus, 1)
+    engines = list(_engines(config)) if compare else [config.engine]
     refusals = {engine.label: optimizer_refusals.get(engine.update_scope(world)) for engine in engines}
     engines_left_out = {label: reason for label, reason in refusals.items() if reason is not None}
-    run = _Run(config, device, gpus, nodes, accumulation, optimizer_tensors)
+    usable = device.usable_memory * device.memory_bytes
+    run = _Run(config, device, gpus, nodes, optimizer_tensors, usable)
     mode: Mode = "eager" if config.kernels.mlp == "eager" or device.name == "cpu" else config.kernels.save
     rows: list[EstimateRow] = []
-    activations: dict[str, dict[Mode, dict[bool, Trace]]] = {}
+    models: dict[str, _ReducedModel] = {}
     left_out: dict[str, str] = {}
-    for reduction in _reductions(config):
+    for reduction in _reductions(config) if compare else [config.reduction]:
         strategy = reduction.kind()
         try:
             with naming_settings(SECTIONS):
@@ -116,17 +127,30 @@ def estimate_run(
                 raise
             left_out[strategy] = str(error)
             continue
-        activations[strategy] = {
-            each: {recompute: model.trace(config.train.micro_batch, each, recompute) for recompute in (False, True)}
-            for each in MODES
-        }
+        models[strategy] = model
         rows += [run.row(model, engine) for engine in engines if engine.label not in engines_left_out]
     ignored = [f"engine.{name}" for name in config.engine.not_estimated]
     if config.train.compile:
         ignored.append("train.compile")
-    return RunEstimate(
-        config, device, gpus, nodes, accumulation, mode, rows, activations, ignored, left_out, engines_left_out
-    )
+    shown = run.micro_batch(models[config.reduction.strategy], config.engine)
+    activations = {
+        strategy: {each: {again: model.trace(shown, each, again) for again in (False, True)} for each in MODES}
+        for strategy, model in models.items()
+    }
+    return RunEstimate(config, device, gpus, nodes, mode, rows, activations, shown, ignored, left_out, engines_left_out)
+
+
+def largest_micro_batch(config: Config, *, ranks: int, memory_bytes: float, optimizer_tensors: int) -> int:
+    """The largest micro-batch of the config's own model and engine that is estimated to fit; 1 if none is.
+
+    Args:
+        ranks: of the run.
+        memory_bytes: of one rank, that can be used.
+        optimizer_tensors: as for `estimate_run`.
+    """
+    mode: Mode = "eager" if config.kernels.mlp == "eager" else config.kernels.save
+    run = _Run(config, None, ranks, 1, optimizer_tensors, memory_bytes)
+    return run.largest_micro_batch(_ReducedModel(config, config.reduction, mode), config.engine) or 1
 
 
 def _world(gpus: int, nodes: int) -> World:
@@ -180,33 +204,45 @@ class _ReducedModel:
             batch=batch,
         )
 
+    def peak_bytes(self, batch: int) -> float:
+        """The peak of one micro-batch, from four traces for all sizes.
+
+        From two images on, bytes in use at any moment are linear in the images, so that the peak is the largest of
+        some lines: that of small micro-batches, where weights' temporaries count most, and that of large ones.
+        """
+        if batch <= 3:
+            return self.trace(batch).peak_bytes
+        lines = ((first, self.trace(first).peak_bytes, self.trace(first + 1).peak_bytes) for first in (2, 4096))
+        return max(peak + (batch - first) * (next_peak - peak) for first, peak, next_peak in lines)
+
 
 @dataclass(frozen=True)
 class _Run:
     """What all rows have in common; the fields are the arguments of `estimate_run`."""
 
     config: Config
-    device: Device
+    device: Device | None
     gpus: int
     nodes: int
-    accumulation: int
     optimizer_tensors: int
+    usable_bytes: float
+    """Of a rank's memory."""
 
     def row(self, model: _ReducedModel, engine: EngineSettings) -> EstimateRow:
-        cost = engine.cost(
-            model.layout,
-            Workload(self.gpus, self.accumulation, self.optimizer_tensors, ema=self.config.ema.enabled),
-        )
-        micro_batch = model.trace(self.config.train.micro_batch)
-        seconds = self._seconds(micro_batch, cost)
+        split = self._split(self.micro_batch(model, engine))
+        cost = self._cost(model, engine, split)
+        micro_batch = model.trace(split.size)
+        seconds = self._seconds(micro_batch, cost, split.accumulation)
         on_device = seconds["compute"] + seconds["memory"]
         step = max(on_device, seconds["link"]) if engine.overlaps_communication else on_device + seconds["link"]
         memory = cost.memory.peak(micro_batch.peak_bytes)
-        usable = self.device.usable_memory * self.device.memory_bytes
         return EstimateRow(
             strategy=model.strategy,
             engine=engine.label,
             parameters=model.parameters,
+            micro_batch=split.size,
+            accumulation=split.accumulation,
+            padding=split.padding_share,
             cost=cost,
             activation_bytes=micro_batch.peak_bytes,
             bytes_sent=cost.traffic.bytes_sent(self.gpus),
@@ -214,13 +250,40 @@ class _Run:
             steps_per_second=1 / step,
             bound_by=max(seconds, key=lambda resource: seconds[resource]),
             memory_bytes=memory,
-            fits=memory <= usable,
-            largest_micro_batch=self._largest_micro_batch(model, cost, usable),
+            fits=memory <= self.usable_bytes,
+            largest_micro_batch=self.largest_micro_batch(model, engine),
         )
 
-    def _seconds(self, micro_batch: Trace, cost: EngineCost) -> dict[str, float]:
+    def micro_batch(self, model: _ReducedModel, engine: EngineSettings) -> int:
+        """Rows of a forward pass: as configured, or the largest that fits (1 if none does)."""
+        configured = self.config.train.micro_batch
+        return self._split((self.largest_micro_batch(model, engine) or 1) if configured == "auto" else configured).size
+
+    def _split(self, micro_batch: int) -> Split:
+        return Split(self.config.train.global_batch, self.gpus, micro_batch)
+
+    def _cost(self, model: _ReducedModel, engine: EngineSettings, split: Split) -> EngineCost:
+        workload = Workload(self.gpus, split.accumulation, self.optimizer_tensors, ema=self.config.ema.enabled)
+        return engine.cost(model.layout, workload)
+
+    def largest_micro_batch(self, model: _ReducedModel, engine: EngineSettings) -> int | None:
+        """The largest that fits, of those that fill a rank's part of a step with as little padding as possible."""
+        whole = self._split(self.config.train.global_batch).size
+        if self._bytes(model, engine, whole) <= self.usable_bytes:
+            return whole
+        # From two micro-batches on, memory grows with their size.
+        sizes = sorted({1, *(2 * -(-whole // (2 * count)) for count in range(2, whole // 2 + 1))})
+        fitting = bisect_right(sizes, self.usable_bytes, key=lambda size: self._bytes(model, engine, size))
+        return sizes[fitting - 1] if fitting else None
+
+    def _bytes(self, model: _ReducedModel, engine: EngineSettings, micro_batch: int) -> float:
+        split = self._split(micro_batch)
+        return self._cost(model, engine, split).memory.peak(model.peak_bytes(split.size))
+
+    def _seconds(self, micro_batch: Trace, cost: EngineCost, accumulation: int) -> dict[str, float]:
         """A step's time on each resource if no other limited it."""
         device, traffic = self.device, cost.traffic
+        assert device is not None, "of a plan, not of a run"
         flops = device.flops_32bit if self.config.train.precision == "fp32" else device.flops_16bit
         # A ring is as fast as its slowest link. Within HSDP, the shards' collectives may stay in a node.
         shards_in_node = traffic.shards is not None and (self.gpus // self.nodes) % traffic.shards == 0
@@ -230,21 +293,9 @@ class _Run:
         # The optimizer reads weights, gradients and its state, and writes weights and state; an EMA reads the weights,
         # and reads and writes itself.
         update_bytes = (3 + 2 * self.optimizer_tensors) * cost.updated_bytes + 3 * cost.memory.ema
-        memory_bytes = self.accumulation * micro_batch.traffic_bytes + update_bytes
+        memory_bytes = accumulation * micro_batch.traffic_bytes + update_bytes
         return {
-            "compute": self.accumulation * micro_batch.flops / (flops * device.compute_share),
+            "compute": accumulation * micro_batch.flops / (flops * device.compute_share),
             "memory": memory_bytes / (device.memory_bandwidth * device.memory_share),
             "link": link / device.link_share,
         }
-
-    def _largest_micro_batch(self, model: _ReducedModel, cost: EngineCost, usable: float) -> int | None:
-        """The largest that fits into `usable` bytes and divides a rank's part of a step.
-
-        Memory grows with the batch, so the candidates are searched by bisection.
-        """
-        per_rank = self.config.train.global_batch // self.gpus
-        augmentation = self.config.data.augmentation
-        mixes = bool(augmentation.mixup_prob and (augmentation.mixup or augmentation.cutmix))
-        candidates = [size for size in range(1, per_rank + 1) if per_rank % size == 0 and not (mixes and size % 2)]
-        fitting = bisect_right(candidates, usable, key=lambda batch: cost.memory.peak(model.trace(batch).peak_bytes))
-        return candidates[fitting - 1] if fitting else None

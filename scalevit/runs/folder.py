@@ -55,6 +55,29 @@ class RunFolder:
             self._write_json("environment.json", environment)
             (self.path / "summary.json").unlink(missing_ok=True)
 
+    def read_micro_batch(self, conditions: Mapping[str, Any]) -> int | None:
+        """What `write_micro_batch` has recorded under the same conditions; None if there is no such record."""
+        try:
+            recorded = json.loads((self.path / "micro_batch.json").read_text())
+            size = recorded["micro_batch"] if recorded["conditions"] == json.loads(json.dumps(conditions)) else None
+        except (OSError, ValueError, LookupError, TypeError):
+            return None  # it is found anew
+        return size if type(size) is int and size > 0 else None
+
+    def write_micro_batch(self, conditions: Mapping[str, Any], size: int) -> None:
+        """Records the micro-batch that was found to fit.
+
+        Args:
+            conditions: what it depends on, in JSON's types.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        if self.writes:
+            with self._writing():
+                self.path.mkdir(parents=True, exist_ok=True)
+                self._write_json("micro_batch.json", {"micro_batch": size, "conditions": conditions})
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json.
 

@@ -16,7 +16,8 @@ class Interval:
     def __init__(self, world: World):
         self._world = world
         self.latest_loss = math.nan
-        """Of the last step on a CPU, else of the last record: on a GPU reading it would wait for the step."""
+        """Of this rank's images: of the last step on a CPU, else of the last record: on a GPU reading it would wait for
+        the step."""
         self._reset()
 
     def _reset(self) -> None:
@@ -32,16 +33,16 @@ class Interval:
         self._skipped += report.result.skipped
         self._grad_norm = report.result.grad_norm
         if self._world.device.type == "cpu":
-            self.latest_loss = report.losses["loss"].item()
+            self.latest_loss = report.losses["loss"].item() * self._world.size
 
     def take(self, images_per_step: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The mean losses over ranks and steps, and the rest of the record; starts the next interval. Collective.
+        """The mean losses over steps, and the rest of the record; starts the next interval. Collective.
 
         Args:
             images_per_step: over all ranks.
         """
         sums = self._world.all_reduce_sum(torch.stack(list(self._losses.values())))
-        means = (sums / (self._world.size * self.steps)).tolist()
+        means = (sums / self.steps).tolist()
         losses = dict(zip(self._losses, means, strict=True))
         self.latest_loss = losses["loss"]
         rest = {

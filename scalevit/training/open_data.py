@@ -12,7 +12,6 @@ from scalevit.data.loading.evaluation_loader import EvaluationLoader
 from scalevit.data.loading.readers import open_reader
 from scalevit.data.loading.stream_loader import StreamLoader
 from scalevit.data.loading.train_loader import TrainLoader
-from scalevit.data.order.batching import order_rank
 from scalevit.data.order.shuffle import Order
 from scalevit.data.shards.index import load_index
 from scalevit.data.transforms.base import Channels, TrainingAugmentation, Transform
@@ -22,6 +21,7 @@ from scalevit.data.transforms.mixing import BatchMixing
 from scalevit.data.transforms.timm_pipeline import evaluation_transform, training_transform
 from scalevit.distributed import World
 from scalevit.errors import SettingError
+from scalevit.training.micro_batch import first_micro_batch
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,13 @@ def open_data(config: Config, world: World) -> RunData:
     return RunData(
         train=_open_training(config, world),
         evaluation=open_evaluation(config, world),
-        mixing=BatchMixing(mixup=augmentation.mixup, cutmix=augmentation.cutmix, probability=augmentation.mixup_prob),
+        mixing=BatchMixing(
+            mixup=augmentation.mixup,
+            cutmix=augmentation.cutmix,
+            probability=augmentation.mixup_prob,
+            group=augmentation.mixing_group,
+            seed=config.seed,
+        ),
     )
 
 
@@ -77,7 +83,7 @@ def _open_training(config: Config, world: World) -> TrainingBatches:
             dataset,
             Order(len(dataset), config.seed),
             global_batch=train.global_batch,
-            micro_batch=train.micro_batch,
+            micro_batch=first_micro_batch(train),
             repeats=data.augmentation.aug_repeats,
             **_placement(config, world),
             finish=finish,
@@ -93,7 +99,7 @@ def _open_training(config: Config, world: World) -> TrainingBatches:
         seed=config.seed,
         label_key=data.label_key,
         global_batch=train.global_batch,
-        micro_batch=train.micro_batch,
+        micro_batch=first_micro_batch(train),
         **_placement(config, world),
         finish=finish,
     )
@@ -160,8 +166,7 @@ class _Placement(TypedDict):
 
 def _placement(config: Config, world: World) -> _Placement:
     return {
-        # The ranks of a node read the same chunks, however they are numbered.
-        "rank": order_rank(world.rank, world.size, world.ranks_per_node),
+        "rank": world.rank,
         "world_size": world.size,
         "workers": config.data.workers,
         "pin_memory": world.device.type == "cuda",

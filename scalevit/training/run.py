@@ -3,38 +3,30 @@
 Everything that can be wrong is found by `prepare`, before any process group exists, the cheapest to find first.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import timm
-from torch import nn
 
 from scalevit.config.tree import SECTIONS, Config
 from scalevit.cpu import prepare_cpu
 from scalevit.data.loading.evaluation_loader import EvaluationLoader
-from scalevit.data.order.batching import BatchLayout
 from scalevit.distributed import World
-from scalevit.engines.base import Engine, EngineSpec
-from scalevit.engines.settings import UpdateScope
 from scalevit.errors import UserError, naming_settings, settings_of
-from scalevit.models.build import build_model
 from scalevit.models.costs import ModelCosts, model_costs
-from scalevit.models.meta_init import initial_values
-from scalevit.models.mlps import transformer_blocks
 from scalevit.runs.environment import describe_environment
 from scalevit.runs.folder import RunFolder
 from scalevit.runs.summary import Summary
 from scalevit.runs.tracking import Tracking
+from scalevit.training.engine_builder import EngineBuilder, check_engine
 from scalevit.training.evaluation import CheckedMetrics, evaluate_within_limit
+from scalevit.training.micro_batch import TRAINING_KNOBS, micro_batch_of_run, naming_out_of_memory
 from scalevit.training.open_data import RunData, open_data, open_evaluation
-from scalevit.training.optimizers import build_optimizer, check_optimizer
 from scalevit.training.resume import find_resumable
-from scalevit.training.schedules import Schedule
-from scalevit.training.setting_keys import OPTIMIZATION_KEYS, TRACKER_KEYS, naming_data_settings
+from scalevit.training.setting_keys import TRACKER_KEYS, naming_data_settings
 from scalevit.training.trainer import Trainer
 
 
@@ -51,25 +43,29 @@ class PreparedRun:
     checkpoints: list[Path]
     """What it may resume from, the newest first."""
     data: RunData
-    build_engine: Callable[[], Engine]
-    """To be called once, inside the process group."""
+    build_engine: EngineBuilder
 
     @contextmanager
     def trainer(self) -> Iterator[Trainer]:
         """The trainer of this run, with a process group for as long as the block runs. Collective."""
         with _process_group(self.config, self.world):
-            with naming_settings(OPTIMIZATION_KEYS):
-                engine = self.build_engine()
-            yield Trainer(
-                self.config,
-                self.world,
-                engine,
-                self.data,
-                self.folder,
-                self.tracking,
-                self.costs,
-                describe_environment(self.world.size, self.world.device_name),
-            )
+            loader = self.data.train
+            size = micro_batch_of_run(self.config, self.world, self.build_engine, self.folder)
+            loader.split = split = replace(loader.split, micro_batch=size)
+            if split.padding and self.world.is_first:
+                added = f"{split.padding} rows of padding per step ({split.padding_share:.1%})"
+                print(f"{split.world_size} ranks do not share {split.global_batch} images evenly: {added}", flush=True)
+            with naming_out_of_memory(split.size, TRAINING_KNOBS):
+                yield Trainer(
+                    self.config,
+                    self.world,
+                    self.build_engine(micro_batch=split.size, accumulation=split.accumulation),
+                    self.data,
+                    self.folder,
+                    self.tracking,
+                    self.costs,
+                    describe_environment(self.world.size, self.world.device_name),
+                )
 
     def train(self) -> Summary:
         """Trains to the end.
@@ -89,19 +85,19 @@ class PreparedEvaluation:
     config: Config
     world: World
     data: EvaluationLoader
-    build_engine: Callable[[], Engine]
+    build_engine: EngineBuilder
 
     def evaluate(self) -> CheckedMetrics:
         """Every metric of the validation set, and its bad samples.
 
         Raises:
-            UserError: a shard cannot be read, or there are more bad samples than `data.max_faults`.
+            UserError: a shard cannot be read, there are more bad samples than `data.max_faults`, or memory does not
+                suffice.
         """
-        with _process_group(self.config, self.world):
-            with naming_settings(OPTIMIZATION_KEYS):
-                engine = self.build_engine()
+        images = self.config.evaluation.batch
+        with _process_group(self.config, self.world), naming_out_of_memory(images, "lower evaluation.batch"):
             return evaluate_within_limit(
-                engine,
+                self.build_engine(micro_batch=1, accumulation=1),  # no step is taken
                 self.data,
                 channels_last=self.config.train.channels_last,
                 max_faults=self.config.data.max_faults,
@@ -128,7 +124,7 @@ def prepare(config: Config) -> PreparedRun:
     checkpoints = find_resumable(config, folder)
     with naming_data_settings():
         data = open_data(config, world)
-    build_engine = prepare_engine(config, world, scope)
+    build_engine = EngineBuilder(config, world, scope)
     return PreparedRun(config, world, folder, tracking, costs, checkpoints, data, build_engine)
 
 
@@ -145,7 +141,7 @@ def prepare_evaluation(config: Config) -> PreparedEvaluation:
     scope = check_engine(config, world)
     with naming_data_settings():
         data = open_evaluation(config, world)
-    return PreparedEvaluation(config, world, data, prepare_engine(config, world, scope))
+    return PreparedEvaluation(config, world, data, EngineBuilder(config, world, scope))
 
 
 def with_model_defaults(config: Config) -> Config:
@@ -162,67 +158,7 @@ def with_model_defaults(config: Config) -> Config:
     return config.model_copy(update={"data": filled})
 
 
-def check_engine(config: Config, world: World) -> UpdateScope:
-    """Finds what the engine cannot do on this machine, with these ranks or with this optimizer, and schedules that do
-    not fit. Needs no process group.
-
-    Returns:
-        How much of a parameter the optimizer's update reads, for `prepare_engine`.
-
-    Raises:
-        UserError: in one line, with the config key.
-    """
-    engine_keys = {key: f"engine.{key}" for key in type(config.engine).model_fields}
-    with naming_settings({**engine_keys, **OPTIMIZATION_KEYS}):
-        config.engine.check(world)
-        Schedule(config.schedule, config.optimizer.lr, config.train.epochs)
-        return check_optimizer(config.optimizer, config.engine.update_scope(world))
-
-
-def prepare_engine(config: Config, world: World, scope: UpdateScope) -> Callable[[], Engine]:
-    """Builds the config's model, and returns what shards it: to be called once, inside the process group.
-
-    Args:
-        scope: as `check_engine` returns it.
-
-    Raises:
-        UserError: the model or its batches cannot be built, while there is no process group yet.
-    """
-    device = "meta" if config.train.meta_init else "cpu"
-    with naming_settings(SECTIONS):
-        model = build_model(
-            config.model,
-            config.reduction,
-            seed=config.seed,
-            device=device,
-            kernels=config.kernels,
-            run_device=world.device,
-        )
-    with naming_data_settings():
-        spec = _engine_spec(config, world, scope, model)
-    return partial(config.engine.build, model, spec)
-
-
 def _process_group(config: Config, world: World) -> AbstractContextManager[None]:
     if world.device.type == "cpu":
         prepare_cpu(ranks_per_node=world.ranks_per_node, loaders=config.data.workers)
     return world.process_group(offloads=config.engine.offloads)
-
-
-def _engine_spec(config: Config, world: World, scope: UpdateScope, model: nn.Module) -> EngineSpec:
-    """What an engine is built from, besides the model and its own section of the config."""
-    return EngineSpec(
-        world=world,
-        blocks=transformer_blocks(model),
-        optimizer=partial(build_optimizer, config=config.optimizer),
-        micro_batch=config.train.micro_batch,
-        accumulation=BatchLayout(config.train.global_batch, config.train.micro_batch).accumulation(world.size),
-        precision=config.train.precision,
-        update_scope=scope,
-        clip_grad_norm=config.optimizer.clip_grad_norm,
-        activation_checkpointing=config.train.activation_checkpointing,
-        compile="inductor" if config.train.compile else None,
-        initial_values=partial(initial_values, config.model, config.reduction, seed=config.seed)
-        if config.train.meta_init
-        else None,
-    )

@@ -14,6 +14,7 @@ DATA_KEYS = {
     "global_batch": "train.global_batch",
     "micro_batch": "train.micro_batch",
     "repeats": "data.augmentation.aug_repeats",
+    "mixing_group": "data.augmentation.mixing_group",
     "workers": "data.workers",
     "auto_augment": "data.augmentation.auto_augment",
     "num_classes": "model.num_classes",

@@ -1,20 +1,23 @@
 """One optimizer step: its micro-batches, their losses and gradients, the update and the EMA."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.profiler import record_function
 
 from scalevit.data.faults import Fault
-from scalevit.data.loading.base import Batch
-from scalevit.data.transforms.mixing import BatchMixing
+from scalevit.data.loading.base import Batch, OnDevice
+from scalevit.data.order.batching import Split
+from scalevit.data.transforms.mixing import BatchMixing, MixedLabels
 from scalevit.engines.base import Engine, StepResult
 from scalevit.errors import UserError
-from scalevit.randomness import seed_micro_batch
+from scalevit.models.dropout import RowKeys
+from scalevit.randomness import Purpose, row_keys
 from scalevit.training.ema import Ema
 from scalevit.training.setting_keys import naming_data_settings
 from scalevit.training.tasks.base import DeviceBatch, TaskRunner
@@ -28,8 +31,8 @@ class StepReport:
     """One optimizer step, as this rank saw it."""
 
     losses: dict[str, Tensor]
-    """Scalars on the device, means over this rank's micro-batches: "loss", and "loss_NAME" for the parts of it that
-    the task names."""
+    """Scalars on the device, this rank's part of the means over the global batch: "loss", and "loss_NAME" for the parts
+    of it that the task names. The sum over ranks is the mean."""
     result: StepResult
     seconds: float
     faults: list[Fault]
@@ -45,9 +48,9 @@ class TrainingStep:
         task: TaskRunner,
         ema: Ema | None,
         *,
-        transform: Callable[[Tensor], Tensor],
+        transform: OnDevice,
         mixing: BatchMixing,
-        accumulation: int,
+        split: Split,
         seed: int,
         channels_last: bool,
     ):
@@ -56,22 +59,23 @@ class TrainingStep:
             engine: holds the weights and the optimizer.
             task: makes a loss of a micro-batch.
             ema: follows the weights, if there is one.
-            transform: of images (m, 3, S, S) on the device: normalisation and erasing.
+            transform: of images (m, 3, S, S) and keys of their rows on the device: normalisation and erasing.
             mixing: of images and labels.
-            accumulation: micro-batches of this rank in a step.
-            seed: of what is drawn for each micro-batch on the device.
+            split: of the global batch among ranks and micro-batches.
+            seed: of what is drawn for each row on the device.
             channels_last: memory format of the images.
         """
         self._engine, self._task, self._ema = engine, task, ema
         self._transform, self._mixing = transform, mixing
-        self._accumulation, self._seed = accumulation, seed
+        self._split, self._seed = split, seed
+        self._row_keys = RowKeys(engine.module)
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
 
-    def __call__(self, micro_batches: Iterator[Batch], *, step: int, lr: float) -> StepReport:
+    def __call__(self, batches: Iterator[Batch], *, step: int, lr: float) -> StepReport:
         """One optimizer step. Collective.
 
         Args:
-            micro_batches: `accumulation` of them are taken.
+            batches: the step's are taken.
             step: number of the step, from 0, for which the loader made them.
             lr: learning rate.
 
@@ -82,41 +86,51 @@ class TrainingStep:
         engine = self._engine
         # All of the step's data first: a rank whose data fails must say so before its peers wait for its gradients.
         with record_function("data wait"), engine.world.collective_errors(), naming_data_settings():
-            batches = list(islice(micro_batches, self._accumulation))
+            loaded = list(islice(batches, self._split.loads))
         losses: dict[str, Tensor] = {}
-        for index, batch in enumerate(batches):
+        done = 0
+        for batch in loaded:
             assert batch.step == step, f"the loader is at step {batch.step}, the run at {step}"
-            for name, loss in self._forward_backward(batch, last=index == self._accumulation - 1).items():
-                part = loss / self._accumulation
-                losses[name] = losses[name] + part if name in losses else part
+            for micro_batch, rows in self._micro_batches(batch):
+                done += 1
+                for name, loss in self._forward_backward(
+                    micro_batch, rows, step, last=done == self._split.accumulation
+                ).items():
+                    losses[name] = losses[name] + loss if name in losses else loss
         with record_function("optimizer step"):
             result = engine.step(lr)
         if self._ema is not None and not result.skipped:
             with record_function("EMA"):
                 self._ema.update(engine.local_parameters())
-        faults = [fault for batch in batches for fault in batch.faults]
+        faults = [fault for batch in loaded for fault in batch.faults]
         return StepReport(losses, result, time.perf_counter() - started, faults)
 
-    def _forward_backward(self, batch: Batch, *, last: bool) -> dict[str, Tensor]:
+    def _micro_batches(self, batch: Batch) -> Iterator[tuple[DeviceBatch, np.ndarray]]:
+        """The micro-batches in a loaded batch, each with the numbers of its rows."""
+        device, rows = self._engine.world.device, batch.rows.numpy()
+        images = batch.images.to(device, non_blocking=True).contiguous(memory_format=self._layout)
+        labels = batch.labels.to(device, non_blocking=True)
+        weights = (batch.rows >= 0).float().to(device, non_blocking=True)
+        images = self._transform(images, row_keys(self._seed, Purpose.ERASING, batch.step, rows))
+        images, mixed = self._mixing(images, labels, step=batch.step, rows=rows)
+        for start in range(0, len(rows), self._split.size):
+            part = slice(start, start + self._split.size)
+            yield DeviceBatch(images[part], MixedLabels(*(each[part] for each in mixed)), weights[part]), rows[part]
+
+    def _forward_backward(self, batch: DeviceBatch, rows: np.ndarray, step: int, *, last: bool) -> dict[str, Tensor]:
         """The losses of a micro-batch, summed over the task's passes; its gradient is added to the engine's."""
-        seed_micro_batch(self._seed, batch.step, batch.micro_batch)
-        on_device = self._to_device(batch)
+        self._row_keys.set(row_keys(self._seed, Purpose.DROPPING, step, rows), self._engine.world.device)
         losses: dict[str, Tensor] = {}
         for index in range(self._task.passes):
             with record_function("forward"):
-                loss = self._task.loss(self._engine.forward, on_device, index)
+                loss = self._task.loss(self._engine.forward, batch, index)
             with record_function("backward"):
-                self._engine.backward(loss.total, last=last and index == self._task.passes - 1)
-            named = {"loss": loss.total, **{f"loss_{name}": part for name, part in loss.parts.items()}}
-            for name, value in named.items():
+                total = loss.total / self._split.global_batch
+                self._engine.backward(total, last=last and index == self._task.passes - 1)
+            parts = {f"loss_{name}": part / self._split.global_batch for name, part in loss.parts.items()}
+            for name, value in {"loss": total, **parts}.items():
                 losses[name] = losses[name] + value.detach() if name in losses else value.detach()
         return losses
-
-    def _to_device(self, batch: Batch) -> DeviceBatch:
-        device = self._engine.world.device
-        images = batch.images.to(device, non_blocking=True).contiguous(memory_format=self._layout)
-        labels = batch.labels.to(device, non_blocking=True)
-        return DeviceBatch(*self._mixing(self._transform(images), labels))
 
 
 class DivergenceCheck:

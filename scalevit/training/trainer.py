@@ -1,7 +1,8 @@
 """One run, in the order of its life: start or resume, steps, evaluation, saving, end.
 
-A run's randomness has no state: pixels follow from (seed, position), and mixing, drop-path and dropout from (seed,
-step, micro-batch). A run therefore gives the same numbers at any world size and after any interruption. Names no Part.
+A run's randomness has no state: pixels follow from (seed, position), and mixing, erasing, drop-path and dropout from
+(seed, step, row of the global batch). A run therefore gives the same numbers at any world size, with any micro-batch
+and after any interruption. Names no Part.
 """
 
 import math
@@ -80,7 +81,7 @@ class Trainer:
             self.ema,
             transform=loader.finish,
             mixing=data.mixing,
-            accumulation=loader.accumulation,
+            split=loader.split,
             seed=config.seed,
             channels_last=train.channels_last,
         )

@@ -100,7 +100,7 @@ class Run:
                 images, labels = micro_batch(step, index)
                 torch.manual_seed(step * 100 + index)
                 loss = F.cross_entropy(self.engine.forward(images).float(), labels)
-                self.engine.backward(loss, last=a == self.accumulation - 1)
+                self.engine.backward(loss / MICRO_BATCHES, last=a == self.accumulation - 1)
                 total += loss.detach() / MICRO_BATCHES
             self.engine.step(self.optimizer.lr)
             self.ema.update(self.engine.local_parameters())

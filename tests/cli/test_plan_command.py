@@ -72,7 +72,7 @@ def test_engines_that_cannot_run_the_optimizer_are_left_out(capsys: pytest.Captu
         (["--gpus", "-4"], ["argument --gpus: -4: must be at least 1"]),
         (["--gpus", "2", "--nodes", "0"], ["argument --nodes: 0: must be at least 1"]),
         (["--gpus", "3", "--nodes", "2"], ["--gpus 3", "nodes = 2"]),
-        (["--gpus", "3"], ["train.global_batch", "micro_batch", "3 ranks"]),
+        (["--gpus", "65"], ["train.global_batch = 64", "at least the 65 ranks"]),
         (["--gpus", "2", "--device", "h20"], ["h20", "nearest: h200"]),
         (["--gpus", "2", "--device", "l4"], ["--device l4", "only its peak", "FILE.json"]),
         (["--gpus", "2", "--device", "missing.json"], ["missing.json", "cannot be read"]),

@@ -1,6 +1,7 @@
 """`scalevit shards`, as a user calls it."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -29,8 +30,16 @@ def command(*arguments):
 def test_plan(shards, capsys):
     command("plan", "--samples", 50_000, "--image-bytes", 100_000, "--nodes", 2)
     assert "50,000 (5 GB)" in capsys.readouterr().out
-    command("plan", "--samples", 50_000, "--nodes", 5)
-    assert "with a number of nodes that divides 96, e.g. 4, each chunk is read once" in capsys.readouterr().out
+    advice = "with a global batch that is a multiple of 96, nodes read fewer chunks in common"
+    amplification = {}
+    for global_batch in (1024, 960):
+        command("plan", "--samples", 50_000, "--nodes", 5, "--global-batch", global_batch)
+        shown = capsys.readouterr().out
+        assert advice in shown or global_batch == 960
+        amplification[global_batch] = float(re.search(r"read amplification (\S+)", shown)[1])
+    assert amplification[960] < amplification[1024]
+    command("plan", "--samples", 50_000, "--nodes", 2)
+    assert advice not in capsys.readouterr().out
     command("plan", shards)
     assert "samples            23 (" in capsys.readouterr().out
     for arguments, message in (

@@ -99,8 +99,8 @@ def run(folder, workers=0):
     dataset, faults, evaluated = Recording(index, as_tensor), list(index.faults), 0
     for rank in range(2):
         place = {"rank": rank, "world_size": 2, "workers": workers}
-        loader = TrainLoader(dataset, Order(len(index), 0), global_batch=2, micro_batch=1, **place)
-        for batch in itertools.islice(loader.batches(0), loader.steps_in(1)):
+        loader = TrainLoader(dataset, Order(len(index), 0), global_batch=6, micro_batch=3, **place)
+        for batch in itertools.islice(loader.batches(0), loader.steps_in(1) * loader.split.loads):
             faults += batch.faults
         for batch in EvaluationLoader(dataset, batch=4, **place):
             faults += batch.faults

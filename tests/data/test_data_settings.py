@@ -2,21 +2,19 @@
 
 import json
 
-import numpy as np
 import pytest
-import torch
 
 from scalevit.data.faults import Fault, FaultLog
 from scalevit.data.loading.chunk_cache import ChunkCache
 from scalevit.data.loading.stream_loader import StreamLoader
-from scalevit.data.order.batching import BatchLayout
+from scalevit.data.order.batching import Split
 from scalevit.data.shards.discovery import find_shards
 from scalevit.data.shards.index import load_index
 from scalevit.data.transforms.base import TrainingAugmentation
 from scalevit.data.transforms.mixing import BatchMixing
 from scalevit.data.transforms.timm_pipeline import training_transform
 from scalevit.errors import UserError
-from scalevit.training.run import naming_data_settings
+from scalevit.training.setting_keys import naming_data_settings
 
 
 def cache_in_a_file(folder):
@@ -28,26 +26,25 @@ def too_many_faults(folder):
     FaultLog(folder / "faults.jsonl", limit=1).add([Fault("a", key, 0, "bad") for key in "xy"])
 
 
-def mix_three(folder):
-    np.random.seed(0)
-    BatchMixing(mixup=1, cutmix=0, probability=1)(torch.rand(3, 3, 2, 2), torch.zeros(3, dtype=torch.int64))
+def mix_in_odd_groups(folder):
+    BatchMixing(mixup=1, cutmix=0, probability=1, group=3)
 
 
-def stream_with_workers(folder):
-    StreamLoader("pipe:cat a.tar", None, samples=1, num_classes=1, global_batch=1, micro_batch=1, workers=2)
+def stream_with(**place):
+    StreamLoader("pipe:cat a.tar", None, samples=1, num_classes=1, global_batch=1, micro_batch=1, **place)
 
 
 @pytest.mark.parametrize(
     ("mistake", "key", "value"),
     [
-        (lambda folder: BatchLayout(10, 4), "train.global_batch", 10),
-        (lambda folder: BatchLayout(12, 2).accumulation(4), "train.global_batch", 12),
-        (mix_three, "train.micro_batch", 3),
+        (lambda folder: Split(12, 13, 4), "train.global_batch", 12),
+        (lambda folder: stream_with(world_size=2), "train.global_batch", 1),
+        (mix_in_odd_groups, "data.augmentation.mixing_group", 3),
         (lambda folder: training_transform(TrainingAugmentation(image_size=8, mean=(0, 0, 0), auto_augment="rand-x9")),
          "data.augmentation.auto_augment", "rand-x9"),
         (cache_in_a_file, "data.cache", None),
         (too_many_faults, "data.max_faults", 1),
-        (stream_with_workers, "data.workers", 2),
+        (lambda folder: stream_with(workers=2), "data.workers", 2),
     ],
 )  # fmt: skip
 def test_config_keys_are_named(tmp_path, mistake, key, value):

@@ -1,81 +1,166 @@
+"""Mixup and CutMix: the pairs, the arithmetic, and timm's distributions."""
+
+import itertools
+
 import numpy as np
 import pytest
 import torch
+from scipy.stats import ks_2samp
 from timm.data import Mixup
-from timm.data.mixup import mixup_target
+from timm.data.distributed_sampler import RepeatAugSampler
+from timm.data.mixup import cutmix_bbox_and_lam
 
+from scalevit.data.order.batching import PADDING, BatchLayout
+from scalevit.data.order.shuffle import Order
 from scalevit.data.transforms.mixing import BatchMixing
 from scalevit.errors import SettingError
 
-CLASSES = 7
+DRAWS = 100_000
 
 
-def targets(mixed, smoothing):
-    """What a loss makes of mixed labels, with timm's smoothing."""
-    own, partner = (mixup_target(labels, CLASSES, smoothing=smoothing) for labels in (mixed.labels, mixed.partners))
-    return own * mixed.weight + partner * (1.0 - mixed.weight)
+def mix(mixing, images, rows, step=0):
+    return mixing(images.clone(), torch.arange(len(images)), step=step, rows=np.asarray(rows))
 
 
-@pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0), (0, 1.0), (0.8, 1.0)])
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_images_and_targets_are_timms_bit_for_bit(mixup, cutmix, smoothing):
-    """Also guards timm's private `Mixup._mix_batch`, which returns the weight."""
-    ours = BatchMixing(mixup=mixup, cutmix=cutmix, probability=0.8)
-    theirs = Mixup(mixup, cutmix, None, 0.8, 0.5, "batch", True, smoothing, CLASSES)
-    weights = set()
-    for number in range(40):
-        images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(number))
-        labels = torch.randint(CLASSES, (6,), generator=torch.Generator().manual_seed(number))
-        np.random.seed(number)
-        mixed_images, mixed = ours(images.clone(), labels)
-        draw = np.random.rand()
-        np.random.seed(number)
-        expected_images, expected = theirs(images.clone(), labels)
-        assert np.random.rand() == draw
-        assert torch.equal(mixed_images, expected_images)
-        assert torch.equal(targets(mixed, smoothing), expected)
-        assert torch.equal(mixed.labels, labels)
-        weights.add(mixed.weight)
-    assert 1.0 in weights  # one in five is not mixed
-    assert len(weights) > 10
-    assert all(type(weight) is float for weight in weights)
+def images(count, side=8):
+    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(count))
 
 
-def test_the_weight_has_double_precision():
-    mix = BatchMixing(mixup=0.8, cutmix=0, probability=1)
-    np.random.seed(0)
-    _, mixed = mix(torch.rand(2, 3, 4, 4), torch.tensor([0, 1]))
-    np.random.seed(0)
-    np.random.rand()  # whether to mix
-    assert mixed.weight == np.random.beta(0.8, 0.8)
-    assert mixed.weight != float(np.float32(mixed.weight))
+def test_mixup_is_a_weighted_mean_of_partners():
+    before = images(6)
+    after, mixed = mix(BatchMixing(mixup=0.8, cutmix=0, probability=1), before, range(6))
+    assert mixed.partners.tolist() == [1, 0, 3, 2, 5, 4]
+    assert mixed.weight.dtype == torch.float64
+    assert len(set(mixed.weight.tolist())) == 1
+    weight = mixed.weight[0].item()
+    assert 0 < weight < 1
+    torch.testing.assert_close(after, weight * before + (1 - weight) * before[mixed.partners])
 
 
-def test_rows_are_mixed_with_their_mirror():
-    images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 2, 2).clone()
-    np.random.seed(0)
-    mixed_images, mixed = BatchMixing(mixup=0.8, cutmix=0, probability=1)(images.clone(), torch.arange(4))
-    assert 0 < mixed.weight < 1
-    assert mixed.partners.tolist() == [3, 2, 1, 0]
-    torch.testing.assert_close(mixed_images, mixed.weight * images + (1 - mixed.weight) * images.flip(0))
+def test_cutmix_takes_one_rectangle_from_partners():
+    before = images(4, side=16)
+    for step in range(20):
+        after, mixed = mix(BatchMixing(mixup=0, cutmix=1.0, probability=1), before, range(4), step)
+        foreign = (after != before).any(dim=1)
+        rows, columns = foreign[0].any(1).nonzero(), foreign[0].any(0).nonzero()
+        box = torch.zeros(16, 16, dtype=torch.bool)
+        if len(rows):
+            box[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = True
+        assert torch.equal(foreign, box.expand_as(foreign))
+        assert torch.equal(after, torch.where(box, before[mixed.partners], before))
+        assert mixed.weight.tolist() == [1 - box.sum().item() / 256] * 4
+
+
+@pytest.mark.parametrize(
+    "settings", [{"mixup": 0.8, "cutmix": 0}, {"mixup": 0, "cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0}]
+)
+def test_a_row_does_not_depend_on_those_it_is_computed_with(settings):
+    """All rows at once against pieces of several sizes, with and without padding, over borders of groups."""
+    mixing = BatchMixing(**settings, probability=0.8, group=6, seed=3)
+    before = images(30)
+    for step in range(5):
+        whole, expected = mix(mixing, before, range(30), step)
+        assert len(set(expected.weight.tolist())) > 1
+        for size in (2, 4, 10):
+            for start in range(0, 30, size):
+                rows = list(range(start, min(start + size, 30)))
+                padded = [*rows, PADDING, PADDING]
+                part, mixed = mixing(
+                    torch.cat([before[rows], torch.zeros(2, 3, 8, 8)]),
+                    torch.tensor([*rows, 0, 0]),
+                    step=step,
+                    rows=np.array(padded),
+                )
+                assert torch.equal(part[:-2], whole[rows])
+                assert torch.equal(mixed.weight[:-2], expected.weight[rows])
+                assert torch.equal(mixed.partners[:-2], expected.partners[rows])
+                assert mixed.weight[-2:].tolist() == [1, 1], "padding is not mixed"
+                assert not part[-2:].any()
+
+
+def test_channels_last_is_the_same():
+    mixing = BatchMixing(mixup=0.8, cutmix=1.0, probability=1, group=2)
+    before = images(12)
+    expected, _ = mix(mixing, before, range(12))
+    last = before.contiguous(memory_format=torch.channels_last)
+    after, _ = mixing(last, torch.arange(12), step=0, rows=np.arange(12))
+    assert torch.equal(after, expected)
+    assert after.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_last_row_of_an_odd_global_batch_is_not_mixed():
+    before = images(4)
+    after, mixed = mix(BatchMixing(mixup=0.8, cutmix=0, probability=1), before, [0, 1, 2, PADDING])
+    assert torch.equal(after[2:], before[2:])
+    assert mixed.weight[2:].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(
     "settings", [{"mixup": 0, "cutmix": 0, "probability": 1}, {"mixup": 1, "cutmix": 1, "probability": 0}]
 )
-def test_without_mixing_nothing_is_drawn_and_any_size_is_valid(settings):
-    images, labels = torch.rand(3, 3, 4, 4), torch.tensor([0, 1, 4])
-    state = np.random.get_state()[1].tolist()
-    same, mixed = BatchMixing(**settings)(images, labels)
-    assert same is images
-    assert mixed.weight == 1.0
+def test_without_mixing_images_stay(settings):
+    before, labels = images(3), torch.tensor([0, 1, 4])
+    same, mixed = BatchMixing(**settings)(before, labels, step=0, rows=np.arange(3))
+    assert same is before
+    assert mixed.weight.tolist() == [1, 1, 1]
     assert torch.equal(mixed.partners, labels)
-    assert np.random.get_state()[1].tolist() == state
-    expected = torch.full((3, CLASSES), 0.1 / CLASSES).scatter(1, labels[:, None], 0.9 + 0.1 / CLASSES)
-    torch.testing.assert_close(targets(mixed, 0.1), expected)
 
 
-def test_odd_micro_batch_cannot_be_mixed():
-    mix = BatchMixing(mixup=0.8, cutmix=1.0, probability=1)
-    with pytest.raises(SettingError, match=r"^micro_batch = 3: must be even for mixup and CutMix"):
-        mix(torch.rand(3, 3, 2, 2), torch.zeros(3, dtype=torch.int64))
+def test_an_odd_group_is_refused():
+    with pytest.raises(SettingError, match="mixing_group = 3: must be even"):
+        BatchMixing(mixup=1, cutmix=0, probability=1, group=3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "draws"),
+    [
+        ({"mixup": 0.8, "cutmix": 0}, 10_000),
+        ({"mixup": 0, "cutmix": 1.0}, 10_000),
+        ({"mixup": 0.8, "cutmix": 1.0}, DRAWS),
+    ],
+    ids=["mixup", "cutmix", "both"],
+)
+def test_draws_are_distributed_as_timms(settings, draws):
+    """Weights by the two-sample test of Kolmogorov and Smirnov; shares within five standard deviations."""
+    mixing = BatchMixing(**settings, probability=0.7, seed=1)
+    ours = [mixing.draw(step, 0, 224, 224) for step in range(draws)]
+    theirs = Mixup(settings["mixup"], settings["cutmix"], prob=0.7, switch_prob=0.5, mode="batch", correct_lam=True)
+    np.random.seed(0)
+    mixup, cutmix, mixed = [], [], 0
+    for _ in range(draws):
+        weight, cuts = theirs._params_per_batch()
+        if cuts:
+            _, weight = cutmix_bbox_and_lam((1, 3, 224, 224), weight, correct_lam=True)
+        mixed += cuts or weight != 1.0
+        if cuts or weight != 1.0:
+            (cutmix if cuts else mixup).append(weight)
+    drawn = [one for one in ours if one is not None]
+    deviation = (2 * 0.7 * 0.3 / draws) ** 0.5  # of the difference of two shares
+    assert abs(len(drawn) - mixed) / draws < 5 * deviation
+    by_kind = [one.weight for one in drawn if one.box is None], [one.weight for one in drawn if one.box is not None]
+    for own, expected in zip(by_kind, (mixup, cutmix), strict=True):
+        assert abs(len(own) - len(expected)) / draws < 5 * (2 * 0.25 / draws) ** 0.5
+        if expected:
+            assert ks_2samp(own, expected).pvalue > 1e-3
+
+
+def epochs_of(sampler):
+    for epoch in itertools.count():
+        sampler.set_epoch(epoch)
+        yield from sampler
+
+
+@pytest.mark.parametrize("samples", [20_000, 1_281_167], ids=["small set", "ImageNet"])
+def test_pairs_are_as_far_apart_as_in_timms_loader(samples):
+    """timm's RepeatAugSampler, and row j of a batch mixed with the j-th from the end, as `Mixup` does."""
+    steps = -(-DRAWS // 512)
+    rows = [BatchLayout(1024, 3).rows(step, np.arange(1024))[0] for step in range(steps)]
+    ids = Order(samples, seed=3).ids(np.concatenate(rows))
+    ours = abs(ids[0::2] - ids[1::2])
+    sampler = RepeatAugSampler(range(samples), num_replicas=1, rank=0, num_repeats=3, selected_round=0)
+    batches = np.fromiter(itertools.islice(epochs_of(sampler), steps * 1024), np.int64).reshape(-1, 256)
+    theirs = abs(batches - batches[:, ::-1])[:, :128].ravel()
+    assert (theirs == 0).mean() > 0.001
+    assert not (ours == 0).any(), "copies of one image are never mixed"
+    # The same two images meet in up to three copies, so a third of the pairs are independent; 1 % are this far apart.
+    assert ks_2samp(ours, theirs[theirs > 0]).statistic < 1.63 * (2 / (len(ours) / 3)) ** 0.5

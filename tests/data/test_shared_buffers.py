@@ -12,7 +12,7 @@ from scalevit.data.loading.shared_buffers import PREFETCHED, BatchBuffers
 
 
 class WhoMakesWhat(Dataset):
-    """A batch of one image and the worker that made it."""
+    """A batch of one image; its row is the number of the worker that made it."""
 
     def __init__(self, buffers):
         self.buffers = buffers
@@ -20,7 +20,8 @@ class WhoMakesWhat(Dataset):
     def __getitem__(self, request):
         worker = get_worker_info()
         images = self.buffers([torch.full((3, 1, 1), float(request))])
-        return Batch(images, torch.tensor([request]), request, worker.id if worker else 0, ())
+        rows = torch.tensor([worker.id if worker else 0])
+        return Batch(images, torch.tensor([request]), request, rows, ())
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
@@ -31,13 +32,14 @@ def test_batches_come_in_order_from_workers_in_turn_with_a_fixed_number_requeste
     for number in range(20):
         batch = next(batches)
         assert batch.step == number, "torch's DataLoader returns batches in another order"
-        assert batch.micro_batch == number % workers, "torch's DataLoader does not give requests to workers in turn"
+        assert batch.rows.tolist() == [number % workers], "torch's DataLoader does not give requests to workers in turn"
         next_request = int(repr(requested)[len("count(") : -1])
         assert next_request == number + 1 + PREFETCHED * workers, (
             f"torch's DataLoader has requested {next_request} batches when it returns number {number}, "
             f"where BatchBuffers relies on {PREFETCHED} per worker beyond those returned"
         )
         assert batch.images.flatten().tolist() == [number] * 3
+        assert batch.labels.tolist() == [number]
 
 
 def test_order_is_the_default_of_the_data_loader():

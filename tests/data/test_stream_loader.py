@@ -10,6 +10,7 @@ import torch
 
 from scalevit.data.images import encode_png
 from scalevit.data.loading.stream_loader import StreamLoader
+from scalevit.data.order.batching import PADDING
 from scalevit.data.transforms.base import ArrayTransform
 from scalevit.data.writing.writer import write_samples
 from scalevit.errors import SettingError, UserError
@@ -34,20 +35,60 @@ def stream(folder, **settings):
     return StreamLoader(f"pipe:cat {folder}/shard-{{000000..000003}}.tar", Grey(), **settings)
 
 
-@pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (2, 0), (2, 2)])
-def test_pipes_are_streamed_with_bad_samples_listed(folder, world_size, workers):
-    seen, bad = Counter(), set()
+def load(loader, start, steps):
+    """Batches of some steps, each with the rows that `Split` says and images that show their labels."""
+    expected = [each for step in range(start, start + steps) for each in loader.split.of_rank(loader.rank, step)]
+    for batch, (step, rows) in zip(itertools.islice(loader.batches(start), len(expected)), expected, strict=True):
+        assert (batch.step, batch.rows.tolist()) == (step, rows.tolist())
+        assert len(batch.labels) == loader.split.loaded_rows
+        assert batch.images[:, 0].tolist() == batch.labels.tolist()
+        yield batch
+
+
+def shown(batch):
+    """Labels of the rows that are no padding."""
+    return batch.labels[batch.rows != PADDING].tolist()
+
+
+@pytest.mark.parametrize(
+    ("world_size", "workers", "micro_batch"), [(1, 0, 3), (1, 1, 64), (2, 0, 3), (2, 2, 2), (2, 1, 4), (3, 0, 1)]
+)
+def test_pipes_are_streamed_with_bad_samples_listed(folder, world_size, workers, micro_batch):
+    """Rows are split as those of `TrainLoader`: two ranks have two and four, so the first fills up with padding."""
+    seen, bad, rows = Counter(), set(), []
     for rank in range(world_size):
-        loader = stream(folder, rank=rank, world_size=world_size, workers=workers)
-        per_step = 2 // world_size
-        for n, batch in enumerate(itertools.islice(loader.batches(5), 26)):
-            assert (batch.step, batch.micro_batch) == (5 + n // per_step, n % per_step * world_size + rank)
-            assert batch.images[:, 0].tolist() == batch.labels.tolist()
-            seen.update(batch.labels.tolist())
+        loader = stream(folder, rank=rank, world_size=world_size, workers=workers, micro_batch=micro_batch)
+        for batch in load(loader, 5, 26):
+            seen.update(shown(batch))
+            rows += [(batch.step, row) for row in batch.rows.tolist() if row != PADDING]
             bad |= {(fault.key, fault.reason) for fault in batch.faults}
+    assert sorted(rows) == list(itertools.product(range(5, 31), range(6)))
     assert set(seen) == set(range(40)) - {7}
     assert bad == {("bad7", "unknown image format")}
     assert stream(folder).epoch_end_step(0) == stream(folder).steps_in(1) == 7
+
+
+@pytest.mark.parametrize(
+    ("world_size", "rank", "workers"), [(2, 0, 0), (2, 0, 1), (2, 0, 2), (2, 1, 2), (4, 0, 0), (4, 0, 1), (4, 1, 1)]
+)
+@pytest.mark.parametrize("micro_batch", [2, 4])
+def test_padding_is_black_and_uses_up_no_samples(folder, world_size, rank, workers, micro_batch):
+    """Also where some batches are nothing but padding, and for the first of four ranks, which has no others. The
+    samples of each worker, of one shard or two, are shown equally often.
+    """
+    loader, seen = stream(folder, rank=rank, world_size=world_size, workers=workers, micro_batch=micro_batch), Counter()
+    for batch in load(loader, 0, 20):
+        padding = batch.rows == PADDING
+        assert not batch.images[padding].any()
+        assert not batch.labels[padding].any()
+        seen.update(shown(batch))
+    shards = range(rank, 4, world_size)
+    parts = [shards[worker :: max(1, workers)] for worker in range(max(1, workers))]
+    for part in parts:
+        times = [seen.pop(n, 0) for n in range(40) if n // 10 in part and n != 7]
+        assert max(times) - min(times) <= 1
+        assert min(times) > 0 or (world_size, rank) == (4, 0)
+    assert not seen
 
 
 def test_two_iterators_do_not_share_memory(folder):

@@ -144,7 +144,7 @@ def run_cell(cell: dict[str, Any], world: World) -> dict[str, Any]:
                 images, labels = micro_batch(step, index)
                 torch.manual_seed(step * 100 + index)
                 loss = F.cross_entropy(engine.forward(images).float(), labels)
-                engine.backward(loss, last=a == accumulation - 1)
+                engine.backward(loss / (world.size * accumulation), last=a == accumulation - 1)
                 total += loss.detach() / (world.size * accumulation)
             outcome = engine.step(OPTIMIZERS[cell.get("optimizer", "adamw")].lr)
         result["wire"] = wire.counts() if wire else {}  # the last step's

@@ -46,7 +46,16 @@ SETTINGS = [
     # A key bias has no gradient but rounding noise, which Adam's 1e-8 would enlarge to whole steps.
     "optimizer.args.eps=1e-5",
 ]
+# Nothing is drawn for a row of a batch: such a run does not depend on how steps are laid out and drawn for.
+WITHOUT_DRAWS = [
+    "model.drop_path=0",
+    "data.augmentation.aug_repeats=1",
+    "data.augmentation.mixup=0",
+    "data.augmentation.cutmix=0",
+    "data.augmentation.random_erasing=0",
+]
 RUNS: dict[str, tuple[int, list[str]]] = {
+    "grouped-zero1-2-without-draws": (2, ["engine.stage=1", *WITHOUT_DRAWS]),
     "baseline-zero1-1": (1, ["reduction.strategy=none", "engine.stage=1"]),
     "grouped-zero1-2": (2, ["reduction.group_size=2", "engine.stage=1", "ema.shared_parameters=per_use"]),
     "shallow-zero3-2": (2, ["reduction.strategy=shallow", "engine.stage=3", "optimizer.clip_grad_norm=null"]),

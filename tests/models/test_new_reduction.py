@@ -30,6 +30,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 
+import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
@@ -45,7 +46,9 @@ from scalevit.models.fused_mlp import FusedMlp
 from scalevit.models.meta_init import initial_values
 from scalevit.models.reductions.none import NoReduction
 from scalevit.models.weights.write import write_weights
-from scalevit.training.run import check_engine, prepare_engine
+from scalevit.models.dropout import RowKeys
+from scalevit.randomness import Purpose, row_keys
+from scalevit.training.engine_builder import EngineBuilder, check_engine
 from scalevit.tying import canonical_state, tied_names
 
 TINY = [
@@ -94,11 +97,12 @@ for reduction, source in ((config.reduction, model), (NoReduction(), build_model
 
 # A training step on an engine, then the command line.
 world = World.from_environment()
-shard = prepare_engine(config, world, check_engine(config, world))
+build = EngineBuilder(config, world, check_engine(config, world))
 with world.process_group():
-    engine = shard()
+    engine = build(micro_batch=2, accumulation=1)
     engine.train()
     for step in range(2):
+        RowKeys(engine.module).set(row_keys(0, Purpose.DROPPING, step, np.arange(2)), world.device)
         loss = F.cross_entropy(engine.forward(images), torch.tensor([1, 2]))
         engine.backward(loss, last=True)
         engine.step(1e-3)

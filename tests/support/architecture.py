@@ -31,7 +31,7 @@ LAYERS = (
     ("kernels", "sections"),
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
-LEAVES = {"errors", "files", "randomness", "distributed", "cpu", "tying", "terminal"}
+LEAVES = {"errors", "files", "randomness", "launchers", "distributed", "cpu", "tying", "terminal"}
 SECTIONS = {f"scalevit.config.{name}" for name in ("base", "data", "model", "training")}
 # Inside data: what each folder may import of the others.
 DATA = {

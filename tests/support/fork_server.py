@@ -1,7 +1,7 @@
 """Starts training runs by fork from a process that has imported everything: a start costs a second instead of fifteen.
 
-Reads lines of JSON {"ranks", "port", "arguments", "output"} on standard input, answers each with the process ids and,
-when they have ended, with their exit statuses. The ranks run launch/train.py.
+Reads lines of JSON {"ranks", "port", "script", "arguments", "output"} on standard input, answers each with the process
+ids and, when they have ended, with their exit statuses.
 """
 
 import json
@@ -19,7 +19,6 @@ import scalevit.engines.fsdp.engine
 # Everything that a run imports, so that its forks find it there.
 import scalevit.training.run
 import scalevit.training.trainer  # noqa: F401
-from launching import SCRIPT
 
 
 def run_rank(rank: int, request: dict) -> None:
@@ -29,8 +28,8 @@ def run_rank(rank: int, request: dict) -> None:
     output = os.open(Path(request["output"]), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    sys.argv = [SCRIPT, *request["arguments"]]
-    runpy.run_path(SCRIPT, run_name="__main__")
+    sys.argv = [request["script"], *request["arguments"]]
+    runpy.run_path(request["script"], run_name="__main__")
 
 
 def main() -> None:

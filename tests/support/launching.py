@@ -14,6 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = str(ROOT / "launch" / "train.py")
+EVALUATE = str(ROOT / "launch" / "evaluate.py")
 QUICKSTART = str(ROOT / "configs" / "quickstart.json")
 # Entry points that were installed beside this interpreter.
 BIN = Path(sys.executable).parent
@@ -102,7 +103,10 @@ class Ranks:
 
 
 class ForkServer:
-    """Training runs that are forked from one process which has imported everything; see `fork_server.py`."""
+    """Scripts, `launch/train.py` by default, that are forked from a process which has imported everything.
+
+    See `fork_server.py`.
+    """
 
     def __init__(self, workplace: Path):
         """workplace: where the runs are started; holds their logs."""
@@ -116,18 +120,18 @@ class ForkServer:
             text=True,
         )
 
-    def start(self, name: str, arguments: list[str], *, ranks: int) -> list[int]:
-        """Starts `launch/train.py` on each rank; returns the process ids. `answer` then waits for the end."""
+    def start(self, name: str, arguments: list[str], *, ranks: int, script: str = SCRIPT) -> list[int]:
+        """Starts a script on each rank; returns the process ids. `answer` then waits for the end."""
         log = str(self.workplace / f"{name}.log")
-        request = {"ranks": ranks, "port": str(free_port()), "arguments": arguments, "output": log}
+        request = {"ranks": ranks, "port": str(free_port()), "script": script, "arguments": arguments, "output": log}
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         return self.answer()
 
-    def run(self, name: str, arguments: list[str], *, ranks: int = 1) -> Outcome:
+    def run(self, name: str, arguments: list[str], *, ranks: int = 1, script: str = SCRIPT) -> Outcome:
         """Starts and waits. All ranks write to one log, which is both output and errors; the status is the largest."""
-        self.start(name, arguments, ranks=ranks)
+        self.start(name, arguments, ranks=ranks, script=script)
         status = max(self.answer())
         return Outcome(status, self.log(name), self.log(name))
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from scalevit.data.faults import Fault
 from scalevit.data.loading.base import Batch
+from scalevit.data.order.batching import PADDING, Split
 from scalevit.data.transforms.mixing import BatchMixing
 from scalevit.distributed import World
 from scalevit.engines.base import StepResult
@@ -27,7 +28,7 @@ class StubEngine:
 
     def __init__(self, *, skipped: bool = False):
         self.world = ALONE
-        self.model = torch.nn.Linear(3 * 2 * 2, 5)
+        self.model = self.module = torch.nn.Linear(3 * 2 * 2, 5)
         self.calls: list[Any] = []
         self._skipped = skipped
 
@@ -52,7 +53,7 @@ class TwoPassTask:
     passes = 2
 
     def loss(self, forward: Forward, batch: DeviceBatch, index: int) -> TaskLoss:
-        loss = forward(batch.images).mean() * 0 + 1.0 + index
+        loss = forward(batch.images).mean() * 0 + (1.0 + index) * batch.weights.sum()
         return TaskLoss(loss, {"second": loss} if index else {"first": loss})
 
 
@@ -63,39 +64,91 @@ def batches(count: int, step: int = 0) -> list[Batch]:
             torch.randn(4, 3, 2, 2, generator=generator),
             torch.arange(4),
             step,
-            number,
+            torch.tensor([4 * number, 4 * number + 1, 4 * number + 2, 4 * number + 3]),
             [FAULT] if number else [],
         )
         for number in range(count)
     ]
 
 
-def training_step(engine: StubEngine, task: Any, ema: Any = None, accumulation: int = 2) -> TrainingStep:
+def training_step(
+    engine: StubEngine, task: Any, ema: Any = None, *, accumulation: int = 2, micro_batch: int = 4
+) -> TrainingStep:
     return TrainingStep(
         engine,  # type: ignore[arg-type]
         task,
         ema,
-        transform=lambda images: images,
+        transform=lambda images, keys: images,
         mixing=BatchMixing(mixup=0.0, cutmix=0.0, probability=0.0),
-        accumulation=accumulation,
+        split=Split(4 * accumulation, 1, micro_batch),
         seed=1,
         channels_last=True,
     )
 
 
-def test_the_loss_is_the_mean_over_micro_batches_and_the_last_backward_completes_the_step() -> None:
+def no_mixing() -> BatchMixing:
+    return BatchMixing(mixup=0.0, cutmix=0.0, probability=0.0)
+
+
+def expected_loss(engine: StubEngine, kept: slice = slice(None)) -> Tensor:
+    """The mean of the losses of the images in two batches."""
+    losses = []
+    for batch in batches(2):
+        _, labels = no_mixing()(batch.images, batch.labels, step=0, rows=batch.rows.numpy())
+        losses.append(CrossEntropyLoss()(engine.forward(batch.images), labels).detach())
+    return torch.cat(losses)[kept]
+
+
+def test_the_loss_is_the_mean_over_the_batch_and_the_last_backward_completes_the_step() -> None:
     engine, loss = StubEngine(), CrossEntropyLoss()
     taken = iter(batches(3))
     report = training_step(engine, ClassificationTask().build(loss, ALONE.device))(taken, step=0, lr=0.25)
     assert engine.calls == [("backward", False), ("backward", True), ("step", 0.25)]
-    assert next(taken).micro_batch == 2, "only this step's micro-batches are taken"
-    expected = []
-    for batch in batches(2):
-        _, labels = BatchMixing(mixup=0.0, cutmix=0.0, probability=0.0)(batch.images, batch.labels)
-        expected.append(loss.mean(engine.forward(batch.images), labels))
+    assert next(taken).rows.tolist() == [8, 9, 10, 11], "only this step's batches are taken"
     assert report.losses.keys() == {"loss"}
-    torch.testing.assert_close(report.losses["loss"], torch.stack(expected).mean().detach())
+    torch.testing.assert_close(report.losses["loss"], expected_loss(engine).mean())
     assert report.faults == [FAULT]
+
+
+def test_micro_batches_of_one_image_share_a_loaded_pair() -> None:
+    engine = StubEngine()
+    pairs = [
+        Batch(batch.images[part], batch.labels[part], 0, batch.rows[part], [])
+        for batch in batches(2)
+        for part in (slice(0, 2), slice(2, 4))
+    ]
+    step = training_step(engine, ClassificationTask().build(CrossEntropyLoss(), ALONE.device), micro_batch=1)
+    report = step(iter(pairs), step=0, lr=0.25)
+    assert engine.calls == [*[("backward", False)] * 7, ("backward", True), ("step", 0.25)]
+    torch.testing.assert_close(report.losses["loss"], expected_loss(engine).mean())
+
+
+def test_padding_has_neither_loss_nor_gradient() -> None:
+    """Seven images in two micro-batches of four rows."""
+    engine = StubEngine()
+    task = ClassificationTask().build(CrossEntropyLoss(), ALONE.device)
+    first, second = batches(2)
+    padded = second._replace(rows=torch.tensor([4, 5, 6, PADDING]), labels=torch.tensor([0, 1, 2, 0]))
+    step = TrainingStep(
+        engine,  # type: ignore[arg-type]
+        task,
+        None,
+        transform=lambda images, keys: images,
+        mixing=no_mixing(),
+        split=Split(7, 1, 4),
+        seed=1,
+        channels_last=False,
+    )
+    report = step(iter([first, padded]), step=0, lr=0.25)
+    gradient = engine.model.weight.grad
+    assert gradient is not None
+    expected = expected_loss(engine, slice(0, 7)).mean()
+    torch.testing.assert_close(report.losses["loss"], expected)
+    engine.model.zero_grad()
+    images = torch.cat([batch.images for batch in batches(2)])[:7]
+    _, labels = no_mixing()(images, torch.tensor([0, 1, 2, 3, 0, 1, 2]), step=0, rows=torch.arange(7).numpy())
+    CrossEntropyLoss()(engine.forward(images), labels).mean().backward()
+    torch.testing.assert_close(gradient, engine.model.weight.grad)
 
 
 def test_passes_are_summed_and_named_parts_are_reported() -> None:

@@ -11,16 +11,17 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from launching import BIN, QUICKSTART, SCRIPT, SECONDS, ForkServer, command, finish, losses, metrics, run, start
+from scalevit.config.loading import load_config
 from scalevit.data.shards.index import load_index
+from scalevit.distributed import World
 from scalevit.errors import SettingError, UserError
-from scalevit.training.run import PreparedEvaluation, PreparedRun
+from scalevit.training.engine_builder import EngineBuilder
 
 STEPS = 24
 # Mixing, drop-path and random erasing on: their randomness must not depend on ranks or restarts either.
@@ -241,7 +242,7 @@ def expect_one_line(status: int, errors: str, *parts: str) -> None:
 def test_missing_shards_end_every_rank_with_one_line(workplace: Path) -> None:
     grouped = Path(QUICKSTART).with_name("grouped.json")
     arguments = [*command("deepspeed", processes=2), "--config", str(grouped), "data.train=nowhere/train"]
-    outcome = run([*arguments, "train.micro_batch=128"], cwd=workplace)
+    outcome = run(arguments, cwd=workplace)
     expect_one_line(outcome.status, outcome.errors, "nowhere/train", "scalevit shards write")
 
 
@@ -255,7 +256,7 @@ def test_missing_shards_end_every_rank_with_one_line(workplace: Path) -> None:
         (["model.name=resnet18", "model.kwargs={}"], ["VisionTransformer"]),
         (["model.num_classes=5"], ["label", "5"]),
         (["data.validation=nowhere", "data.builtin=null"], ["nowhere"]),
-        (["train.micro_batch=24"], ["train.global_batch = 64", "train.micro_batch = 24"]),
+        (["data.augmentation.mixing_group=3"], ["data.augmentation.mixing_group = 3", "even"]),
         (["name=single", "train.resume=false"], ["train.resume = false", "runs/single"]),
         (["name=never", "train.resume=true"], ["train.resume = true", "runs/never"]),
         (["name=single", *SETTINGS, "reduction.strategy=none"], ["another reduction"]),
@@ -278,32 +279,30 @@ def test_mistakes_end_with_one_line(
     expect_one_line(ended.value.code, capsys.readouterr().err, *parts)
 
 
-@pytest.mark.parametrize("kind", [PreparedRun, PreparedEvaluation])
-def test_what_building_the_engine_refuses_is_named_by_its_config_key(
-    kind: type, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def build_engine() -> None:
+def test_what_building_the_engine_refuses_is_named_by_its_config_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(*_: Any) -> None:
         raise SettingError("optimizer_args", {"fused": True}, "adamw refuses them")
 
-    monkeypatch.setattr("scalevit.training.run._process_group", lambda config, world: nullcontext())
-    prepared = kind(**{**dict.fromkeys(field.name for field in fields(kind)), "build_engine": build_engine})
+    config = load_config(QUICKSTART, [])
+    monkeypatch.setattr(type(config.engine), "build", build)
+    build_engine = EngineBuilder(config, World.from_environment(), "elements")
     with pytest.raises(UserError, match=r'^config: optimizer\.args = {"fused": true}: adamw refuses them$'):
-        prepared.train() if kind is PreparedRun else prepared.evaluate()
+        build_engine(micro_batch=1, accumulation=1)
 
 
-def test_ranks_that_cannot_share_a_batch_end_with_one_line(
+def test_more_ranks_than_images_end_with_one_line(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(workplace)
     monkeypatch.setattr("sys.argv", [SCRIPT, "--config", QUICKSTART])
     monkeypatch.setattr("scalevit.errors._SECONDS_FOR_RANK_ZERO", 0.0)
     for rank, said in ((0, "error: config: train.global_batch"), (1, "error: rank 1: ")):
-        monkeypatch.setenv("WORLD_SIZE", "3")
-        monkeypatch.setenv("RANK", str(rank))
+        for key, value in {"WORLD_SIZE": 65, "RANK": rank, "LOCAL_RANK": rank}.items():
+            monkeypatch.setenv(key, str(value))
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(SCRIPT, run_name="__main__")
         errors = capsys.readouterr().err
-        expect_one_line(ended.value.code, errors, said, "train.global_batch", "micro_batch = 32", "3 ranks")
+        expect_one_line(ended.value.code, errors, said, "train.global_batch = 64", "at least the 65 ranks")
 
 
 def test_bad_samples_are_replaced_listed_and_counted_and_other_data_is_refused(

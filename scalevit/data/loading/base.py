@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from scalevit.data.faults import Fault
 from scalevit.data.loading.shared_buffers import PREFETCHED
-from scalevit.data.order.batching import BatchLayout
+from scalevit.data.order.batching import BatchLayout, Split
 from scalevit.data.workers import initialise_worker, worker_context
 from scalevit.errors import UserError
 
@@ -31,32 +31,34 @@ _PRELOAD = (
 Fingerprint = dict[str, str | int]
 """What must be equal for a step number to mean the same samples, by name."""
 
-OnDevice = Callable[[torch.Tensor], torch.Tensor]
-"""The part of a transform that is applied to a batch's images on their device."""
+OnDevice = Callable[..., torch.Tensor]
+"""The part of a transform that is applied to a batch's images on their device: images, and in training the rows' keys
+(see `DeviceTransform`)."""
 
 
 class Batch(NamedTuple):
-    """One training micro-batch."""
+    """The rows that a rank loads at once, see `Split`."""
 
     images: torch.Tensor
     """(m, 3, S, S) as the transform returns them: float32, or uint8 that `DeviceTransform` converts on the device. With
-    workers they are in memory that is reused, see `TrainLoader.batches`.
+    workers they are in memory that is reused, see `TrainLoader.batches`. Padding is black.
     """
     labels: torch.Tensor
-    """(m,) int64."""
+    """(m,) int64; 0 for padding."""
     step: int
     """Optimizer step that it belongs to."""
-    micro_batch: int
-    """Number k of the micro-batch in its step, over all ranks: its random draws are seeded by (step, k)."""
+    rows: torch.Tensor
+    """(m,) int64, numbers in the global batch, `PADDING` for rows of weight 0, which come last."""
     faults: Sequence[Fault]
     """The bad samples that were replaced or skipped."""
 
 
 class TrainingBatches(ABC):
-    """Endless micro-batches of one rank, in steps and epochs.
+    """Endless batches of one rank, in steps and epochs.
 
     Args:
-        layout: the layout of steps.
+        layout: of the global batch.
+        micro_batch: maximum rows of a forward pass.
         samples: in an epoch.
         rank: of this process.
         world_size: number of ranks.
@@ -65,13 +67,14 @@ class TrainingBatches(ABC):
         finish: applied to a batch's images on their device, by the training loop.
 
     Raises:
-        SettingError: `global_batch` cannot be divided among the ranks.
+        SettingError: `global_batch` is less than the number of ranks.
     """
 
     def __init__(
         self,
         layout: BatchLayout,
         *,
+        micro_batch: int,
         samples: int,
         rank: int,
         world_size: int,
@@ -80,10 +83,10 @@ class TrainingBatches(ABC):
         finish: OnDevice | None,
     ) -> None:
         self.layout, self.samples = layout, samples
-        self.accumulation = layout.accumulation(world_size)
-        """Micro-batches of this rank per step."""
-        self.finish = finish or identity
-        self.rank, self.world_size = rank, world_size
+        self.split = Split(layout.global_batch, world_size, micro_batch)
+        """May be replaced by one with another micro-batch before batches are asked for."""
+        self.finish = finish or first_argument
+        self.rank = rank
         self._workers, self._pin_memory = workers, pin_memory
         context_for(workers)  # now, so that the workers' imports run while the model is built
 
@@ -99,7 +102,7 @@ class TrainingBatches(ABC):
 
     @abstractmethod
     def batches(self, start_step: int) -> Iterator[Batch]:
-        """Endless micro-batches from the first of an optimizer step on, `accumulation` of them per step."""
+        """Endless batches from the first of an optimizer step on, `split.loads` of them per step."""
 
     def epoch_of(self, step: int) -> int:
         """The epoch (from 0) in which a step begins."""
@@ -179,6 +182,6 @@ def from_worker_message(item: Any, pin_memory: bool) -> Any:
     return item._replace(**{name: value.pin_memory() if pin_memory else value for name, value in tensors.items()})
 
 
-def identity(item: Any) -> Any:
-    """Returns its argument."""
+def first_argument(item: Any, *others: Any) -> Any:
+    """Returns its first argument: a transform that leaves nothing to be done on the device."""
     return item

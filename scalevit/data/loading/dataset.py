@@ -44,6 +44,13 @@ def decoder_for(transform: Transform) -> Callable[[bytes], Any]:
     return decode_pixels if isinstance(transform, ArrayTransform) else decode
 
 
+def blank(transform: Transform) -> torch.Tensor:
+    """Zeros of the shape that a transform returns; the random generators of this process are not changed."""
+    black = Image.new("RGB", (8, 8))
+    with preserved_random_state():
+        return torch.zeros_like(transform(np.array(black) if isinstance(transform, ArrayTransform) else black))
+
+
 class ShardDataset(Dataset[tuple[torch.Tensor, int]]):
     """The samples of an index, map-style.
 
@@ -88,9 +95,7 @@ class ShardDataset(Dataset[tuple[torch.Tensor, int]]):
 
     def blank(self) -> torch.Tensor:
         """Zeros of the transform's shape."""
-        black = Image.new("RGB", (8, 8))
-        image = np.array(black) if isinstance(self.transform, ArrayTransform) else black
-        return torch.zeros_like(self._augment(image, 0, [0])[0])
+        return blank(self.transform)
 
     def copies(self, sample: int, position: int, copies: Sequence[int]) -> AugmentedCopies:
         """Augmented copies of one decoded image; the random generators of this process are not changed.

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from scalevit.data.faults import Fault
-from scalevit.data.loading.base import OnDevice, data_loader, identity, iterate_batches
+from scalevit.data.loading.base import OnDevice, data_loader, first_argument, iterate_batches
 from scalevit.data.loading.dataset import ShardDataset
 from scalevit.data.loading.shared_buffers import BatchBuffers
 from scalevit.errors import UserError
@@ -55,7 +55,7 @@ class EvaluationLoader:
         pin_memory: bool = False,
         finish: OnDevice | None = None,
     ) -> None:
-        self.dataset, self.finish = dataset, finish or identity
+        self.dataset, self.finish = dataset, finish or first_argument
         per_rank = -(-len(dataset) // world_size)
         self._count = -(-per_rank // batch)
         rows = -(-per_rank // self._count)

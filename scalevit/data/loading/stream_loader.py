@@ -8,6 +8,7 @@ groups.
 """
 
 import io
+import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -22,9 +23,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 from scalevit.data.faults import Fault
 from scalevit.data.images import KINDS, UndecodableImage
 from scalevit.data.loading.base import Batch, Fingerprint, OnDevice, TrainingBatches, data_loader, iterate_batches
-from scalevit.data.loading.dataset import decoder_for
+from scalevit.data.loading.dataset import blank, decoder_for
 from scalevit.data.loading.shared_buffers import BatchBuffers
-from scalevit.data.order.batching import BatchLayout
+from scalevit.data.order.batching import PADDING, BatchLayout
 from scalevit.data.shards import labels, tar
 from scalevit.data.storage.files import ForwardFile
 from scalevit.data.storage.paths import expand_braces
@@ -48,8 +49,7 @@ class StreamLoader(TrainingBatches):
         global_batch, micro_batch, rank, world_size, workers, pin_memory, finish: as for `TrainLoader`.
 
     Raises:
-        SettingError: `workers`: there are fewer shards; `global_batch` is not divisible by the micro-batch or among the
-            ranks.
+        SettingError: `workers`: there are fewer shards; `global_batch` is less than the number of ranks.
         UserError: the braces of the pattern do not match.
     """
 
@@ -71,7 +71,8 @@ class StreamLoader(TrainingBatches):
         finish: OnDevice | None = None,
     ) -> None:
         super().__init__(
-            BatchLayout(global_batch, micro_batch),
+            BatchLayout(global_batch),
+            micro_batch=micro_batch,
             samples=samples,
             rank=rank,
             world_size=world_size,
@@ -84,7 +85,7 @@ class StreamLoader(TrainingBatches):
         if len(urls) < world_size * max(1, workers):
             reason = f"{pattern} names {len(urls)} shards, and each worker of {world_size} ranks needs one of its own"
             raise SettingError("workers", workers, reason)
-        self._stream = _Stream(urls[rank::world_size], transform, seed, rank, label_key, num_classes, micro_batch)
+        self._stream = _Stream(urls[rank::world_size], transform, seed, rank, label_key, num_classes)
 
     @property
     def index_faults(self) -> Sequence[Fault]:
@@ -97,23 +98,25 @@ class StreamLoader(TrainingBatches):
         return {"streaming": "not exactly resumable", "samples": self.samples, "seed": self.seed}
 
     def batches(self, start_step: int) -> Iterator[Batch]:
-        """Endless micro-batches, whose images are overwritten as those of `TrainLoader`. `start_step` is the number of
-        the first step and changes the seed, but no samples are skipped.
+        """Endless batches, whose images are overwritten as those of `TrainLoader`. `start_step` is the number of the
+        first step and changes the seed, but no samples are skipped.
 
         Raises:
             UserError: while iterating: a shard cannot be streamed.
         """
         stream = copy(self._stream)
-        stream.start_step = start_step
-        stream.buffers = BatchBuffers(held=self.accumulation, workers=self._workers)
-        parts = data_loader(stream, None, self._workers, self._pin_memory, keep_workers=False)
-        step, index = start_step, 0
-        for part in iterate_batches(parts):
-            number = index * self.world_size + self.rank
-            yield part._replace(step=step, micro_batch=number)
-            index += 1
-            if index == self.accumulation:
-                step, index = step + 1, 0
+        counts = [int((load.rows != PADDING).sum()) for load in self.split.of_rank(self.rank, start_step)]
+        stream.start_step, stream.rows = start_step, self.split.loaded_rows
+        # Batches of padding only are not asked for: a worker that always had their turn would show none of its shards.
+        stream.counts = [count for count in counts if count]
+        stream.buffers = BatchBuffers(held=self.split.loads, workers=self._workers)
+        parts = iterate_batches(data_loader(stream, None, self._workers, self._pin_memory, keep_workers=False))
+        padding = None if all(counts) else stream.padding()
+        for step in itertools.count(start_step):
+            for load, count in zip(self.split.of_rank(self.rank, step), counts, strict=True):
+                batch = next(parts) if count else padding
+                assert batch is not None
+                yield batch._replace(step=step, rows=torch.from_numpy(load.rows))
 
 
 class _Stream(IterableDataset[Any]):
@@ -127,11 +130,14 @@ class _Stream(IterableDataset[Any]):
         rank: int,
         label_key: str,
         num_classes: int,
-        micro_batch: int,
     ) -> None:
         self.urls, self.transform, self.seed, self.rank = urls, transform, seed, rank
-        self.label_key, self.num_classes, self.micro_batch = label_key, num_classes, micro_batch
+        self.label_key, self.num_classes = label_key, num_classes
         self.start_step = 0
+        self.rows = 1
+        """Of each batch."""
+        self.counts = [1]
+        """Rows that are no padding, of the batches in turn."""
         self.buffers = BatchBuffers(held=1, workers=0)
         self._decode = decoder_for(transform)
         self._faults: list[Fault] = []
@@ -146,6 +152,8 @@ class _Stream(IterableDataset[Any]):
     def _batches(self) -> Iterator[Batch]:
         worker = get_worker_info()
         number, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        counts = (self.counts[batch % len(self.counts)] for batch in itertools.count(number, count))
+        wanted = next(counts)
         tensors: list[torch.Tensor] = []
         batch_labels: list[int] = []
         for position, sample in enumerate(self._samples(self.urls[number::count], number)):
@@ -158,10 +166,17 @@ class _Stream(IterableDataset[Any]):
             seed_sample(hash64(self.seed, self.rank, number, self.start_step), position, 0)
             tensors.append(self.transform(image))
             batch_labels.append(label)
-            if len(tensors) == self.micro_batch:
+            if len(tensors) == wanted:
                 faults, self._faults = self._faults, []
-                yield Batch(self.buffers(tensors), torch.tensor(batch_labels), 0, 0, faults)
-                tensors, batch_labels = [], []
+                tensors += [torch.zeros_like(tensors[0])] * (self.rows - wanted)
+                batch_labels += [0] * (self.rows - wanted)
+                yield Batch(self.buffers(tensors), torch.tensor(batch_labels), 0, torch.empty(0), faults)
+                tensors, batch_labels, wanted = [], [], next(counts)
+
+    def padding(self) -> Batch:
+        """A batch of nothing else."""
+        images = self.buffers([blank(self.transform)] * self.rows)
+        return Batch(images, torch.zeros(self.rows, dtype=torch.int64), 0, torch.empty(0), ())
 
     def _samples(self, urls: list[str], worker: int) -> Iterator[dict[str, Any]]:
         """webdataset's samples through a shuffle buffer; endlessly, with the shards in another order each time."""

@@ -1,12 +1,12 @@
 """Training batches of one rank: endless, and resumable exactly at any step.
 
-Everything random is determined by positions before a worker sees it, so neither workers nor ranks change a batch. Knows
+Everything random is determined by positions before a worker sees it, so neither workers nor ranks change a row. Knows
 rank and world size as two integers; must not know models, engines or process groups.
 """
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from scalevit.data.faults import Fault
 from scalevit.data.loading.base import Batch, Fingerprint, OnDevice, TrainingBatches, data_loader, iterate_batches
 from scalevit.data.loading.dataset import ShardDataset
 from scalevit.data.loading.shared_buffers import BatchBuffers
-from scalevit.data.order.batching import BatchLayout
+from scalevit.data.order.batching import PADDING, VERSION, BatchLayout
 from scalevit.data.order.shuffle import Order
 from scalevit.errors import UserError
 
@@ -28,18 +28,18 @@ _IDS_AT_ONCE = 4096
 
 
 class TrainLoader(TrainingBatches):
-    """Micro-batches of one rank, laid out by `BatchLayout`.
+    """Batches of one rank, laid out by `BatchLayout` and split by `Split`.
 
     Args:
         dataset: the training samples.
         order: of the same number of samples.
         global_batch: images per optimizer step over all ranks.
-        micro_batch: images per batch of this loader.
+        micro_batch: maximum rows of a forward pass.
         repeats: augmented copies of each decoded image.
         rank, world_size, workers, pin_memory, finish: as for `TrainingBatches`.
 
     Raises:
-        SettingError: `global_batch` is not divisible by the micro-batch or among the ranks.
+        SettingError: `global_batch` is less than the number of ranks.
     """
 
     def __init__(
@@ -59,7 +59,8 @@ class TrainLoader(TrainingBatches):
         if len(order) != len(dataset):
             raise ValueError(f"an order of {len(order)} for {len(dataset)} samples")
         super().__init__(
-            BatchLayout(global_batch, micro_batch, repeats),
+            BatchLayout(global_batch, repeats),
+            micro_batch=micro_batch,
             samples=len(dataset),
             rank=rank,
             world_size=world_size,
@@ -82,33 +83,37 @@ class TrainLoader(TrainingBatches):
             "seed": self.order.seed,
             "order": self.order.fingerprint,
             "augmentation_seed": self.dataset.seed,
+            "layout": VERSION,
             "global_batch": layout.global_batch,
-            "micro_batch": layout.micro_batch,
             "repeats": layout.repeats,
         }
 
     def batches(self, start_step: int) -> Iterator[Batch]:
-        """Endless micro-batches from the first of an optimizer step on, `accumulation` of them per step.
+        """Endless batches from the first of an optimizer step on, `split.loads` of them per step.
 
-        With workers, a batch's images are overwritten once `accumulation` more batches have been requested: copy what
-        is needed for longer.
+        With workers, a batch's images are overwritten once as many more batches have been requested: copy what is
+        needed for longer.
 
         Raises:
             UserError: while iterating: a shard is missing, changed or cannot be reached. Single bad samples are
                 replaced and listed in the batch.
         """
         requests = with_lookahead(self._requests(start_step), distance=_READ_AHEAD * max(1, self._workers))
-        training = _Training(self.dataset, BatchBuffers(held=self.accumulation, workers=self._workers))
+        training = _Training(self.dataset, BatchBuffers(held=self.split.loads, workers=self._workers))
         return iterate_batches(data_loader(training, requests, self._workers, self._pin_memory, keep_workers=False))
 
     def _requests(self, start_step: int) -> Iterator["_Request"]:
-        rows = self.layout.of_rank(self.rank, self.world_size, start_step)
         # An id takes 1 us in a call for thousands and 10 us in a call for one batch; an epoch is at most one call.
-        an_epoch = -(-self.samples * self.layout.repeats // self.layout.global_batch) * self.accumulation
-        while block := list(islice(rows, min(an_epoch, -(-_IDS_AT_ONCE // self.layout.micro_batch)))):
-            ids = self.order.ids(np.concatenate([batch.positions for batch in block]))
-            for batch, samples in zip(block, np.split(ids, len(block)), strict=True):
-                yield _Request(batch.step, batch.number, samples, batch.positions, batch.copies)
+        an_epoch = -(-self.samples * self.layout.repeats // self.layout.global_batch)
+        at_once = min(an_epoch, -(-_IDS_AT_ONCE // (self.split.loads * self.split.loaded_rows)))
+        for step in count(start_step, at_once):
+            loads = [load for each in range(step, step + at_once) for load in self.split.of_rank(self.rank, each)]
+            real = [load.rows[load.rows != PADDING] for load in loads]
+            contents = [self.layout.rows(load.step, rows) for load, rows in zip(loads, real, strict=True)]
+            ids = self.order.ids(np.concatenate([positions for positions, _ in contents]))
+            parts = np.split(ids, np.cumsum([len(rows) for rows in real])[:-1])
+            for load, samples, (positions, copies) in zip(loads, parts, contents, strict=True):
+                yield _Request(load.step, load.rows, samples, positions, copies)
 
 
 def check_fingerprint(
@@ -132,6 +137,7 @@ def check_fingerprint(
         "samples": "number of training samples",
         "index": "training shards",
         "order": "version of the order",
+        "layout": "version of the batches' layout",
         "augmentation_seed": "seed of the augmentation",
         **(names or {}),
     }
@@ -154,11 +160,13 @@ def check_fingerprint(
 
 
 class _Request(NamedTuple):
-    """One training batch that a worker is to make; arrays are (m,)."""
+    """One training batch that a worker is to make."""
 
     step: int
-    micro_batch: int
+    rows: np.ndarray
+    """(m,), with padding."""
     samples: np.ndarray
+    """(n,), as positions and copies: of the n rows that are no padding."""
     positions: np.ndarray
     copies: np.ndarray
     upcoming: np.ndarray = np.arange(0)
@@ -188,6 +196,7 @@ class _Training(Dataset[Batch | UserError]):
 
     def __getitem__(self, request: _Request) -> Batch | UserError:
         tensors: list[torch.Tensor] = [torch.empty(0)] * len(request.samples)
+        padding = len(request.rows) - len(request.samples)
         samples = request.samples.copy()
         faults: list[Fault] = []
         try:
@@ -200,7 +209,9 @@ class _Training(Dataset[Batch | UserError]):
                     tensors[row] = tensor
                 samples[rows] = augmented.sample
                 faults += augmented.faults
+            if padding:
+                tensors += [torch.zeros_like(tensors[0]) if tensors else self.dataset.blank()] * padding
         except UserError as error:
             return error
-        labels = torch.from_numpy(self.dataset.index.label[samples])
-        return Batch(self.buffers(tensors), labels, request.step, request.micro_batch, faults)
+        labels = torch.from_numpy(np.append(self.dataset.index.label[samples], np.zeros(padding, np.int64)))
+        return Batch(self.buffers(tensors), labels, request.step, torch.from_numpy(request.rows), faults)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scalevit.data.order.batching import order_rank
+from scalevit.data.order.batching import BatchLayout
 from scalevit.data.order.shuffle import CHUNK, LANES, WINDOW, Order
 
 # Maximum number of positions to compute: two windows of every lane, which the other windows resemble.
@@ -35,30 +35,25 @@ class ReadPlan:
     amplification: float
     """Reads of all nodes over the number of chunks."""
 
-    @property
-    def best_nodes(self) -> int:
-        """The largest number of nodes up to `nodes` with which each chunk is read by one node."""
-        return max(count for count in range(1, self.nodes + 1) if LANES % count == 0)
 
-
-def plan_reads(samples: int, total_bytes: int, *, nodes: int, ranks_per_node: int, seed: int = 0) -> ReadPlan:
+def plan_reads(samples: int, total_bytes: int, *, nodes: int, global_batch: int, seed: int = 0) -> ReadPlan:
     """Counts what each node reads in the first epoch.
 
     Args:
         samples: of the set.
         total_bytes: of all images.
-        nodes: number of nodes that train.
-        ranks_per_node: processes on each.
+        nodes: number of nodes that train, each with the same number of ranks.
+        global_batch: images of a step.
         seed: of the order, which hardly changes the result.
     """
-    world = nodes * ranks_per_node
     positions = np.arange(min(samples, _MAX_POSITIONS))
     chunks = Order(samples, seed).ids(positions) // CHUNK
-    # Rank r of W takes the positions p with p % W == order_rank(r).
-    node_of_place = np.empty(world, np.int64)
-    for rank in range(world):
-        node_of_place[order_rank(rank, world, ranks_per_node)] = rank // ranks_per_node
-    nodes_of = node_of_place[positions % world]
+    # Nodes take the rows of a step in turn; the first step shows which positions these are in every step.
+    node_of_place = np.empty(global_batch, np.int64)
+    node_of_place[BatchLayout(global_batch).rows(0, np.arange(global_batch))[0]] = (
+        np.arange(global_batch) * nodes // global_batch
+    )
+    nodes_of = node_of_place[positions % global_batch]
     per_node = [_chunks_of_node(chunks[nodes_of == node]) for node in range(nodes) if (nodes_of == node).any()]
     counts = [count for count, _ in per_node]
     total = len(np.unique(chunks))

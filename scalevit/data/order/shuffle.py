@@ -41,7 +41,7 @@ class Order:
         self.seed = seed
         lanes = np.arange(LANES)
         self._lane_lengths = length // LANES + (lanes < length % LANES)
-        stream = np.lexsort((lanes, *(lanes % count for count in reversed(_NODE_COUNTS))))
+        stream = lanes_in_stream_order(LANES)
         self._lane_starts = np.empty(LANES, np.int64)
         self._lane_starts[stream] = np.cumsum(self._lane_lengths[stream]) - self._lane_lengths[stream]
 
@@ -94,6 +94,16 @@ class Order:
         whole = chunks < count
         chunks[whole] = permute(chunks[whole], count, _keys(self.seed, epoch, 3))
         return chunks * CHUNK + within
+
+
+def lanes_in_stream_order(count: int) -> np.ndarray:
+    """(count,) int64: the numbers 0..count-1 such that those of one node, for common numbers of nodes, are neighbours.
+
+    Args:
+        count: a divisor of `LANES`; lane l of `count` consists of the lanes l modulo `count`.
+    """
+    lanes = np.arange(count)
+    return np.lexsort((lanes, *(lanes % nodes for nodes in reversed(_NODE_COUNTS))))
 
 
 def permute(values: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:

@@ -1,63 +1,126 @@
-"""Mixup and CutMix of a micro-batch on its device.
+"""Mixup and CutMix on the device: timm's batch mode, whose draws depend on rows of the global batch only.
 
-Mixing returns both labels of each image and their weight; the loss makes its targets from them, so nothing here knows
-label smoothing or the number of classes. Knows timm and tensors; must not know files, orders or losses.
+Knows tensors and numbers of rows; must not know losses, ranks or micro-batches.
 """
 
+import math
 from typing import NamedTuple
 
-from timm.data import Mixup
+import numpy as np
+import torch
 from torch import Tensor
 
 from scalevit.errors import SettingError
+from scalevit.randomness import Purpose, hash64
 
 
 class MixedLabels(NamedTuple):
-    """Labels of a micro-batch after mixing: each image is `weight` of its own label and 1 - `weight` of its partner's.
-
-    timm's targets are weight * one_hot(labels) + (1 - weight) * one_hot(partners), where label smoothing changes both
-    one-hot vectors in the same way: smoothing / classes everywhere, and 1 - smoothing + smoothing / classes at the
-    label. The sums are computed in float32, with `weight` and 1 - `weight` each rounded from float64.
-    """
+    """Labels of images that may be mixed from two; a loss makes its targets from them."""
 
     labels: Tensor
-    """(m,) int64."""
+    """(m,) int64, the images' own."""
     partners: Tensor
     """(m,) int64, the labels of the images that were mixed in."""
+    weight: Tensor
+    """(m,) float64, weight of the own label, 0 to 1; 1 where nothing was mixed."""
+
+
+class MixingDraw(NamedTuple):
+    """What is drawn for a group of rows."""
+
     weight: float
-    """Weight of the own label, 0 to 1, the same for all images; 1 if nothing was mixed. In double precision."""
+    """Of an image's own label."""
+    box: tuple[int, int, int, int] | None
+    """CutMix: top, bottom, left and right of the rectangle that comes from the partner. None: mixup."""
 
 
 class BatchMixing:
-    """Mixup and CutMix of a micro-batch; row j is mixed with row m-1-j.
+    """Mixup and CutMix; rows 2u and 2u + 1 of the global batch are mixed with each other.
 
-    Draws from numpy's global generator: the training loop seeds it for each micro-batch.
+    Each group of rows has one draw, as each batch of a loader has in timm's `Mixup` (mode "batch"): whether it is
+    mixed, by which of the two, the weight, and the rectangle.
 
     Args:
         mixup: alpha of mixup's Beta distribution; 0 turns mixup off.
-        cutmix: alpha of CutMix's Beta distribution; if both are on, each micro-batch uses one of them.
-        probability: that a micro-batch is mixed.
+        cutmix: alpha of CutMix's Beta distribution; if both are on, each group uses one of them.
+        probability: that a group is mixed.
+        group: rows of the global batch that have one draw; even.
+        seed: of the draws.
+
+    Raises:
+        SettingError: `mixing_group` is odd.
     """
 
-    def __init__(self, *, mixup: float, cutmix: float, probability: float) -> None:
-        self._mixup: Mixup | None = None
-        if probability and (mixup or cutmix):
-            self._mixup = Mixup(mixup, cutmix, prob=probability, switch_prob=0.5, mode="batch", correct_lam=True)
+    def __init__(self, *, mixup: float, cutmix: float, probability: float, group: int = 256, seed: int = 0) -> None:
+        if group % 2:
+            raise SettingError("mixing_group", group, "must be even: rows are mixed in pairs")
+        self._mixup, self._cutmix, self._probability, self._group, self._seed = mixup, cutmix, probability, group, seed
+        self.mixes = bool(probability and (mixup or cutmix))
 
-    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, MixedLabels]:
+    def draw(self, step: int, group: int, height: int, width: int) -> MixingDraw | None:
+        """What a group of a step gets; None: it is not mixed. The distributions are those of timm's `Mixup`.
+
+        Args:
+            group: number of the group in the global batch.
+            height: of the images.
+            width: of the images.
+        """
+        state = hash64(self._seed, int(Purpose.MIXING), step, group)
+        generator = np.random.RandomState([state & 0xFFFFFFFF, state >> 32])  # its streams never change
+        if generator.rand() >= self._probability:
+            return None
+        cuts = generator.rand() < 0.5 if self._mixup and self._cutmix else not self._mixup
+        alpha = self._cutmix if cuts else self._mixup
+        weight = float(generator.beta(alpha, alpha))
+        if not cuts:
+            return MixingDraw(weight, None)
+        # timm's `rand_bbox`, with the weight corrected for what lies outside the image (`correct_lam`).
+        ratio = math.sqrt(1 - weight)
+        centers = generator.randint(height), generator.randint(width)
+        (top, bottom), (left, right) = (
+            (max(center - int(side * ratio) // 2, 0), min(center + (int(side * ratio) + 1) // 2, side))
+            for center, side in zip(centers, (height, width), strict=True)
+        )
+        return MixingDraw(1.0 - (bottom - top) * (right - left) / (height * width), (top, bottom, left, right))
+
+    def __call__(self, images: Tensor, labels: Tensor, *, step: int, rows: np.ndarray) -> tuple[Tensor, MixedLabels]:
         """Mixes images in place.
 
         Args:
-            images: (m, 3, S, S) float32.
+            images: (m, 3, S, S) float32, rows with their partners.
             labels: (m,) int64.
-
-        Raises:
-            SettingError: `micro_batch`: an odd number of images cannot be mixed.
+            step: number of the optimizer step.
+            rows: (m,) int64, numbers in the global batch, ascending from an even one; padding is negative and last.
         """
-        if self._mixup is None:
-            return images, MixedLabels(labels, labels, 1.0)
-        if len(images) % 2:
-            raise SettingError("micro_batch", len(images), "must be even for mixup and CutMix")
-        # A private method: timm's public call returns targets, from which the weight cannot be recovered exactly.
-        weight = self._mixup._mix_batch(images)
-        return images, MixedLabels(labels, labels.flip(0), float(weight))
+        weights = np.ones(len(rows))
+        if not self.mixes:
+            return images, MixedLabels(labels, labels, _on(labels.device, weights))
+        paired = (rows >= 0).sum() // 2 * 2  # the last row of an odd global batch has no partner
+        groups, starts, counts = np.unique(rows[:paired] // self._group, return_index=True, return_counts=True)
+        for group, start, end in zip(groups.tolist(), starts, starts + counts, strict=True):
+            drawn = self.draw(step, group, *images.shape[2:])
+            if drawn is not None:
+                _mix_pairs(images[start:end], drawn)
+                weights[start:end] = drawn.weight
+        partners = labels.clone()
+        partners[:paired] = labels[:paired].view(-1, 2).flip(1).flatten()
+        return images, MixedLabels(labels, partners, _on(labels.device, weights))
+
+
+def _mix_pairs(images: Tensor, drawn: MixingDraw) -> None:
+    """images: (2n, 3, S, S), changed in place."""
+    first, second = images[0::2], images[1::2]
+    if drawn.box is None:
+        kept = first.clone()
+        first.mul_(drawn.weight).add_(second, alpha=1.0 - drawn.weight)
+        second.mul_(drawn.weight).add_(kept, alpha=1.0 - drawn.weight)
+        return
+    top, bottom, left, right = drawn.box
+    cut, other = (half[:, :, top:bottom, left:right] for half in (first, second))
+    kept = cut.clone()
+    cut.copy_(other)
+    other.copy_(kept)
+
+
+def _on(device: torch.device, weights: np.ndarray) -> Tensor:
+    return torch.from_numpy(weights).to(device, non_blocking=True)

@@ -131,6 +131,7 @@ class DeepSpeedEngine(Engine):
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         self.engine.set_gradient_accumulation_boundary(last)
+        loss = loss * (self.world.size * self.spec.accumulation)  # by which DeepSpeed divides
         if self.stage > 0 and self.loss_scale.enabled:
             internals.set_loss_scale(self.engine.optimizer, self.loss_scale.value)
             self.engine.backward(loss)

@@ -147,7 +147,8 @@ class FsdpEngine(Engine):
         self._root.set_requires_gradient_sync(last)
         if not self.settings.reshard_after_forward:
             self._root.set_reshard_after_backward(last)
-        (loss * (self.loss_scale.value / self.spec.accumulation)).backward()
+        # FSDP2 divides by the number of ranks.
+        (loss * (self.loss_scale.value * self.world.size)).backward()
 
     def step(self, lr: float) -> StepResult:
         gradients = [_local(p.grad) for p in self.module.parameters() if p.grad is not None]

@@ -23,9 +23,9 @@ class Loss(Part):
         """
         raise NotImplementedError
 
-    def mean(self, logits: "Tensor", labels: "MixedLabels") -> "Tensor":
-        """The mean of `__call__` over the batch, a scalar. A loss may compute it in one reduction instead."""
-        return self(logits, labels).mean()
+    def weighted_sum(self, logits: "Tensor", labels: "MixedLabels", weights: "Tensor") -> "Tensor":
+        """The images' losses times their weights (b,), summed; a scalar. Padding has weight 0, an image 1."""
+        return (self(logits, labels) * weights).sum()
 
     def check_classes(self, num_classes: int) -> None:
         """Finds settings that do not fit a number of classes.
@@ -46,4 +46,5 @@ def soft_targets(labels: "MixedLabels", num_classes: int, smoothing: float) -> "
     from timm.data.mixup import mixup_target
 
     own, partner = (mixup_target(of, num_classes, smoothing=smoothing) for of in (labels.labels, labels.partners))
-    return own * labels.weight + partner * (1.0 - labels.weight)
+    weight = labels.weight[:, None]
+    return own * weight.float() + partner * (1.0 - weight).float()

@@ -20,18 +20,10 @@ class CrossEntropyLoss(Loss):
     """Share of the target that is spread over all classes (timm's default)."""
 
     def __call__(self, logits: "Tensor", labels: "MixedLabels") -> "Tensor":
-        return self._cross_entropy(logits, labels, "none")
-
-    def mean(self, logits: "Tensor", labels: "MixedLabels") -> "Tensor":
-        """One sum over images and classes, as torch and timm's recipes report it: the mean of the images' own sums has
-        the same gradient but is rounded differently."""
-        return self._cross_entropy(logits, labels, "mean")
-
-    def _cross_entropy(self, logits: "Tensor", labels: "MixedLabels", reduction: str) -> "Tensor":
         import torch.nn.functional as F
 
         targets = soft_targets(labels, logits.shape[1], self.label_smoothing)
-        return F.cross_entropy(logits, targets, reduction=reduction)
+        return F.cross_entropy(logits, targets, reduction="none")
 
     def check_classes(self, num_classes: int) -> None:
         if num_classes == 1 and self.label_smoothing:

@@ -22,15 +22,18 @@ class DeviceBatch(NamedTuple):
     images: "Tensor"
     """(b, 3, S, S) float32."""
     labels: "MixedLabels"
+    weights: "Tensor"
+    """(b,) float32: 1 for an image, 0 for a row that only fills up the batch."""
 
 
 class TaskLoss(NamedTuple):
     """The loss of one forward pass."""
 
     total: "Tensor"
-    """Scalar, the mean over the micro-batch; what is differentiated."""
+    """Scalar, the sum over the images of the micro-batch, each times its weight; what is differentiated. The training
+    step divides it by the images of the global batch."""
     parts: "Mapping[str, Tensor]" = {}
-    """Scalars that are logged as `loss_NAME`, for example the terms of a weighted sum."""
+    """Likewise sums, that are logged as `loss_NAME`, for example the terms of `total`."""
 
 
 class TaskRunner(Protocol):

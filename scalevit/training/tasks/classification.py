@@ -20,7 +20,7 @@ class ClassificationTask(Task):
 
 
 class ClassificationRunner:
-    """The mean loss of a micro-batch."""
+    """The loss of a micro-batch."""
 
     passes = 1
 
@@ -29,4 +29,4 @@ class ClassificationRunner:
 
     def loss(self, forward: Forward, batch: DeviceBatch, index: int) -> TaskLoss:
         # Losses are computed in fp32, also where the model runs in bf16 or fp16.
-        return TaskLoss(self._loss.mean(forward(batch.images).float(), batch.labels))
+        return TaskLoss(self._loss.weighted_sum(forward(batch.images).float(), batch.labels, batch.weights))

@@ -1,0 +1,149 @@
+"""Drop-path and dropout whose masks follow from keys of the rows, and not from a generator's state.
+
+timm's layers draw from torch's generator, so a mask depends on the micro-batch, and on what the compiler or a
+recomputation does. Here the keys are drawn outside and handed to the layers before a forward pass: eager, compiled,
+recomputed and fused blocks use the same masks. Knows layers; must not know steps, ranks or engines.
+"""
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from timm.layers import DropPath, PatchDropout
+from torch import Tensor, nn
+
+from scalevit.models.mlps import transformer_blocks
+from scalevit.randomness import mix64, uniforms
+
+_MULTIPLIER = 0x9E3779B1
+_MASK = 0xFFFFFFFF
+
+
+class RowDropPath(nn.Module):
+    """timm's DropPath: the residual branch of a dropped row is zero, that of the others is divided by their share."""
+
+    def __init__(self, layer: DropPath):
+        super().__init__()
+        self.drop_prob, self.scale_by_keep = layer.drop_prob, layer.scale_by_keep
+        self.factors: Tensor | None = None
+        """(b,) float32, of the next forward pass."""
+
+    def set_keys(self, keys: np.ndarray, device: torch.device) -> None:
+        """keys: (b,) uint64, of this layer's draws."""
+        kept = uniforms(keys, 1)[:, 0] >= self.drop_prob
+        scale = 1.0 / (1.0 - self.drop_prob) if self.scale_by_keep else 1.0
+        self.factors = torch.from_numpy((kept * scale).astype(np.float32)).to(device, non_blocking=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (b, ...) -> the same shape."""
+        if not self.training:
+            return x
+        assert self.factors is not None, "set_row_keys comes before a forward pass in training"
+        return x * self.factors.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+
+
+class _KeyedLayer(nn.Module):
+    """A layer that hashes its rows' keys on the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys: Tensor | None = None
+
+    def set_keys(self, keys: np.ndarray, device: torch.device) -> None:
+        """keys: (b,) uint64, of this layer's draws."""
+        self.keys = torch.from_numpy((keys >> np.uint64(32)).astype(np.int64)).to(device, non_blocking=True)
+
+    def _uniforms(self, shape: torch.Size) -> Tensor:
+        """shape: (b, ...), of each row's numbers -> float32 in [0, 1), multiples of 2^-24."""
+        assert self.keys is not None, "set_row_keys comes before a forward pass in training"
+        counters = torch.arange(shape[1:].numel(), device=self.keys.device)
+        # Two rounds of a 32-bit finaliser (Wellons' lowbias32), in 64-bit integers, whose shifts are then logical.
+        bits = (self.keys[:, None] ^ (counters * _MULTIPLIER & _MASK)[None, :]) & _MASK
+        for _ in range(2):
+            bits = ((bits ^ (bits >> 16)) * 0x7FEB352D) & _MASK
+            bits = ((bits ^ (bits >> 15)) * 0x846CA68B) & _MASK
+            bits = bits ^ (bits >> 16)
+        return ((bits >> 8).to(torch.float32) * 2.0**-24).view(shape)
+
+
+class RowDropout(_KeyedLayer):
+    """torch's Dropout: each element is zero with probability p, the others are divided by 1 - p."""
+
+    def __init__(self, layer: nn.Dropout):
+        super().__init__()
+        self.p = layer.p
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (b, ...) -> the same shape."""
+        if not self.training:
+            return x
+        return x * ((self._uniforms(x.shape) >= self.p).to(x.dtype) / (1.0 - self.p))
+
+
+class RowPatchDropout(_KeyedLayer):
+    """timm's PatchDropout: each row keeps the same number of its patches, and all prefix tokens."""
+
+    def __init__(self, layer: PatchDropout):
+        super().__init__()
+        self.prob, self.num_prefix_tokens, self.ordered = layer.prob, layer.num_prefix_tokens, layer.ordered
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (b, prefix + patches, D) -> (b, prefix + kept patches, D)."""
+        if not self.training:
+            return x
+        prefix, patches = x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :]
+        kept = max(1, int(patches.shape[1] * (1.0 - self.prob)))
+        places = self._uniforms(patches.shape[:2]).argsort(dim=1, stable=True)[:, :kept]
+        if self.ordered:
+            places = places.sort(dim=1).values
+        return torch.cat([prefix, patches.gather(1, places[:, :, None].expand(-1, -1, x.shape[2]))], dim=1)
+
+
+_ROW_LAYERS = (RowDropPath, RowDropout, RowPatchDropout)
+
+
+def use_row_keys(model: nn.Module) -> None:
+    """Replaces every drop-path and dropout layer of a timm model that does something, in place.
+
+    Blocks that share an MLP with dropout get MLP modules of their own around the same layers, so that each block has
+    its own mask. Parameters and their names stay as they are.
+    """
+    for block in transformer_blocks(model):
+        mlp = block.mlp
+        if any(_replacement(layer) is not None for layer in mlp.children()):
+            block.mlp = copy.copy(mlp)
+            block.mlp._modules = dict(mlp._modules)
+    for module in list(model.modules()):
+        for name, layer in list(module.named_children()):
+            replacement = _replacement(layer)
+            if replacement is None:
+                continue
+            if name == "attn_drop" and hasattr(module, "fused_attn"):
+                vars(module)["fused_attn"] = False  # torch's fused attention draws its own mask
+            setattr(module, name, replacement)
+
+
+def _replacement(layer: nn.Module) -> nn.Module | None:
+    if isinstance(layer, DropPath) and layer.drop_prob > 0:
+        return RowDropPath(layer)
+    if isinstance(layer, PatchDropout) and layer.prob > 0:
+        return RowPatchDropout(layer)
+    return RowDropout(layer) if isinstance(layer, nn.Dropout) and layer.p > 0 else None
+
+
+class RowKeys:
+    """Hands keys of rows to the layers of a model that `use_row_keys` has prepared."""
+
+    def __init__(self, model: nn.Module):
+        self._layers: list[Any] = [module for module in model.modules() if isinstance(module, _ROW_LAYERS)]
+
+    def set(self, keys: np.ndarray, device: torch.device) -> None:
+        """Before each forward pass in training.
+
+        Args:
+            keys: (b,) uint64, one for each row of the next forward pass (`randomness.row_keys`).
+            device: of the model.
+        """
+        for place, layer in enumerate(self._layers):
+            layer.set_keys(mix64(keys ^ np.uint64(place + 1)), device)
