@@ -10,10 +10,10 @@ from typing import Any, NoReturn
 from scalevit.errors import UserError, nearest_hint
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
+def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Adds `--config` and the overrides, for `scalevit.config.loading.load_config`."""
     parser.add_argument(
-        "--config", required=True, help="a JSON file, or a preset by name: quickstart, baseline, grouped, ..."
+        "--config", required=required, help="a JSON file, or a preset by name: quickstart, baseline, grouped, ..."
     )
     add_overrides(parser)
 
