@@ -9,12 +9,12 @@ from dataclasses import asdict
 from typing import TextIO
 
 from scalevit.cli import shards_write
+from scalevit.cli.label_format import add_label_format, label_format
 from scalevit.cli.parsing import integer
 from scalevit.data.order.read_plan import ReadPlan, plan_reads
 from scalevit.data.order.shuffle import CHUNK, LANES
 from scalevit.data.shards.discovery import find_shards
 from scalevit.data.shards.index import load_index, saved_path
-from scalevit.data.shards.labels import DEFAULT_KEY
 from scalevit.data.shards.verify import ShardReport, verify_shards
 from scalevit.errors import UserError
 from scalevit.terminal import format_bytes
@@ -66,16 +66,14 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _add_shards(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shards", help="a folder of .tar files, a pattern with * or {000..146}, or an address")
-    parser.add_argument(
-        "--label-key", default=DEFAULT_KEY, help="key of the label in .json members (default: %(default)s)"
-    )
+    add_label_format(parser)
 
 
 # --- index and verify -------------------------------------------------------------------------------------
 
 
 def _index(arguments: argparse.Namespace) -> None:
-    index = load_index(arguments.shards, label_key=arguments.label_key, checksums=arguments.checksums)
+    index = load_index(arguments.shards, labels=label_format(arguments), checksums=arguments.checksums)
     for fault in index.faults[:_PRINTED_FAULTS]:
         print(fault)
     if len(index.faults) > _PRINTED_FAULTS:
@@ -91,7 +89,7 @@ def _index(arguments: argparse.Namespace) -> None:
 def _verify(arguments: argparse.Namespace) -> None:
     reports = verify_shards(
         find_shards(arguments.shards),
-        label_key=arguments.label_key,
+        labels=label_format(arguments),
         num_classes=arguments.num_classes,
         decode=not arguments.no_decode,
         workers=arguments.workers,

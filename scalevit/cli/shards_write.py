@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import get_args
 
+from scalevit.cli.label_format import label_format
 from scalevit.cli.parsing import integer
 from scalevit.data.images import Resize
 from scalevit.data.shards.labels import DEFAULT_KEY
@@ -139,7 +140,7 @@ def _source(arguments: argparse.Namespace) -> Source:
     if arguments.images:
         return flat_images(arguments.images, arguments.labels, classes, convert=convert)
     if arguments.shards:
-        return ShardSource(arguments.shards, arguments.label_key)
+        return ShardSource(arguments.shards, label_format(arguments))
     return DatasetsSource(arguments.datasets, arguments.split, arguments.image_column or "image", label)
 
 

@@ -15,11 +15,13 @@ from scalevit.data.loading.stream_loader import StreamLoader
 from scalevit.data.loading.train_loader import TrainLoader
 from scalevit.data.order.shuffle import Order
 from scalevit.data.shards.index import load_index
+from scalevit.data.shards.labels import LabelFormat
 from scalevit.data.transforms.base import Channels, TrainingAugmentation, Transform
 from scalevit.data.transforms.device import DeviceTransform
 from scalevit.data.transforms.fast import FastEvaluation, FastTraining
 from scalevit.data.transforms.mixing import BatchMixing
 from scalevit.data.transforms.timm_pipeline import evaluation_transform, training_transform
+from scalevit.data.writing.sources.classes import read_class_names
 from scalevit.distributed import World
 from scalevit.errors import SettingError
 from scalevit.training.micro_batch import first_micro_batch
@@ -108,7 +110,7 @@ def _open_training(config: Config, world: World) -> TrainingBatches:
         samples=data.stream_samples_per_epoch,
         num_classes=config.model.num_classes,
         seed=config.seed,
-        label_key=data.label_key,
+        labels=_label_format(config),
         exif_orientation=data.exif_orientation,
         global_batch=train.global_batch,
         micro_batch=first_micro_batch(train),
@@ -128,13 +130,18 @@ def _open_dataset(
     data = config.data
     if data.builtin == "digits":
         ensure_digits(data.train, data.validation)
-    index = load_index(path, label_key=data.label_key)
+    index = load_index(path, labels=_label_format(config))
     if classes is not None:
         index = index.numbered_as(classes)
     index.check_labels(config.model.num_classes)
     cache_bytes = None if data.cache_gb is None else int(data.cache_gb * 1e9)
     reader = open_reader(index, cache=data.cache, cache_bytes=cache_bytes)
     return ShardDataset(index, transform, seed, reader, exif_orientation=data.exif_orientation)
+
+
+def _label_format(config: Config) -> LabelFormat:
+    names = config.data.class_names
+    return LabelFormat(config.data.label_key, None if names is None else tuple(read_class_names(names)))
 
 
 def _training_transform(config: Config) -> Transform:

@@ -11,6 +11,7 @@ from timm.utils.misc import natural_key
 
 from scalevit.data.images import Resize
 from scalevit.data.shards.index import load_index
+from scalevit.data.shards.labels import LabelFormat
 from scalevit.data.writing.sources.classes import ClassSettings, sorted_classes
 from scalevit.data.writing.sources.datasets import DatasetsSource
 from scalevit.data.writing.sources.files import image_folder as read_folder
@@ -86,7 +87,9 @@ def test_shards_of_others_written_anew(shards, tmp_path):
             writer.write(
                 {"__key__": f"x/{sample['__key__']}", kind: sample[kind], "json": {"class": int(sample["cls"])}}
             )
-    write_shards(ShardSource(str(tmp_path / "foreign"), "class"), tmp_path / "new", WriteSettings(4), workers=1)
+    write_shards(
+        ShardSource(str(tmp_path / "foreign"), LabelFormat("class")), tmp_path / "new", WriteSettings(4), workers=1
+    )
     old, new = load_index(shards), load_index(tmp_path / "new")
     assert len(new.shards) == 6
     assert sorted(zip(new.crc32, new.label, strict=True)) == sorted(zip(old.crc32, old.label, strict=True))
@@ -100,7 +103,7 @@ def test_shards_with_bad_samples_are_not_written_anew(tmp_path):
     content = bytearray(path.read_bytes())
     content[second] ^= 1
     path.write_bytes(content)
-    source = ShardSource(str(tmp_path / "set"), "label")
+    source = ShardSource(str(tmp_path / "set"))
     source.load(0)
     with pytest.raises(UserError, match=r"key 'n1', offset .*wrong checksum"):
         source.load(1)

@@ -26,7 +26,8 @@ from scalevit.data.loading.base import Batch, Fingerprint, OnDevice, TrainingBat
 from scalevit.data.loading.dataset import blank, decoder_for
 from scalevit.data.loading.shared_buffers import BatchBuffers
 from scalevit.data.order.batching import PADDING, BatchLayout
-from scalevit.data.shards import labels, tar
+from scalevit.data.shards import tar
+from scalevit.data.shards.labels import EXTENSIONS, INTEGERS, LabelFormat, NoLabel
 from scalevit.data.storage.files import ForwardFile
 from scalevit.data.storage.paths import expand_braces
 from scalevit.data.transforms.base import Transform
@@ -45,7 +46,7 @@ class StreamLoader(TrainingBatches):
         samples: in an epoch; a stream does not contain this number.
         num_classes: labels must be below it.
         seed: of the order and the augmentation.
-        label_key: key of the label in `.json` members.
+        labels: how they are written.
         exif_orientation: as for `ShardDataset`.
         global_batch, micro_batch, rank, world_size, workers, pin_memory, finish: as for `TrainLoader`.
 
@@ -64,7 +65,7 @@ class StreamLoader(TrainingBatches):
         global_batch: int,
         micro_batch: int,
         seed: int = 0,
-        label_key: str = labels.DEFAULT_KEY,
+        labels: LabelFormat = INTEGERS,
         exif_orientation: bool = True,
         rank: int = 0,
         world_size: int = 1,
@@ -88,7 +89,7 @@ class StreamLoader(TrainingBatches):
             reason = f"{pattern} names {len(urls)} shards, and each worker of {world_size} ranks needs one of its own"
             raise SettingError("workers", workers, reason)
         decoder = decoder_for(transform, exif_orientation=exif_orientation)
-        self._stream = _Stream(urls[rank::world_size], transform, decoder, seed, rank, label_key, num_classes)
+        self._stream = _Stream(urls[rank::world_size], transform, decoder, seed, rank, labels, num_classes)
 
     @property
     def index_faults(self) -> Sequence[Fault]:
@@ -132,11 +133,11 @@ class _Stream(IterableDataset[Any]):
         decoder: Callable[[bytes], Any],
         seed: int,
         rank: int,
-        label_key: str,
+        labels: LabelFormat,
         num_classes: int,
     ) -> None:
         self.urls, self.transform, self.seed, self.rank = urls, transform, seed, rank
-        self.label_key, self.num_classes = label_key, num_classes
+        self.labels, self.num_classes = labels, num_classes
         self.start_step = 0
         self.rows = 1
         """Of each batch."""
@@ -237,12 +238,12 @@ class _Stream(IterableDataset[Any]):
         if kind is None:
             return Fault(*place, 0, f"no .{', .'.join(KINDS)} member")
         members: dict[str, Callable[[], bytes]] = {
-            name: io.BytesIO(sample[name]).read for name in labels.EXTENSIONS if name in sample
+            name: io.BytesIO(sample[name]).read for name in EXTENSIONS if name in sample
         }
         try:
-            label = labels.find_label(members, self.label_key)
+            label = self.labels.find(members)
             if not 0 <= label < self.num_classes:
                 return Fault(*place, 0, f"label {label} is not in 0..{self.num_classes - 1}")
             return self._decode(sample[kind]), label
-        except (labels.NoLabel, UndecodableImage) as error:
+        except (NoLabel, UndecodableImage) as error:
             return Fault(*place, 0, str(error))

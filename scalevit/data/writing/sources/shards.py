@@ -6,6 +6,7 @@ from zlib import crc32
 from scalevit.data import images
 from scalevit.data.loading.readers import SampleReadError, open_reader
 from scalevit.data.shards.index import load_index
+from scalevit.data.shards.labels import INTEGERS, LabelFormat
 from scalevit.data.storage.paths import file_name
 from scalevit.data.writing.sources.base import LeftOut, Sample, unique_key
 from scalevit.errors import UserError
@@ -16,7 +17,7 @@ class ShardSource:
 
     Args:
         pattern: as in `discovery.find_shards`.
-        label_key: key of the label in `.json` members.
+        labels: how they are written.
 
     Raises:
         UserError: the shards are missing or damaged, or contain samples that cannot be used.
@@ -24,8 +25,8 @@ class ShardSource:
 
     left_out: Sequence[LeftOut] = ()
 
-    def __init__(self, pattern: str, label_key: str) -> None:
-        self._index = load_index(pattern, label_key=label_key)
+    def __init__(self, pattern: str, labels: LabelFormat = INTEGERS) -> None:
+        self._index = load_index(pattern, labels=labels)
         self.classes: Sequence[str] | None = self._index.classes
         if self._index.faults:
             raise UserError(f"{self._index.faults[0]} ({len(self._index.faults)} such samples): fix or remove them")
