@@ -49,7 +49,6 @@ _SYNONYMS = {
     "initial_checkpoint": "model.initial_weights",
     "model_ema": "ema.enabled",
     "model_ema_decay": "ema.decay",
-    "zero_stage": "engine.stage",
     "fsdp": "engine.name",
     "deepspeed": "engine.name",
     "output": "output_dir",

@@ -22,7 +22,7 @@ from scalevit.errors import UserError
         ("augmentation.mixup=0.2", "nearest: data.augmentation"),
         ("img_size=32", "nearest: model.image_size"),
         ("wandb=true", "nearest: tracking.wandb"),
-        ("engine.zero_stage=3", "nearest: engine.stage"),
+        ("engine.zero_stage=3", "nearest: engine.stage (allowed: "),
         ("optim.lr=1", "nearest: optimizer (allowed: "),
         ("train.epoch=1", "nearest: train.epochs (allowed: "),
         ("engine=fsdp", 'engine = "fsdp": must be a section; set engine.name = "fsdp"'),
