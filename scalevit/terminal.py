@@ -1,7 +1,10 @@
 """What a person sees on the terminal: progress of a long count, tables, and sizes. Knows nothing of their subject."""
 
 import sys
+import textwrap
 import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
@@ -101,3 +104,21 @@ def print_table(table: Table, *notes: str) -> None:
     wide.print(table)
     for note in notes:
         wide.print(note, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Prints each note as a paragraph, broken at the terminal's width, at 100 columns at most."""
+    width = min(Console().width, 100)
+    for note in notes:
+        print(textwrap.fill(note, width, break_long_words=False, break_on_hyphens=False))
+
+
+@contextmanager
+def progress_text(first: str) -> Iterator[Callable[[str], None]]:
+    """Shows what is done at present, on a terminal's standard error only; the caller changes it by the callback."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda text: None
+        return
+    with console.status(first) as status:
+        yield status.update
