@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(json.dumps(content if len(content) > 1 else content[0], indent=1))
     elif len(estimates) > 1:
         print_table(plan_tables.scaling(estimates))
-        print_notes(plan_tables.notes(estimates[0]))
+        print_notes(["", *plan_tables.notes(estimates[0])])
     else:
         _print(estimates[0])
 
@@ -76,7 +76,7 @@ def _estimates(
                 optimizer_tensors=len(state_tensors(config.optimizer.name, config.optimizer.args)),
                 optimizer_refusals=optimizer_refusals(config.optimizer),
                 compare=len(arguments.gpus) == 1,
-                report=lambda part, gpus=gpus: report(f"estimating {gpus} devices: {part}"),
+                report=lambda part: report(f"estimating: {part}"),
             )
             for gpus in arguments.gpus
         ]
@@ -98,11 +98,12 @@ def _naming_options() -> Iterator[None]:
 
 
 def _print(estimate: "RunEstimate") -> None:
-    lines = [plan_tables.suggestion(estimate), *plan_tables.savings(estimate)]
-    print_table(plan_tables.comparison(estimate), *lines)
+    print_table(plan_tables.comparison(estimate))
+    print_notes(["", plan_tables.suggestion(estimate), *plan_tables.savings(estimate), ""])
     print_table(plan_tables.memory(estimate))
+    print_notes([""])
     print_table(plan_tables.activations(estimate))
-    print_notes(plan_tables.notes(estimate))
+    print_notes(["", *plan_tables.notes(estimate)])
 
 
 def _as_json(estimate: "RunEstimate") -> dict[str, Any]:
@@ -116,8 +117,7 @@ def _as_json(estimate: "RunEstimate") -> dict[str, Any]:
         "rows": [asdict(row) for row in estimate.rows],
         "activations": [
             {"mlp": mode, "activation_checkpointing": checkpointing, **asdict(cell)}
-            for mode, both in estimate.activations.items()
-            for checkpointing, cell in both.items()
+            for (mode, checkpointing), cell in estimate.activations.items()
         ],
         "not_estimated": estimate.not_estimated,
         "left_out": estimate.left_out,

@@ -45,12 +45,11 @@ def activations(estimate: "RunEstimate") -> Table:
     """What the kernels' save modes and activation checkpointing change, for the config's own reduction."""
     of = f"{estimate.config.reduction.kind()}, {estimate.activations_of} images, {estimate.config.train.precision}"
     table = _table(
-        f"GB of activations, {of}", "MLP", "kept for\nthe backward", "at the\npeak", "kept,\nrecomputed",
-        "at the peak,\nrecomputed",
-    )  # fmt: skip
-    for mode, both in estimate.activations.items():
-        cells = (size for each in both.values() for size in (each.saved_bytes, each.peak_bytes))
-        table.add_row(mode, *(f"{size / 1e9:.3f}" for size in cells))
+        f"GB of activations, {of}", "MLP", "activation\ncheckpointing", "kept for\nthe backward", "at the\npeak"
+    )
+    for (mode, checkpointing), found in estimate.activations.items():
+        sizes = found.saved_bytes, found.peak_bytes
+        table.add_row(mode, "on" if checkpointing else "off", *(f"{size / 1e9:.3f}" for size in sizes))
     return table
 
 
@@ -86,20 +85,20 @@ def notes(estimate: "RunEstimate") -> Iterator[str]:
     """What the numbers are, and what was left out."""
     device, config = estimate.device, estimate.config
     yield (
-        "Bytes are of one rank; GB = 1e9 bytes. Buffers: gathered parameters and gradient buckets (DeepSpeed's have 2 GB "
-        "each unless engine.native.zero_optimization.reduce_bucket_size is lower). Sent: by each rank, ring algorithms."
+        "Bytes are of one rank; GB = 1e9 bytes. Buffers: gathered parameters and gradient buckets (DeepSpeed's have "
+        "2 GB each unless engine.native.zero_optimization.reduce_bucket_size is lower). Sent: by each rank, in rings."
     )
     yield (
         f"{device.name}: {device.memory_bytes / 1e9:g} GB, {device.usable_memory:.0%} of it usable; "
         f"{device.flops_16bit / 1e12:g} / {device.flops_32bit / 1e12:g} TFLOP/s (16 / 32 bit) at "
         f"{device.compute_share:.0%}; {device.memory_bandwidth / 1e12:g} TB/s at {device.memory_share:.0%}; links "
         f"{device.link_bandwidth / 1e9:g}, network {device.network_bandwidth / 1e9:g} GB/s at {device.link_share:.0%}. "
-        f"Source: {device.source or 'the given file'}. The percentages are assumptions, so images/s are estimates; data "
-        "loading is not included."
+        f"Source: {device.source or 'the given file'}. The percentages are assumptions, so images/s are estimates; "
+        "data loading is not included."
     )
     yield (
-        "Images per rank: micro-batches per step x images; results do not depend on them. Padding: rows of weight 0 where "
-        "ranks and micro-batches do not divide the global batch."
+        "Images per rank: micro-batches per step x images; results do not depend on them. Padding: rows of weight 0 "
+        "where ranks and micro-batches do not divide the global batch."
     )
     if estimate.not_estimated:
         yield f"not estimated, the numbers are those without: {', '.join(estimate.not_estimated)}"
@@ -125,7 +124,7 @@ def savings(estimate: "RunEstimate") -> Iterator[str]:
 
 
 _RUN_HEADINGS = (
-    "images\nper rank", "GB", "fits", "largest\nmicro-batch", "GB sent\nper step", "images/s", "bound by",
+    "images\nper rank", "GB", "fits", "largest\nmicro-\nbatch", "GB sent\nper step", "images/s", "bound by",
 )  # fmt: skip
 
 
@@ -152,7 +151,9 @@ def _own_row(estimate: "RunEstimate") -> "EstimateRow":
 
 def _table(title: str, *headings: str) -> Table:
     """The first column is text, the others are numbers unless they are strategies, engines or answers."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0)
+    )
     for heading in headings:
         text = heading in ("strategy", "engine", "MLP", "fits", "bound by")
         table.add_column(heading, justify="left" if text else "right")

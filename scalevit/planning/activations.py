@@ -160,7 +160,7 @@ class _Lines:
 
 @contextmanager
 def _fake_mode(network: nn.Module) -> Iterator[None]:
-    """The mode of a network's fake tensors. No garbage collection: when it ran would decide what counts as allocated."""
+    """The mode of a network's fake tensors. Without garbage collection: when it runs would decide what is allocated."""
     parameter = next(network.parameters())
     assert isinstance(parameter, FakeTensor)
     gc.collect()

@@ -75,9 +75,9 @@ class RunEstimate:
     mode: Mode
     """How MLPs are computed in `rows`."""
     rows: list[EstimateRow]
-    activations: dict[Mode, dict[bool, Activations]]
-    """Of the config's own strategy, by kernel mode and activation checkpointing, for `activations_of` images; empty
-    where only the own row was asked for."""
+    activations: dict[tuple[Mode, bool], Activations]
+    """Of the config's own strategy and `activations_of` images, by kernel mode and activation checkpointing: every mode
+    without it, and `mode` with it. Empty where only the own row was asked for."""
     activations_of: int
     """The micro-batch of the config's own row."""
     not_estimated: list[str]
@@ -146,7 +146,11 @@ def estimate_run(
     if config.train.compile:
         ignored.append("train.compile")
     shown = run.micro_batch(models[config.reduction.kind()], config.engine)
-    activations = {each: _activations(config, each, shown, report) for each in MODES if compare}
+    kinds = [*((each, False) for each in MODES), (mode, True)] if compare else []
+    activations = {}
+    for kind in kinds:
+        report(f"activations, MLP {kind[0]}")
+        activations[kind] = _activations(config, *kind, shown)
     return RunEstimate(config, device, gpus, nodes, mode, rows, activations, shown, ignored, left_out, engines_left_out)
 
 
@@ -215,14 +219,9 @@ def _traced(config: Config, reduction: Reduction, mode: Mode, checkpointing: boo
     return TracedModel(config.model, reduction, mode=mode, precision=precision, activation_checkpointing=checkpointing)
 
 
-def _activations(config: Config, mode: Mode, images: int, report: Callable[[str], None]) -> dict[bool, Activations]:
-    """Without and with activation checkpointing."""
-    found = {}
-    for checkpointing in (False, True):
-        report(f"activations, MLP {mode}{', recomputed' if checkpointing else ''}")
-        traced = _traced(config, config.reduction, mode, checkpointing)
-        found[checkpointing] = Activations(traced.saved_bytes(images), traced.trace(images).peak_bytes)
-    return found
+def _activations(config: Config, mode: Mode, checkpointing: bool, images: int) -> Activations:
+    traced = _traced(config, config.reduction, mode, checkpointing)
+    return Activations(traced.saved_bytes(images), traced.trace(images).peak_bytes)
 
 
 @dataclass(frozen=True)
