@@ -114,12 +114,7 @@ def estimate_run(
             built.
     """
     world = _world(gpus, nodes)
-    with naming_settings({key: f"engine.{key}" for key in type(config.engine).model_fields}):
-        config.engine.check(world)
-    if reason := optimizer_refusals.get(config.engine.update_scope(world)):
-        raise SettingError("optimizer", config.optimizer.name, reason)
-    with naming_settings({"global_batch": "train.global_batch"}):
-        Split(config.train.global_batch, gpus, 1)
+    _check(config, world, optimizer_refusals)
     engines = list(_engines(config)) if compare else [config.engine]
     refusals = {engine.label: optimizer_refusals.get(engine.update_scope(world)) for engine in engines}
     engines_left_out = {label: reason for label, reason in refusals.items() if reason is not None}
@@ -147,10 +142,7 @@ def estimate_run(
         ignored.append("train.compile")
     shown = run.micro_batch(models[config.reduction.kind()], config.engine)
     kinds = [*((each, False) for each in MODES), (mode, True)] if compare else []
-    activations = {}
-    for kind in kinds:
-        report(f"activations, MLP {kind[0]}")
-        activations[kind] = _activations(config, *kind, shown)
+    activations = {kind: _activations(config, *kind, shown, report) for kind in kinds}
     return RunEstimate(config, device, gpus, nodes, mode, rows, activations, shown, ignored, left_out, engines_left_out)
 
 
@@ -179,6 +171,20 @@ def _world(gpus: int, nodes: int) -> World:
     if gpus % nodes:
         raise SettingError("gpus", gpus, f"counts the devices of all nodes: must be a multiple of nodes = {nodes}")
     return World(rank=0, size=gpus, local_rank=0, ranks_per_node=gpus, device=torch.device("meta"))
+
+
+def _check(config: Config, world: World, optimizer_refusals: Mapping[UpdateScope, str]) -> None:
+    """Finds what the config's own engine cannot run on these ranks.
+
+    Raises:
+        UserError: as `estimate_run`.
+    """
+    with naming_settings({key: f"engine.{key}" for key in type(config.engine).model_fields}):
+        config.engine.check(world)
+    if reason := optimizer_refusals.get(config.engine.update_scope(world)):
+        raise SettingError("optimizer", config.optimizer.name, reason)
+    with naming_settings({"global_batch": "train.global_batch"}):
+        Split(config.train.global_batch, world.size, 1)
 
 
 def _reductions(config: Config) -> Iterator[Reduction]:
@@ -219,7 +225,10 @@ def _traced(config: Config, reduction: Reduction, mode: Mode, checkpointing: boo
     return TracedModel(config.model, reduction, mode=mode, precision=precision, activation_checkpointing=checkpointing)
 
 
-def _activations(config: Config, mode: Mode, checkpointing: bool, images: int) -> Activations:
+def _activations(
+    config: Config, mode: Mode, checkpointing: bool, images: int, report: Callable[[str], None]
+) -> Activations:
+    report(f"activations, MLP {mode}")
     traced = _traced(config, config.reduction, mode, checkpointing)
     return Activations(traced.saved_bytes(images), traced.trace(images).peak_bytes)
 
