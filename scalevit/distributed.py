@@ -1,6 +1,7 @@
 """This process among the ranks of a run: rank, device, the process group, and agreement between ranks."""
 
 import os
+import resource
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,6 +95,16 @@ class World:
     def free_memory_bytes(self) -> int | None:
         """Of this rank's GPU; None on a CPU, whose memory all ranks share."""
         return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else None
+
+    def memory_bytes(self) -> int | None:
+        """Of this rank's GPU in all; None on a CPU."""
+        return torch.cuda.mem_get_info(self.device)[1] if self.device.type == "cuda" else None
+
+    def peak_memory_bytes(self) -> int:
+        """The most that this rank's GPU had allocated at any time; on a CPU, the most that this process had in RAM."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
         """The sum over ranks, in place, on the device's process group."""

@@ -2,11 +2,13 @@
 
 import difflib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 
@@ -116,5 +118,16 @@ def one_line_errors(*, rank: int = 0) -> Iterator[None]:
     except UserError as error:
         if rank:
             time.sleep(_SECONDS_FOR_RANK_ZERO)
-        print(f"error: rank {rank}: {error}" if rank else f"error: {error}", file=sys.stderr, flush=True)
+        line = f"rank {rank}: {error}" if rank else str(error)
+        print(f"error: {line}", file=sys.stderr, flush=True)
+        _write_for_torchrun(line)
         sys.exit(2)
+
+
+def _write_for_torchrun(line: str) -> None:
+    """Writes the file from which torchrun's own report, the last thing on the screen, takes the cause of a failure."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        content = {"message": {"message": line, "extraInfo": {"timestamp": str(int(time.time()))}}}
+        with suppress(OSError):
+            Path(path).write_text(json.dumps(content))

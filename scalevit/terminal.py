@@ -1,7 +1,10 @@
 """What a person sees on the terminal: progress of a long count, tables, and sizes. Knows nothing of their subject."""
 
 import sys
+import textwrap
 import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
@@ -48,7 +51,7 @@ class ProgressBar:
             self._bar.update(self._task, advance=1, note=shown)
         elif now - self._last_line > _SECONDS_BETWEEN_LINES:
             self._last_line = now
-            remaining = _duration((self.total - self.done) / self._rate(now))
+            remaining = format_duration((self.total - self.done) / self._rate(now))
             shown = note or f"{self._rate(now):.0f}/s"
             self.line(f"{self.title}: {self.done}/{self.total} {self.unit}, {shown}, {remaining} left")
 
@@ -66,14 +69,14 @@ class ProgressBar:
             self._bar.stop()
         if kind is None:
             now = time.monotonic()
-            elapsed, count = _duration(now - self._started), self.done - self._first
+            elapsed, count = format_duration(now - self._started), self.done - self._first
             self.line(f"{self.title}: {count} {self.unit} in {elapsed}, {self._rate(now):.1f}/s")
 
     def _rate(self, now: float) -> float:
         return max(self.done - self._first, 1e-9) / max(now - self._started, 1e-9)
 
 
-def _duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """12 s, 3 min 20 s, 5 h 07 min."""
     if seconds < 100:
         return f"{seconds:.0f} s"
@@ -101,3 +104,21 @@ def print_table(table: Table, *notes: str) -> None:
     wide.print(table)
     for note in notes:
         wide.print(note, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Prints each note as a paragraph, broken at the terminal's width, at 100 columns at most."""
+    width = min(Console().width, 100)
+    for note in notes:
+        print(textwrap.fill(note, width, break_long_words=False, break_on_hyphens=False))
+
+
+@contextmanager
+def progress_text(first: str) -> Iterator[Callable[[str], None]]:
+    """Shows what is done at present, on a terminal's standard error only; the caller changes it by the callback."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda text: None
+        return
+    with console.status(first) as status:
+        yield status.update

@@ -17,6 +17,8 @@ class RunState:
     """Images whose training that time covers."""
     epochs: list[dict[str, Any]] = field(default_factory=list)
     """One record per evaluated epoch."""
+    changes: list[dict[str, Any]] = field(default_factory=list)
+    """Settings that were changed when the run was resumed: {"step": 12, "changes": {"optimizer.lr": [0.001, 0.5]}}."""
     trackers: dict[str, str] = field(default_factory=dict)
     """What each tracker needs to continue a resumed run, by its name, for example wandb's run id."""
 

@@ -81,7 +81,8 @@ class Saver:
 
         Args:
             ema: averaged weights, laid out like the engine's local parameters.
-            about: what a resumed run is compared with: "config" and "data", the loader's fingerprint.
+            about: what a resumed run is compared with: "config", "data", the loader's fingerprint, and "classes", the
+                names of the labels, if they are known.
             score: the accuracy of exactly these weights, if they were evaluated; the best one's checkpoint is kept.
 
         Raises:

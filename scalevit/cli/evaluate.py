@@ -3,32 +3,44 @@
 import argparse
 import json
 import sys
+from pathlib import Path
 
+from scalevit.cli.local_ranks import add_ranks, start_ranks
 from scalevit.cli.parsing import add_config
 from scalevit.config.loading import load_config
+from scalevit.config.tree import Config
 from scalevit.errors import UserError
 
 _PRINTED_FAULTS = 5
+# Of a run folder, the first that exists.
+_BEST = ("best_ema.safetensors", "best.safetensors", "final_ema.safetensors", "final.safetensors")
 _EXAMPLES = """\
 examples:
-  scalevit evaluate --config quickstart model.initial_weights=runs/quickstart/best_ema.safetensors
-  torchrun --nproc-per-node 8 -m scalevit evaluate --config grouped model.initial_weights=best_ema.safetensors"""
+  scalevit evaluate runs/quickstart                                  the best weights of a run, with its config
+  scalevit evaluate runs/quickstart/final.safetensors evaluation.batch=64
+  scalevit evaluate --config grouped model.initial_weights=best_ema.safetensors --ranks all
+  torchrun --nproc-per-node 8 -m scalevit evaluate runs/vit_base_grouped"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
-    add_config(parser)
+    add_config(parser, required=False)
+    add_ranks(parser)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Evaluates, and prints one line of JSON on rank 0; bad samples are named on standard error too.
+def run(arguments: argparse.Namespace) -> int:
+    """Evaluates, and prints one line of JSON on rank 0; bad samples are named on standard error too. Returns the
+    exit status.
 
     Raises:
         UserError: a mistake in the config, the data or the weights.
     """
-    config = load_config(arguments.config, arguments.overrides)
-    if config.model.initial_weights is None:
-        raise UserError("config: model.initial_weights = null: name the weights to evaluate")
+    given = arguments.overrides
+    target, overrides = (given[0], given[1:]) if given and "=" not in given[0] else (None, given)
+    config = _config(arguments.config, target, overrides)
+    if arguments.ranks is not None:
+        options = [] if arguments.config is None else ["--config", arguments.config]
+        return start_ranks(arguments.ranks, "evaluate", [*options, *given])
     # Imported late: a mistake in the config is reported before torch and timm are loaded, which takes seconds.
     from scalevit.training.run import prepare_evaluation
 
@@ -41,3 +53,34 @@ def run(arguments: argparse.Namespace) -> None:
             print(f"warning: ... and {more} more; `scalevit shards verify` lists all", file=sys.stderr)
         weights = config.model.initial_weights
         print(json.dumps({"weights": weights, **result.metrics, "data_faults": len(result.faults)}))
+    return 0
+
+
+def _config(config: str | None, target: str | None, overrides: list[str]) -> Config:
+    """The config with the weights to evaluate in `model.initial_weights`.
+
+    Args:
+        config: as given by `--config`.
+        target: a run folder, or a weights file.
+
+    Raises:
+        UserError: nothing says what to evaluate, or with which config.
+    """
+    if target is None:
+        if config is None:
+            raise UserError("name a run folder or a weights file, or give --config and model.initial_weights=FILE")
+        found = load_config(config, overrides)
+        if found.model.initial_weights is None:
+            raise UserError("config: model.initial_weights = null: name the weights to evaluate")
+        return found
+    path = Path(target)
+    folder = path if path.is_dir() else path.parent
+    weights = next((folder / name for name in _BEST if (folder / name).is_file()), None) if path.is_dir() else path
+    if weights is None:
+        raise UserError(f"run folder {path}: has none of {', '.join(_BEST)}")
+    if not weights.is_file():
+        raise UserError(f"weights {weights}: no such file")
+    recorded = folder / "config.json"
+    if config is None and not recorded.is_file():
+        raise UserError(f"{weights}: there is no config.json beside it: give --config")
+    return load_config(config or recorded, [*overrides, f"model.initial_weights={json.dumps(str(weights))}"])

@@ -10,11 +10,16 @@ from typing import Any, NoReturn
 from scalevit.errors import UserError, nearest_hint
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
+def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Adds `--config` and the overrides, for `scalevit.config.loading.load_config`."""
     parser.add_argument(
-        "--config", required=True, help="a JSON file, or a preset by name: quickstart, baseline, grouped, ..."
+        "--config", required=required, help="a JSON file, or a preset by name: quickstart, baseline, grouped, ..."
     )
+    add_overrides(parser)
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Adds `key.sub=value` arguments."""
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -84,10 +89,19 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         hint = ""
         if unknown := re.match(r"unrecognized arguments: ([^\s=]+)", message):
-            hint = nearest_hint(unknown[1], self._option_names())
+            hint = nearest_hint(unknown[1], self._option_names()) or self._setting_hint(unknown[1])
         elif choice := re.search(r"invalid choice: (\S+) \(choose from (.*)\)", message):
             hint = nearest_hint(choice[1].strip("'"), [name.strip("' ") for name in choice[2].split(",")])
         raise UserError(f"{self.prog}: {' '.join(message.split())}{hint}; see {self.prog} --help")
+
+    def _setting_hint(self, option: str) -> str:
+        """For `--epochs 3`, where settings are given as `train.epochs=3`."""
+        if not any(action.dest == "overrides" for action in self._actions):
+            return ""
+        from scalevit.config.keys import find_key  # takes 0.2 s
+
+        found = find_key(option.lstrip("-").replace("-", "_"))
+        return f"; settings are given as {found}=VALUE" if found else ""
 
     def _option_names(self) -> list[str]:
         """Of this parser and, because it reports their unknown options too, of its actions."""

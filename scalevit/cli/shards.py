@@ -6,31 +6,32 @@ import sys
 from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
-from pathlib import Path
-from typing import TextIO, get_args
+from typing import TextIO
 
+from scalevit.cli import shards_write
+from scalevit.cli.label_format import add_label_format, label_format
 from scalevit.cli.parsing import integer
-from scalevit.data.images import Resize
 from scalevit.data.order.read_plan import ReadPlan, plan_reads
 from scalevit.data.order.shuffle import CHUNK, LANES
 from scalevit.data.shards.discovery import find_shards
 from scalevit.data.shards.index import load_index, saved_path
-from scalevit.data.shards.labels import DEFAULT_KEY
 from scalevit.data.shards.verify import ShardReport, verify_shards
-from scalevit.data.writing.sources import ClassOrder, DatasetsSource, ShardSource, Source, csv_file, image_folder
-from scalevit.data.writing.writer import DEFAULT_SHARD_SIZE, WriteSettings, check_destination, write_shards
-from scalevit.errors import SettingError, UserError
+from scalevit.errors import UserError
 from scalevit.terminal import format_bytes
 
 _PRINTED_FAULTS = 20
-_PRINTED_CLASSES = 10
 _HIGH_AMPLIFICATION = 1.05
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the actions of `scalevit shards` to its parser."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    _add_write(actions.add_parser("write", help="write shards from images, a CSV file, other shards or a data set"))
+    write = actions.add_parser(
+        "write",
+        help="write shards from images, archives, a table, other shards or a data set",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    shards_write.add_arguments(write)
 
     index = actions.add_parser("index", help="index shards, so that runs start without reading all headers")
     _add_shards(index)
@@ -65,90 +66,14 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _add_shards(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shards", help="a folder of .tar files, a pattern with * or {000..146}, or an address")
-    parser.add_argument(
-        "--label-key", default=DEFAULT_KEY, help="key of the label in .json members (default: %(default)s)"
-    )
-
-
-# --- write ------------------------------------------------------------------------------------------------
-
-
-def _add_write(write: argparse.ArgumentParser) -> None:
-    source = write.add_mutually_exclusive_group(required=True)
-    source.add_argument("--source", help="folder with one subfolder of images per class")
-    source.add_argument("--csv", help="file with the columns path (relative to it) and label")
-    source.add_argument("--shards", help="existing shards, whatever tool wrote them: folder, pattern or address")
-    source.add_argument("--datasets", help="folder of a Hugging Face data set (save_to_disk)")
-    write.add_argument("--destination", required=True, help="folder to create; must not exist or be empty")
-    write.add_argument(
-        "--class-order",
-        choices=get_args(ClassOrder),
-        default=get_args(ClassOrder)[0],
-        help="--source, --csv: how class names are sorted before they are numbered; torchvision: 0, 1, 10, 2; "
-        "natural, as in timm: 0, 1, 2, 10 (default: %(default)s)",
-    )
-    write.add_argument(
-        "--shard-size", type=integer(1), default=DEFAULT_SHARD_SIZE, help="images per shard (default: %(default)s)"
-    )
-    write.add_argument(
-        "--seed", type=integer(0), default=0, help="of the shuffle over the shards (default: %(default)s)"
-    )
-    write.add_argument("--workers", type=integer(0), default=4, help="processes, 0 for none (default: %(default)s)")
-    side = write.add_mutually_exclusive_group()
-    side.add_argument(
-        "--shortest-side", type=integer(1), help="shrink images whose shortest side is longer, to JPEG; pixels"
-    )
-    side.add_argument("--longest-side", type=integer(1), help="likewise for the longest side")
-    write.add_argument(
-        "--quality", type=integer(1, 100), default=90, help="of those JPEGs, 1 to 100 (default: %(default)s)"
-    )
-    write.add_argument(
-        "--max-faults",
-        type=integer(0),
-        default=0,
-        help="maximum number of bad images to leave out (default: %(default)s)",
-    )
-    write.add_argument("--label-key", default=DEFAULT_KEY, help="--shards: key in .json members (default: %(default)s)")
-    write.add_argument("--split", help="--datasets: which split")
-    write.add_argument("--image-column", default="image", help="--datasets: column of images (default: %(default)s)")
-    write.add_argument("--label-column", default="label", help="--datasets: column of labels (default: %(default)s)")
-    write.set_defaults(run_action=_write)
-
-
-def _write(arguments: argparse.Namespace) -> None:
-    check_destination(Path(arguments.destination))  # before the source is listed, which may take minutes
-    resize = None
-    if side := arguments.shortest_side or arguments.longest_side:
-        resize = Resize(side, "shortest" if arguments.shortest_side else "longest", arguments.quality)
-    settings = WriteSettings(arguments.shard_size, arguments.seed, resize, arguments.max_faults)
-    try:
-        source = _source(arguments)
-        write_shards(source, arguments.destination, settings, workers=arguments.workers)
-    except SettingError as error:
-        options = {"max_faults": "--max-faults", "split": "--split"}
-        options |= {"image": "--image-column", "label": "--label-column"}
-        raise UserError(f"{options[error.argument]} = {error.value}: {error.reason}") from None
-    if source.classes is not None:
-        numbered = [f"{number} = {name}" for number, name in enumerate(source.classes[:_PRINTED_CLASSES])]
-        more = ", ..." if len(source.classes) > _PRINTED_CLASSES else ""
-        print(f"labels of the {len(source.classes)} classes (all in set.json): {', '.join(numbered)}{more}")
-
-
-def _source(arguments: argparse.Namespace) -> Source:
-    if arguments.source:
-        return image_folder(arguments.source, arguments.class_order)
-    if arguments.csv:
-        return csv_file(arguments.csv, arguments.class_order)
-    if arguments.shards:
-        return ShardSource(arguments.shards, arguments.label_key)
-    return DatasetsSource(arguments.datasets, arguments.split, arguments.image_column, arguments.label_column)
+    add_label_format(parser)
 
 
 # --- index and verify -------------------------------------------------------------------------------------
 
 
 def _index(arguments: argparse.Namespace) -> None:
-    index = load_index(arguments.shards, label_key=arguments.label_key, checksums=arguments.checksums)
+    index = load_index(arguments.shards, labels=label_format(arguments), checksums=arguments.checksums)
     for fault in index.faults[:_PRINTED_FAULTS]:
         print(fault)
     if len(index.faults) > _PRINTED_FAULTS:
@@ -164,7 +89,7 @@ def _index(arguments: argparse.Namespace) -> None:
 def _verify(arguments: argparse.Namespace) -> None:
     reports = verify_shards(
         find_shards(arguments.shards),
-        label_key=arguments.label_key,
+        labels=label_format(arguments),
         num_classes=arguments.num_classes,
         decode=not arguments.no_decode,
         workers=arguments.workers,

@@ -2,13 +2,15 @@
 
 import argparse
 
+from scalevit.cli.local_ranks import add_ranks, start_ranks
 from scalevit.cli.parsing import add_config
 from scalevit.config.loading import load_config
 
 _EXAMPLES = """\
 examples:
   scalevit train --config quickstart                                      one process
-  deepspeed --module scalevit train --config grouped train.epochs=90      all GPUs of this machine
+  scalevit train --config grouped --ranks all                             all GPUs of this machine
+  deepspeed --module scalevit train --config grouped train.epochs=90      the same with deepspeed
   torchrun --nproc-per-node 8 -m scalevit train --config fsdp             the same with torchrun
 
 The same command resumes an interrupted run."""
@@ -17,15 +19,18 @@ The same command resumes an interrupted run."""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
     add_config(parser)
+    add_ranks(parser)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Trains, and prints the results on rank 0.
+def run(arguments: argparse.Namespace) -> int:
+    """Trains, and prints the results on rank 0. Returns the exit status.
 
     Raises:
         UserError: a mistake in the config, the data or the run folder.
     """
     config = load_config(arguments.config, arguments.overrides)
+    if arguments.ranks is not None:
+        return start_ranks(arguments.ranks, "train", ["--config", arguments.config, *arguments.overrides])
     # Imported late: a mistake in the config is reported before torch and timm are loaded, which takes seconds.
     from scalevit.cli.summary_table import print_summary
     from scalevit.training.run import prepare
@@ -34,3 +39,4 @@ def run(arguments: argparse.Namespace) -> None:
     summary = prepared.train()
     if prepared.world.is_first:
         print_summary(summary, prepared.folder.path)
+    return 0

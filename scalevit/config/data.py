@@ -61,8 +61,13 @@ class DataConfig(Section):
     transforms: Literal["timm", "fast"] = "timm"
     """timm: timm's transforms. fast: the same recipe with the resize in torch (pixels differ from timm's by at most two
     levels) and the augmentation in numpy. Normalisation and random erasing are done on the device in both cases."""
+    exif_orientation: bool = True
+    """Turn images as their EXIF records say. timm and torchvision do not: false gives their pixels."""
     label_key: str = "label"
     """Key of the label in `.json` members of the shards; not used for `.cls` and `.txt` members."""
+    class_names: FilePath | None = None
+    """File with the names of labels 0, 1, ..., one per line or a JSON list, for shards whose labels are names, or which
+    have no names. null: labels are integers, and a `set.json` may have their names."""
     max_faults: NonNegativeInt = 100
     """Maximum number of bad samples in a run, training and validation together. They are listed in
     `runs/NAME/data_faults.jsonl`. In training they are replaced by other samples, in evaluation they count as wrong."""

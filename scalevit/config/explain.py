@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from scalevit.config.keys import find_key
+from scalevit.config.schema_fields import allowed, resolve, sections
 from scalevit.config.tree import Config
 from scalevit.errors import nearest_hint
 
@@ -25,9 +27,7 @@ def explain(error: ValidationError, settings: dict[str, Any]) -> str:
     value = _shorten(first["input"]) if first["type"] != "missing" else _shorten(_value_at(path, settings))
     match first["type"]:
         case "extra_forbidden":
-            prefix = "".join(f"{part}." for part in path[:-1])
-            hint = _hint(path[-1], section.get("properties", {}), prefix)
-            return f"config: unknown key {key} = {value}{hint}{more}"
+            return f"config: unknown key {key} = {value}{_hint_for_key(path, section)}{more}"
         case "union_tag_invalid" | "union_tag_not_found":
             name = first["ctx"]["discriminator"].strip("'")
             tags = [tag.strip().strip("'") for tag in first["ctx"].get("expected_tags", "").split(",") if tag]
@@ -39,6 +39,8 @@ def explain(error: ValidationError, settings: dict[str, Any]) -> str:
             where = f"{key}: " if key else ""
             return f"config: {where}{first['ctx']['error']}{more}"
     hint = nearest_hint(first["input"], _choices(field)) if isinstance(first["input"], str) else ""
+    if selector := _selector(first["input"], field, schema):
+        hint = f"; set {key}.{selector} = {value}"
     return f"config: {key} = {value}: must be {allowed(field, schema) or first['msg']}{hint}{more}"
 
 
@@ -60,7 +62,7 @@ def _locate(
             # pydantic puts the tag of a union into the location: step into that type; it is not a key of the user's.
             mapping = field.get("discriminator", {}).get("mapping", {})
             if part in mapping:
-                field = _resolve({"$ref": mapping[part]}, schema)
+                field = resolve({"$ref": mapping[part]}, schema)
             continue
         if isinstance(part, int) and part >= len(here):
             break  # a list that is too short: the problem is the list itself
@@ -69,9 +71,9 @@ def _locate(
         if isinstance(part, int):
             kinds = [kind for kind in field.get("anyOf", [field]) if kind.get("type") == "array"]
             items = kinds[0].get("prefixItems", [])[part:] or [kinds[0].get("items", {})]
-            field = _resolve(items[0], schema)
+            field = resolve(items[0], schema)
         else:
-            field = _resolve(field.get("properties", {}).get(part, {}), schema)
+            field = resolve(field.get("properties", {}).get(part, {}), schema)
         here = here[part]
     return path, section, field
 
@@ -82,10 +84,21 @@ def _value_at(path: list[str], settings: Any) -> Any:
     return settings
 
 
-def _resolve(field: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    while "$ref" in field:
-        field = schema["$defs"][field["$ref"].rsplit("/", 1)[1]]
-    return field
+def _hint_for_key(path: list[str], section: dict[str, Any]) -> str:
+    """The end of a message about an unknown key: the key that was meant, or those of its section."""
+    properties = section.get("properties", {})
+    key = ".".join(path)
+    # Equal where the key is one of another type of this section, whose own keys are then listed.
+    if not nearest_hint(path[-1], properties, cutoff=0.8) and (found := find_key(key)) and found != key:
+        return f"; nearest: {found}"
+    return _hint(path[-1], properties, "".join(f"{part}." for part in path[:-1]))
+
+
+def _selector(value: Any, field: dict[str, Any], schema: dict[str, Any]) -> str | None:
+    """The key in a section by which such a value chooses it or turns it on; None where the field is no section."""
+    keys = [key for found in sections(field, schema) or [field] for key in found.get("properties", {})]
+    selectors = ("enabled",) if isinstance(value, bool) else ("strategy", "name")
+    return next((key for key in selectors if key in keys), None)
 
 
 def _hint(given: str, valid: Iterable[str], prefix: str = "") -> str:
@@ -100,45 +113,6 @@ def _hint(given: str, valid: Iterable[str], prefix: str = "") -> str:
 def _choices(field: dict[str, Any]) -> list[str]:
     kinds = field.get("anyOf", [field])
     return [str(value) for kind in kinds for value in kind.get("enum", [kind["const"]] if "const" in kind else [])]
-
-
-_BOUNDS = {
-    "minimum": "at least",
-    "exclusiveMinimum": "above",
-    "maximum": "at most",
-    "exclusiveMaximum": "below",
-    "minItems": "with at least",
-    "maxItems": "with at most",
-}
-_TYPES = {
-    "integer": "an integer",
-    "number": "a number",
-    "string": "a string",
-    "boolean": "true or false",
-    "array": "a list",
-    "object": "a section",
-    "null": "null",
-}
-
-
-def allowed(field: dict[str, Any], schema: dict[str, Any]) -> str:
-    """What a schema accepts, in words: 'an integer above 0'."""
-    field = _resolve(field, schema)
-    if "oneOf" in field:
-        return "a section"
-    if "anyOf" in field:
-        return " or ".join(allowed(kind, schema) for kind in field["anyOf"])
-    if "const" in field or "enum" in field:
-        values = field.get("enum", [field.get("const")])
-        return ("one of " if len(values) > 1 else "") + ", ".join(json.dumps(value) for value in values)
-    words = _TYPES.get(field.get("type", ""), "")
-    bounds = [f"{word} {field[bound]:g}" for bound, word in _BOUNDS.items() if bound in field]
-    if field.get("type") == "array" and bounds:
-        bounds = sorted(set(bounds))
-        same = field.get("minItems") == field.get("maxItems")
-        return f"a list of {field['minItems']} values" if same else f"a list {' and '.join(bounds)} values"
-    pattern = [f"matching {field['pattern']}"] if "pattern" in field else []
-    return " ".join([words, " and ".join(bounds + pattern)]).strip()
 
 
 def _shorten(value: Any, limit: int = 80) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from scalevit.config.explain import explain, key_path
+from scalevit.config.keys import is_free_form
 from scalevit.config.renamed import refuse_renamed
 from scalevit.config.tree import Config
 from scalevit.errors import UserError, nearest_hint
@@ -30,7 +31,8 @@ def load_config(config: str | os.PathLike[str] | None, overrides: Iterable[str] 
 
     Args:
         config: a JSON file or the name of a preset, or None for the defaults only.
-        overrides: `key.sub=value` strings; a value is JSON, or else a plain string.
+        overrides: `key.sub=value` strings; a value is JSON, or else a plain string. An object replaces one of the
+            user's own keys (`model.kwargs={}`), and is merged into a section.
 
     Raises:
         UserError: one line that names the key, the value, what is allowed and the nearest valid name.
@@ -43,6 +45,7 @@ def load_config(config: str | os.PathLike[str] | None, overrides: Iterable[str] 
     merged: dict[str, Any] = {name: {key: getattr(getattr(defaults, name), key)} for name, key in types.items()}
     for layer in [*layers, given]:
         merged = _merge(merged, layer, types)
+    _replace_whole(merged, given)
     _keep_text_for_strings(merged, numbers)
     return validate(merged)
 
@@ -161,10 +164,26 @@ def _overrides_layer(overrides: Iterable[str]) -> tuple[dict[str, Any], dict[tup
             section = section.setdefault(part, {})
             if not isinstance(section, dict):
                 raise UserError(f"override {override!r}: {'.'.join(path[: depth + 1])} was set to a plain value before")
-        section[path[-1]] = value
+        section[path[-1]] = _Whole(value) if isinstance(value, dict) and is_free_form(key) else value
         if isinstance(value, int | float) and not isinstance(value, bool):
             numbers[tuple(path)] = text
     return layer, numbers
+
+
+class _Whole(dict[str, Any]):
+    """An object that an override gives for a key which holds the user's own keys: `model.kwargs={}`.
+
+    It replaces the config's. In files such objects are merged, and `model.kwargs.depth=4` changes one of their keys.
+    """
+
+
+def _replace_whole(settings: dict[str, Any], given: dict[str, Any]) -> None:
+    """Puts what overrides give whole in place of what was merged, in place."""
+    for name, value in given.items():
+        if isinstance(value, _Whole):
+            settings[name] = dict(value)
+        elif isinstance(value, dict) and isinstance(settings.get(name), dict):
+            _replace_whole(settings[name], value)
 
 
 def _keep_text_for_strings(settings: dict[str, Any], numbers: dict[tuple[str, ...], str]) -> None:

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from scalevit.config.explain import allowed
+from scalevit.config.schema_fields import allowed, sections
 from scalevit.config.tree import Config
 
 
@@ -47,11 +47,11 @@ def markdown() -> str:
     plain = {
         key: field
         for key, field in schema["properties"].items()
-        if key not in ("$schema", "extends", "about") and not _sections(field, schema)
+        if key not in ("$schema", "extends", "about") and not sections(field, schema)
     }
     parts = [_INTRODUCTION, *_table("", plain, schema)]
     for key, field in schema["properties"].items():
-        for section in _sections(field, schema):
+        for section in sections(field, schema):
             selector = field.get("discriminator", {}).get("propertyName")
             selected = f"{key}.{selector} = {section['properties'][selector]['const']}" if selector else key
             parts += ["", f"## {selected}", "", section["description"], *_section(key, section, schema)]
@@ -59,19 +59,13 @@ def markdown() -> str:
 
 
 def _section(path: str, section: dict[str, Any], schema: dict[str, Any]) -> list[str]:
-    inner = {key: field for key, field in section["properties"].items() if _sections(field, schema)}
+    inner = {key: field for key, field in section["properties"].items() if sections(field, schema)}
     plain = {key: field for key, field in section["properties"].items() if key not in inner and "const" not in field}
     lines = _table(path + ".", plain, schema)
     for key, field in inner.items():
-        for nested in _sections(field, schema):
+        for nested in sections(field, schema):
             lines += ["", f"### {path}.{key}", "", nested["description"], *_section(f"{path}.{key}", nested, schema)]
     return lines
-
-
-def _sections(field: dict[str, Any], schema: dict[str, Any]) -> list[dict[str, Any]]:
-    """The sections that a field may be; none for a plain value."""
-    references = [kind["$ref"] for kind in (field, *field.get("oneOf", ())) if "$ref" in kind]
-    return [schema["$defs"][reference.rsplit("/", 1)[1]] for reference in references]
 
 
 def _table(prefix: str, fields: dict[str, Any], schema: dict[str, Any]) -> list[str]:

@@ -81,6 +81,10 @@ class TrainConfig(Section):
     resume: Literal["auto"] | bool = "auto"
     """auto: resume from the newest intact checkpoint of this run, if there is one. true: a checkpoint must exist.
     false: start a new run; a run folder that has checkpoints is an error."""
+    resume_changes: Literal["refuse", "allow"] | tuple[str, ...] = "refuse"
+    """Settings that may differ from those of the checkpoint although the run's results depend on them: optimizer,
+    schedule, loss, task, EMA, augmentation, drop-path, epochs. refuse: none; allow: all; or a list of keys or sections,
+    e.g. `["optimizer.lr"]`. Every change is listed, and recorded in the run folder."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     log_every_steps: PositiveInt = 50
     """Optimizer steps between training records in metrics.jsonl and the trackers."""

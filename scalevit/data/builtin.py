@@ -13,7 +13,7 @@ import numpy as np
 
 from scalevit.data.images import encode_png
 from scalevit.data.order.shuffle import permutation
-from scalevit.data.writing.sources import Sample
+from scalevit.data.writing.sources.base import Sample
 from scalevit.data.writing.writer import write_samples
 from scalevit.errors import UserError
 from scalevit.files import lock

@@ -4,7 +4,7 @@ Knows models and settings. Must not know where the model comes from: `checkpoint
 imports no torch at module level, so that an unknown suffix is reported at once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -25,6 +25,8 @@ class ModelDescription:
     """Applied already: the model is the reduced one."""
     tied: Mapping[str, str]
     """Further name -> canonical name of each shared parameter."""
+    classes: Sequence[str] | None = None
+    """Names of the classifier's outputs, if they are known."""
 
 
 class Exporter(Protocol):

@@ -3,7 +3,7 @@
 Must not know in which form a model is written.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,8 @@ def model_of_checkpoint(checkpoint: Path, *, ema: bool) -> tuple[nn.Module, Mode
     slices = {name: TensorSlice(torch.empty(shape.numel()), 0, shape) for name, shape in shapes.items()}
     check_shapes(checkpoint, record["tensors"], slices)
     read_parts(checkpoint, {part: slices})
-    return _filled(model, {name: own.values for name, own in slices.items()}, config)
+    values = {name: own.values for name, own in slices.items()}
+    return _filled(model, values, config, classes=record.get("classes"))
 
 
 def _model_config(sections: Mapping[str, Any]) -> Config:
@@ -76,8 +77,10 @@ def model_of_deepspeed(native: DeepSpeedCheckpoint, config: Config) -> tuple[nn.
     return _filled(initial_model(config), native.weights, config)
 
 
-def _filled(model: nn.Module, flat: Mapping[str, Tensor], config: Config) -> tuple[nn.Module, ModelDescription]:
+def _filled(
+    model: nn.Module, flat: Mapping[str, Tensor], config: Config, *, classes: Sequence[str] | None = None
+) -> tuple[nn.Module, ModelDescription]:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(flat[name].view(parameter.shape))
-    return model, ModelDescription(config.model, config.reduction, tied_names(model))
+    return model, ModelDescription(config.model, config.reduction, tied_names(model), classes)

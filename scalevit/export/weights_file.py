@@ -25,4 +25,5 @@ class WeightsFile:
             model=description.model,
             reduction=description.reduction,
             tied=description.tied,
+            classes=description.classes,
         )

@@ -37,6 +37,7 @@ def build_model(
     device: torch.device | str = "cpu",
     kernels: KernelsConfig | None = None,
     run_device: torch.device | None = None,
+    need_classifier: bool = False,
 ) -> nn.Module:
     """A reduced Vision Transformer, initialised from a seed and, where given, from weights.
 
@@ -47,6 +48,8 @@ def build_model(
         device: where it is built; "meta" builds shapes only.
         kernels: how its MLPs are computed; None for timm's own modules.
         run_device: where it will run, for the choice of kernels; where it is built by default.
+        need_classifier: refuse initial weights whose classifier has another number of classes, instead of keeping the
+            initialisation of this one.
 
     Raises:
         SettingError: an unknown or unsuitable model, arguments that timm refuses, a reduction that does not fit the
@@ -60,7 +63,8 @@ def build_model(
         with settings_of("reduction"):
             already_reduced = False
             if model.initial_weights is not None:
-                already_reduced = load_initial_weights(network, Path(model.initial_weights), reduction)
+                path = Path(model.initial_weights)
+                already_reduced = load_initial_weights(network, path, reduction, need_classifier=need_classifier)
             if not already_reduced:
                 reduce_model(network, reduction)
     if kernels is not None:
@@ -86,13 +90,33 @@ def create_unreduced(model: ModelConfig, reduction: Reduction) -> nn.Module:
             **factory_arguments(reduction, model.kwargs),
         }
     try:
-        return timm.create_model(model.name, **arguments)
+        network = timm.create_model(model.name, **arguments)
     except Exception as error:
         # timm passes the user's arguments down to constructors that check little and fail in any way.
         with torch.device("meta"):
             mlp_views(timm.create_model(architecture))  # an unsupported kind of model explains it better
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise SettingError("model.name", model.name, f"cannot be built with these arguments ({reason})") from error
+    _check_patches(network, model.image_size)
+    return network
+
+
+def _check_patches(network: nn.Module, image_size: int) -> None:
+    """Refuses images of which timm's patch embedding would drop the right and lower border.
+
+    Raises:
+        SettingError: the patch size does not divide the image size, and the model does not pad.
+    """
+    embedding = getattr(network, "patch_embed", None)
+    side = max(getattr(embedding, "patch_size", None) or (1,))
+    if image_size % side and not getattr(embedding, "dynamic_img_pad", False):
+        lower = image_size // side * side
+        sizes = f"{lower} or {lower + side}" if lower else f"{side}"
+        raise SettingError(
+            "model.image_size",
+            image_size,
+            f"is not a multiple of the patch size {side}: use {sizes}, or pad by model.kwargs.dynamic_img_pad=true",
+        )
 
 
 def _check_name(name: str) -> str:

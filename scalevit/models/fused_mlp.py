@@ -74,6 +74,21 @@ def fuse_mlps(model: nn.Module, kernels: KernelsConfig, device: torch.device) ->
     return model
 
 
+def describe_mlps(model: nn.Module, kernels: KernelsConfig, device: torch.device) -> str:
+    """How a model's MLPs are computed, in a few words for a person.
+
+    Args:
+        model: after `fuse_mlps`, perhaps inside an engine.
+        device: where it runs.
+    """
+    fused = any(isinstance(module, FusedMlp) for module in model.modules())
+    obstacle = unsupported_reason(device)
+    if not fused or obstacle:
+        reason = "" if kernels.mlp == "eager" else f": {obstacle or 'the kernels cannot compute them'}"
+        return f"eager PyTorch{reason}"
+    return f"fused Triton kernels, save={kernels.save}"
+
+
 def _fuse(mlp: Mlp, kernels: KernelsConfig) -> nn.Module:
     activation = _activation(mlp.act)
     if activation is None:

@@ -5,17 +5,19 @@ timm Vision Transformer is counted without a formula of its own. Knows models an
 engines' sharding, ranks or data.
 """
 
+import gc
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
@@ -38,8 +40,6 @@ MODES: tuple[Mode, ...] = ("eager", "fast", "lean", "recompute")
 class Trace:
     """One forward and backward of one micro-batch, without weights and their gradients."""
 
-    saved_bytes: float
-    """Storages that the forward keeps for the backward, including autocast's 16-bit copies of the weights."""
     peak_bytes: float
     """The most bytes allocated at any time, including images and temporaries."""
     flops: float
@@ -48,67 +48,128 @@ class Trace:
     """Read and written by all operators except matrix products, attention and fused kernels."""
 
 
-_traces: dict[tuple[object, ...], Trace] = {}
-
-
-def trace(
-    model: ModelConfig,
-    reduction: Reduction,
-    *,
-    mode: Mode,
-    precision: Precision,
-    activation_checkpointing: bool,
-    batch: int,
-) -> Trace:
-    """Runs a micro-batch through the model, on shapes only.
+class TracedModel:
+    """A reduced model on tensors without data, whose micro-batches are counted.
 
     Args:
-        batch: images.
+        model: as configured.
+        reduction: of its MLPs.
+        mode: how MLPs are computed.
+        precision: of the forward.
+        activation_checkpointing: whether blocks are recomputed in the backward.
 
     Raises:
         UserError: as `build_model`.
     """
-    # The same for the same arguments, and seconds for a large model: computed once per process.
-    key = (model.model_dump_json(), reduction.model_dump_json(), mode, precision, activation_checkpointing, batch)
-    if key in _traces:
-        return _traces[key]
-    kernels = None if mode == "eager" else KernelsConfig(mlp="auto", save=mode)
-    shapes = model.model_copy(update={"initial_weights": None})
-    network = build_model(shapes, reduction, seed=0, device="meta", kernels=kernels)
-    if activation_checkpointing:
-        for block in transformer_blocks(network):
-            # As the engines do, except for the random state, which shapes do not depend on.
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
-    for module in network.modules():
-        if isinstance(module, FusedMlp):
-            module.forward = partial(_fused_forward, module)  # type: ignore[method-assign]
-    with FakeTensorMode():
-        for module in network.modules():  # `Module.to_empty` cannot swap fake tensors reliably
-            for name, parameter in module.named_parameters(recurse=False):
-                setattr(module, name, nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype)))
-            for name, buffer in module.named_buffers(recurse=False):
-                setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
-        _traces[key] = _trace(network.train(), model, precision, batch)
-    return _traces[key]
 
+    def __init__(
+        self,
+        model: ModelConfig,
+        reduction: Reduction,
+        *,
+        mode: Mode,
+        precision: Precision,
+        activation_checkpointing: bool,
+    ) -> None:
+        self._model, self._precision = model, precision
+        kernels = None if mode == "eager" else KernelsConfig(mlp="auto", save=mode)
+        shapes = model.model_copy(update={"initial_weights": None})
+        network = build_model(shapes, reduction, seed=0, device="meta", kernels=kernels)
+        if activation_checkpointing:
+            for block in transformer_blocks(network):
+                # As the engines do, except for the random state, which shapes do not depend on.
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+        for module in network.modules():
+            if isinstance(module, FusedMlp):
+                module.forward = partial(_fused_forward, module)  # type: ignore[method-assign]
+        with FakeTensorMode():
+            for module in network.modules():  # `Module.to_empty` cannot swap fake tensors reliably
+                for name, parameter in module.named_parameters(recurse=False):
+                    fake = nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype))
+                    fake.grad = torch.empty_like(
+                        fake
+                    )  # allocated before: the engine's cost counts it, like the weights
+                    setattr(module, name, fake)
+                for name, buffer in module.named_buffers(recurse=False):
+                    setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
+        self._network = network.train()
 
-def _trace(network: nn.Module, model: ModelConfig, precision: Precision, batch: int) -> Trace:
-    for parameter in network.parameters():
-        parameter.grad = torch.empty_like(parameter)  # allocated before: the engine's cost counts it, like the weights
-    images = torch.empty(batch, 3, model.image_size, model.image_size)
-    targets = torch.empty(batch, model.num_classes)
+    def saved_bytes(self, images: int) -> float:
+        """Storages that the forward keeps for the backward, including autocast's 16-bit copies of the weights."""
+        # A run of its own: with hooks on saved tensors, checkpointing would free what it recomputed much later.
+        with _fake_mode(self._network), saved_bytes(self._network) as saved:
+            self._loss(*self._batch(images))
+        return saved.bytes
 
-    def forward() -> Tensor:
-        with torch.autocast("cpu", DTYPES[precision], enabled=precision != "fp32"):
-            logits = network(images)
+    def trace(self, images: int) -> Trace:
+        """One micro-batch, run on shapes."""
+        return self._trace(images)[0]
+
+    def costs(self, images: int) -> Trace:
+        """What `trace` returns, from two traces for all sizes."""
+        return self.trace(images) if images < 2 else self._lines.at(images)
+
+    @cached_property
+    def _lines(self) -> "_Lines":
+        return _Lines(*self._trace(2), *self._trace(3))
+
+    def _trace(self, images: int) -> tuple[Trace, np.ndarray]:
+        """The trace of one micro-batch, and the bytes allocated at each operator."""
+        with _fake_mode(self._network):
+            batch, targets = self._batch(images)
+            with CostCounter() as costs:
+                self._loss(batch, targets).backward()
+        live = np.array(costs.live_at, np.int64) + batch.nbytes + targets.nbytes
+        return Trace(float(live.max()), costs.flops, costs.traffic), live
+
+    def _batch(self, images: int) -> tuple[Tensor, Tensor]:
+        model = self._model
+        return torch.empty(images, 3, model.image_size, model.image_size), torch.empty(images, model.num_classes)
+
+    def _loss(self, images: Tensor, targets: Tensor) -> Tensor:
+        with torch.autocast("cpu", DTYPES[self._precision], enabled=self._precision != "fp32"):
+            logits = self._network(images)
         return F.cross_entropy(logits.float(), targets)
 
-    # Two runs: with hooks on saved tensors, checkpointing would free what it recomputed much later.
-    with saved_bytes(network) as saved:
-        forward()
-    with CostCounter() as costs:
-        forward().backward()
-    return Trace(saved.bytes, costs.peak + images.nbytes + targets.nbytes, costs.flops, costs.traffic)
+
+@dataclass(frozen=True)
+class _Lines:
+    """Costs of micro-batches of two images and more, from those of two and three.
+
+    From two images on the operators are the same, and what each allocates, computes and moves is linear in the images.
+    So are the bytes in use at each operator, of which the peak is the largest.
+    """
+
+    two: Trace
+    live_two: np.ndarray
+    three: Trace
+    live_three: np.ndarray
+
+    def at(self, images: int) -> Trace:
+        more = images - 2
+
+        def on_line(first: Any, second: Any) -> Any:
+            return first + more * (second - first)
+
+        return Trace(
+            peak_bytes=float(on_line(self.live_two, self.live_three).max()),
+            flops=on_line(self.two.flops, self.three.flops),
+            traffic_bytes=on_line(self.two.traffic_bytes, self.three.traffic_bytes),
+        )
+
+
+@contextmanager
+def _fake_mode(network: nn.Module) -> Iterator[None]:
+    """The mode of a network's fake tensors. Without garbage collection: when it runs would decide what is allocated."""
+    parameter = next(network.parameters())
+    assert isinstance(parameter, FakeTensor)
+    gc.collect()
+    gc.disable()
+    try:
+        with parameter.fake_mode:
+            yield
+    finally:
+        gc.enable()
 
 
 def _fused_forward(module: FusedMlp, x: Tensor) -> Tensor:
@@ -215,7 +276,9 @@ class CostCounter(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = self.peak = self.flops = self.traffic = 0
+        self.live = self.flops = self.traffic = 0
+        self.live_at: list[int] = []
+        """Bytes allocated at the end of each operator, with its internal buffers."""
         self._alive: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -227,7 +290,7 @@ class CostCounter(TorchDispatchMode):
             key = storage_key(tensor)
             if key not in self._alive and key not in before:
                 self._follow(tensor.untyped_storage())
-        self.peak = max(self.peak, self.live + _internal_bytes(func, args))
+        self.live_at.append(self.live + _internal_bytes(func, args))
         if (count := _FLOPS.get(func._overloadpacket)) is not None:
             self.flops += count(*args, **(kwargs or {}), out_val=out)
         elif not func.is_view:
@@ -238,7 +301,6 @@ class CostCounter(TorchDispatchMode):
         key, size = storage_key(storage), storage.nbytes()
         self._alive.add(key)
         self.live += size
-        self.peak = max(self.peak, self.live)
         weakref.finalize(storage, self._forget, key, size)
 
     def _forget(self, key: int, size: int) -> None:

@@ -5,9 +5,8 @@ training, and names no reduction and no engine.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
@@ -22,7 +21,7 @@ from scalevit.models.build import build_model
 from scalevit.models.mlps import transformer_blocks
 from scalevit.models.reductions import REDUCTIONS
 from scalevit.models.reductions.base import Reduction
-from scalevit.planning.activations import MODES, Mode, Trace, trace
+from scalevit.planning.activations import MODES, Mode, Trace, TracedModel
 from scalevit.planning.devices import Device
 
 
@@ -56,6 +55,16 @@ class EstimateRow:
 
 
 @dataclass(frozen=True)
+class Activations:
+    """Of one micro-batch."""
+
+    saved_bytes: float
+    """Kept by the forward for the backward."""
+    peak_bytes: float
+    """The most that is allocated at any time."""
+
+
+@dataclass(frozen=True)
 class RunEstimate:
     """What `scalevit plan` reports."""
 
@@ -66,10 +75,11 @@ class RunEstimate:
     mode: Mode
     """How MLPs are computed in `rows`."""
     rows: list[EstimateRow]
-    activations: dict[str, dict[Mode, dict[bool, Trace]]]
-    """By strategy, kernel mode and activation checkpointing, for `activations_of` images."""
+    activations: dict[tuple[Mode, bool], Activations]
+    """Of the config's own strategy and `activations_of` images, by kernel mode and activation checkpointing: every mode
+    without it, and `mode` with it. Empty where only the own row was asked for."""
     activations_of: int
-    """The config's micro-batch, or that of the config's own row."""
+    """The micro-batch of the config's own row."""
     not_estimated: list[str]
     """Settings of the config whose effect the numbers leave out."""
     left_out: dict[str, str]
@@ -87,6 +97,7 @@ def estimate_run(
     optimizer_tensors: int,
     optimizer_refusals: Mapping[UpdateScope, str],
     compare: bool = True,
+    report: Callable[[str], None] = lambda text: None,
 ) -> RunEstimate:
     """Estimates every reduction with every engine. The config's own settings are used wherever they apply.
 
@@ -95,6 +106,7 @@ def estimate_run(
         gpus: devices over all nodes, one rank each.
         optimizer_tensors: state tensors of the parameter's shape that the config's optimizer has, e.g. 2 for AdamW.
         optimizer_refusals: why an engine with this `update_scope` cannot run that optimizer; absent where it can.
+        report: called with what is estimated next; the whole takes seconds.
 
     Raises:
         SettingError: `gpus` or `nodes` is not usable, or the config's own engine cannot run its "optimizer".
@@ -102,12 +114,7 @@ def estimate_run(
             built.
     """
     world = _world(gpus, nodes)
-    with naming_settings({key: f"engine.{key}" for key in type(config.engine).model_fields}):
-        config.engine.check(world)
-    if reason := optimizer_refusals.get(config.engine.update_scope(world)):
-        raise SettingError("optimizer", config.optimizer.name, reason)
-    with naming_settings({"global_batch": "train.global_batch"}):
-        Split(config.train.global_batch, gpus, 1)
+    _check(config, world, optimizer_refusals)
     engines = list(_engines(config)) if compare else [config.engine]
     refusals = {engine.label: optimizer_refusals.get(engine.update_scope(world)) for engine in engines}
     engines_left_out = {label: reason for label, reason in refusals.items() if reason is not None}
@@ -119,6 +126,7 @@ def estimate_run(
     left_out: dict[str, str] = {}
     for reduction in _reductions(config) if compare else [config.reduction]:
         strategy = reduction.kind()
+        report(strategy)
         try:
             with naming_settings(SECTIONS):
                 model = _ReducedModel(config, reduction, mode)
@@ -132,11 +140,9 @@ def estimate_run(
     ignored = [f"engine.{name}" for name in config.engine.not_estimated]
     if config.train.compile:
         ignored.append("train.compile")
-    shown = run.micro_batch(models[config.reduction.strategy], config.engine)
-    activations = {
-        strategy: {each: {again: model.trace(shown, each, again) for again in (False, True)} for each in MODES}
-        for strategy, model in models.items()
-    }
+    shown = run.micro_batch(models[config.reduction.kind()], config.engine)
+    kinds = [*((each, False) for each in MODES), (mode, True)] if compare else []
+    activations = {kind: _activations(config, *kind, shown, report) for kind in kinds}
     return RunEstimate(config, device, gpus, nodes, mode, rows, activations, shown, ignored, left_out, engines_left_out)
 
 
@@ -167,6 +173,20 @@ def _world(gpus: int, nodes: int) -> World:
     return World(rank=0, size=gpus, local_rank=0, ranks_per_node=gpus, device=torch.device("meta"))
 
 
+def _check(config: Config, world: World, optimizer_refusals: Mapping[UpdateScope, str]) -> None:
+    """Finds what the config's own engine cannot run on these ranks.
+
+    Raises:
+        UserError: as `estimate_run`.
+    """
+    with naming_settings({key: f"engine.{key}" for key in type(config.engine).model_fields}):
+        config.engine.check(world)
+    if reason := optimizer_refusals.get(config.engine.update_scope(world)):
+        raise SettingError("optimizer", config.optimizer.name, reason)
+    with naming_settings({"global_batch": "train.global_batch"}):
+        Split(config.train.global_batch, world.size, 1)
+
+
 def _reductions(config: Config) -> Iterator[Reduction]:
     """One of every kind: the config's own, and the others with their defaults, the paper's values."""
     for part in REDUCTIONS:
@@ -190,30 +210,27 @@ class _ReducedModel:
         """
         model = config.model.model_copy(update={"initial_weights": None})
         network = build_model(model, reduction, seed=0, device="meta")
-        self.strategy, self.mode = reduction.kind(), mode
+        self.strategy = reduction.kind()
         self.layout = ParameterLayout.of(network, transformer_blocks(network))
         self.parameters = sum(parameter.numel() for parameter in self.layout.parameters)
-        self.checkpointing = config.train.activation_checkpointing
-        self._trace = partial(trace, model, reduction, precision=config.train.precision)
+        self._traced = _traced(config, reduction, mode, config.train.activation_checkpointing)
 
-    def trace(self, batch: int, mode: Mode | None = None, checkpointing: bool | None = None) -> Trace:
-        """One micro-batch, as configured unless told otherwise."""
-        return self._trace(
-            mode=mode or self.mode,
-            activation_checkpointing=self.checkpointing if checkpointing is None else checkpointing,
-            batch=batch,
-        )
+    def costs(self, images: int) -> Trace:
+        """Of one micro-batch."""
+        return self._traced.costs(images)
 
-    def peak_bytes(self, batch: int) -> float:
-        """The peak of one micro-batch, from four traces for all sizes.
 
-        From two images on, bytes in use at any moment are linear in the images, so that the peak is the largest of
-        some lines: that of small micro-batches, where weights' temporaries count most, and that of large ones.
-        """
-        if batch <= 3:
-            return self.trace(batch).peak_bytes
-        lines = ((first, self.trace(first).peak_bytes, self.trace(first + 1).peak_bytes) for first in (2, 4096))
-        return max(peak + (batch - first) * (next_peak - peak) for first, peak, next_peak in lines)
+def _traced(config: Config, reduction: Reduction, mode: Mode, checkpointing: bool) -> TracedModel:
+    precision = config.train.precision
+    return TracedModel(config.model, reduction, mode=mode, precision=precision, activation_checkpointing=checkpointing)
+
+
+def _activations(
+    config: Config, mode: Mode, checkpointing: bool, images: int, report: Callable[[str], None]
+) -> Activations:
+    report(f"activations, MLP {mode}")
+    traced = _traced(config, config.reduction, mode, checkpointing)
+    return Activations(traced.saved_bytes(images), traced.trace(images).peak_bytes)
 
 
 @dataclass(frozen=True)
@@ -231,7 +248,7 @@ class _Run:
     def row(self, model: _ReducedModel, engine: EngineSettings) -> EstimateRow:
         split = self._split(self.micro_batch(model, engine))
         cost = self._cost(model, engine, split)
-        micro_batch = model.trace(split.size)
+        micro_batch = model.costs(split.size)
         seconds = self._seconds(micro_batch, cost, split.accumulation)
         on_device = seconds["compute"] + seconds["memory"]
         step = max(on_device, seconds["link"]) if engine.overlaps_communication else on_device + seconds["link"]
@@ -278,7 +295,7 @@ class _Run:
 
     def _bytes(self, model: _ReducedModel, engine: EngineSettings, micro_batch: int) -> float:
         split = self._split(micro_batch)
-        return self._cost(model, engine, split).memory.peak(model.peak_bytes(split.size))
+        return self._cost(model, engine, split).memory.peak(model.costs(split.size).peak_bytes)
 
     def _seconds(self, micro_batch: Trace, cost: EngineCost, accumulation: int) -> dict[str, float]:
         """A step's time on each resource if no other limited it."""

@@ -5,7 +5,7 @@ Only rank 0 writes. Knows files and JSON; must not know what they describe. metr
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,21 @@ class RunFolder:
         """A weights file, for example "best_ema"."""
         return self.path / f"{name}.safetensors"
 
-    def open(self, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
-        """Creates the folder with config.json and environment.json, and removes the summary of an earlier end.
+    def open(
+        self,
+        config: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        *,
+        classes: Sequence[str] | None = None,
+        changes: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """Creates the folder with config.json, environment.json and classes.json; removes an earlier summary.
+
+        Args:
+            config: whole, plain JSON values.
+            environment: versions and machine.
+            classes: names of labels 0...; without them there is no classes.json.
+            changes: of settings when the run was resumed; config.json keeps them in its note "about".
 
         Raises:
             UserError: the folder cannot be written.
@@ -51,8 +64,10 @@ class RunFolder:
             return
         with self._writing():
             self.path.mkdir(parents=True, exist_ok=True)
-            self._write_json("config.json", config)
+            self._write_json("config.json", {"about": {"changes": changes}, **config} if changes else config)
             self._write_json("environment.json", environment)
+            if classes is not None:
+                self._write_json("classes.json", list(classes))
             (self.path / "summary.json").unlink(missing_ok=True)
 
     def read_micro_batch(self, conditions: Mapping[str, Any]) -> int | None:
@@ -88,7 +103,7 @@ class RunFolder:
             with self._writing():
                 self._write_json("summary.json", summary)
 
-    def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
+    def _write_json(self, name: str, content: Any) -> None:
         write_whole(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
 
     @contextmanager

@@ -27,7 +27,7 @@ def numbers(record: Record) -> dict[str, int | float]:
     return {
         f"{record['kind']}/{key}": value
         for key, value in record.items()
-        if key != "step" and isinstance(value, int | float) and finite(value) is not None
+        if key not in ("step", "time") and isinstance(value, int | float) and finite(value) is not None
     }
 
 

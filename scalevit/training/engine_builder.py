@@ -38,15 +38,17 @@ def check_engine(config: Config, world: World) -> UpdateScope:
 class EngineBuilder:
     """Builds the config's model at once, while there is no process group yet, and engines around it later."""
 
-    def __init__(self, config: Config, world: World, scope: UpdateScope):
+    def __init__(self, config: Config, world: World, scope: UpdateScope, *, need_classifier: bool = False):
         """
         Args:
             scope: as `check_engine` returns it.
+            need_classifier: as for `build_model`.
 
         Raises:
             UserError: the model cannot be built.
         """
         self._config, self._world, self._scope = config, world, scope
+        self._need_classifier = need_classifier
         self._model: nn.Module | None = self._build_model()
 
     def __call__(self, *, micro_batch: int, accumulation: int) -> Engine:
@@ -89,6 +91,7 @@ class EngineBuilder:
                 device="meta" if config.train.meta_init else "cpu",
                 kernels=config.kernels,
                 run_device=self._world.device,
+                need_classifier=self._need_classifier,
             )
         use_row_keys(model)
         return model

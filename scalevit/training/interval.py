@@ -18,11 +18,13 @@ class Interval:
         self.latest_loss = math.nan
         """Of this rank's images: of the last step on a CPU, else of the last record: on a GPU reading it would wait for
         the step."""
+        self.latest_data_wait = math.nan
+        """Share of the steps' time that this rank waited for its loader, since the last record."""
         self._reset()
 
     def _reset(self) -> None:
         self._losses: dict[str, Tensor] = {}
-        self.steps, self._seconds, self._skipped, self._grad_norm = 0, 0.0, 0, math.nan
+        self.steps, self._seconds, self._data_seconds, self._skipped, self._grad_norm = 0, 0.0, 0.0, 0, math.nan
 
     def add(self, report: StepReport) -> None:
         """One optimizer step."""
@@ -30,6 +32,8 @@ class Interval:
             self._losses[name] = self._losses[name] + loss if name in self._losses else loss
         self.steps += 1
         self._seconds += report.seconds
+        self._data_seconds += report.data_seconds
+        self.latest_data_wait = self._data_seconds / self._seconds
         self._skipped += report.result.skipped
         self._grad_norm = report.result.grad_norm
         if self._world.device.type == "cpu":
@@ -41,14 +45,15 @@ class Interval:
         Args:
             images_per_step: over all ranks.
         """
-        sums = self._world.all_reduce_sum(torch.stack(list(self._losses.values())))
-        means = (sums / self.steps).tolist()
-        losses = dict(zip(self._losses, means, strict=True))
+        share = torch.tensor(self._data_seconds / self._seconds / self._world.size, device=self._world.device)
+        sums = self._world.all_reduce_sum(torch.stack([*self._losses.values(), share]))
+        losses = dict(zip(self._losses, (sums[:-1] / self.steps).tolist(), strict=True))
         self.latest_loss = losses["loss"]
         rest = {
             "grad_norm": self._grad_norm,
             "skipped": self._skipped,
             "images_per_second": self.steps * images_per_step / self._seconds,
+            "data_wait": sums[-1].item(),
         }
         self._reset()
         return losses, rest

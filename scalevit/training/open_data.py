@@ -1,5 +1,6 @@
 """Opens the data of a run: from the config's sections to loaders. Knows the rooms of `data`; no process group."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -14,11 +15,13 @@ from scalevit.data.loading.stream_loader import StreamLoader
 from scalevit.data.loading.train_loader import TrainLoader
 from scalevit.data.order.shuffle import Order
 from scalevit.data.shards.index import load_index
+from scalevit.data.shards.labels import LabelFormat
 from scalevit.data.transforms.base import Channels, TrainingAugmentation, Transform
 from scalevit.data.transforms.device import DeviceTransform
 from scalevit.data.transforms.fast import FastEvaluation, FastTraining
 from scalevit.data.transforms.mixing import BatchMixing
 from scalevit.data.transforms.timm_pipeline import evaluation_transform, training_transform
+from scalevit.data.writing.sources.classes import read_class_names
 from scalevit.distributed import World
 from scalevit.errors import SettingError
 from scalevit.training.micro_batch import first_micro_batch
@@ -31,6 +34,11 @@ class RunData:
     train: TrainingBatches
     evaluation: EvaluationLoader
     mixing: BatchMixing
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of labels 0..., where the sets have them."""
+        return self.train.classes or self.evaluation.dataset.index.classes
 
     @property
     def index_faults(self) -> list[Fault]:
@@ -46,9 +54,10 @@ def open_data(config: Config, world: World) -> RunData:
         SettingError: a label is out of range, or the ranks cannot share a batch; see `setting_keys.DATA_KEYS`.
     """
     augmentation = config.data.augmentation
+    train = _open_training(config, world)
     return RunData(
-        train=_open_training(config, world),
-        evaluation=open_evaluation(config, world),
+        train=train,
+        evaluation=open_evaluation(config, world, classes=train.classes),
         mixing=BatchMixing(
             mixup=augmentation.mixup,
             cutmix=augmentation.cutmix,
@@ -59,14 +68,18 @@ def open_data(config: Config, world: World) -> RunData:
     )
 
 
-def open_evaluation(config: Config, world: World) -> EvaluationLoader:
+def open_evaluation(config: Config, world: World, *, classes: Sequence[str] | None) -> EvaluationLoader:
     """The validation images only.
+
+    Args:
+        classes: names of the labels that the model was or will be trained with, if they are known. The validation set
+            is numbered like them where it has names.
 
     Raises:
         UserError, SettingError: as `open_data`.
     """
     return EvaluationLoader(
-        _open_dataset(config, config.data.validation, _evaluation_transform(config)),
+        _open_dataset(config, config.data.validation, _evaluation_transform(config), classes=classes),
         batch=config.evaluation.batch,
         **_placement(config, world),
         finish=_device_transform(config),
@@ -97,7 +110,8 @@ def _open_training(config: Config, world: World) -> TrainingBatches:
         samples=data.stream_samples_per_epoch,
         num_classes=config.model.num_classes,
         seed=config.seed,
-        label_key=data.label_key,
+        labels=_label_format(config),
+        exif_orientation=data.exif_orientation,
         global_batch=train.global_batch,
         micro_batch=first_micro_batch(train),
         **_placement(config, world),
@@ -110,14 +124,24 @@ def _check_size(global_batch: int, samples: int) -> None:
         raise SettingError("global_batch", global_batch, f"must be at most the {samples} training images")
 
 
-def _open_dataset(config: Config, path: str, transform: Transform, seed: int = 0) -> ShardDataset:
+def _open_dataset(
+    config: Config, path: str, transform: Transform, *, seed: int = 0, classes: Sequence[str] | None = None
+) -> ShardDataset:
     data = config.data
     if data.builtin == "digits":
         ensure_digits(data.train, data.validation)
-    index = load_index(path, label_key=data.label_key)
+    index = load_index(path, labels=_label_format(config))
+    if classes is not None:
+        index = index.numbered_as(classes)
     index.check_labels(config.model.num_classes)
     cache_bytes = None if data.cache_gb is None else int(data.cache_gb * 1e9)
-    return ShardDataset(index, transform, seed, open_reader(index, cache=data.cache, cache_bytes=cache_bytes))
+    reader = open_reader(index, cache=data.cache, cache_bytes=cache_bytes)
+    return ShardDataset(index, transform, seed, reader, exif_orientation=data.exif_orientation)
+
+
+def _label_format(config: Config) -> LabelFormat:
+    names = config.data.class_names
+    return LabelFormat(config.data.label_key, None if names is None else tuple(read_class_names(names)))
 
 
 def _training_transform(config: Config) -> Transform:

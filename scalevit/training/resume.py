@@ -3,7 +3,8 @@
 Reads records, no tensors. The order of the data is compared by `check_fingerprint` once the loader is open.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from scalevit.models.build import build_model
 from scalevit.models.mlps import transformer_blocks
 from scalevit.models.reductions import REDUCTIONS
 from scalevit.runs.folder import RunFolder
+from scalevit.training.setting_changes import changed_settings, check_changes
 
 # Of the model section; they act at initialisation or during training only.
 _FREE_MODEL_SETTINGS = {"initial_weights", "drop_path"}
@@ -25,7 +27,8 @@ def find_resumable(config: Config, folder: RunFolder) -> list[Path]:
     """The checkpoints that a run may resume from, the newest first; [] for a new run.
 
     Raises:
-        UserError: `train.resume` does not fit what the folder holds, or the checkpoints are those of another run.
+        UserError: `train.resume` does not fit what the folder holds, the checkpoints are those of another run, or
+            settings have changed that `train.resume_changes` does not allow to.
     """
     found = list_resumable(folder.checkpoints)
     resume = config.train.resume
@@ -39,7 +42,9 @@ def find_resumable(config: Config, folder: RunFolder) -> list[Path]:
         )
     before = _newest_config(found)
     if before is not None:
-        check_same_run(before, config, f"run folder {folder.path}")
+        where = f"run folder {folder.path}"
+        check_same_run(before, config, where)
+        check_changes(changed_settings(before, config.model_dump(mode="json")), config.train.resume_changes, where)
     return found
 
 
@@ -47,7 +52,8 @@ def check_same_run(before: Mapping[str, Any], now: Config, where: str) -> None:
     """Refuses to resume a run with a config that makes another run of it.
 
     The one list of what must not change: the model without `initial_weights` and `drop_path`, the structure of its
-    reduction, the seed, and the order of the data (which `check_fingerprint` compares). Everything else may change.
+    reduction, the seed, and the order of the data (which `check_fingerprint` compares). Everything else may change,
+    some of it only with the user's consent (`setting_changes`).
 
     Args:
         before: whole config of the checkpoint, plain JSON values.
@@ -90,17 +96,25 @@ def _same_structure(before: Mapping[str, Any], now: Config) -> bool:
         return False
 
 
-def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The settings that differ between two whole configs, each as "key: before -> now"."""
-    return [f"{key}: {old} -> {new}" for key, old, new in _differences(before, now)]
+def check_classes(before: Sequence[str] | None, now: Sequence[str] | None, where: str) -> None:
+    """Refuses to resume where a label has another name. Names that are not known are not compared.
 
+    Args:
+        before: names of labels 0... at the last save.
+        now: of the training set.
+        where: what holds the first, for the message.
 
-def _differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        for name in {**before, **now}:
-            yield from _differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
-    elif before != now:
-        yield key, before, now
+    Raises:
+        UserError: names the first such label.
+    """
+    if before is None or now is None:
+        return
+    for label, (there, here) in enumerate(zip_longest(before, now)):
+        if there != here:
+            raise UserError(
+                f"{where}: label {label} was class {there!r} and is {here!r} in data.train: choose another name, or "
+                "restore the set"
+            )
 
 
 def _newest_config(checkpoints: Sequence[Path]) -> dict[str, Any] | None:

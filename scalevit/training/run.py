@@ -17,10 +17,12 @@ from scalevit.data.loading.evaluation_loader import EvaluationLoader
 from scalevit.distributed import World
 from scalevit.errors import UserError, naming_settings, settings_of
 from scalevit.models.costs import ModelCosts, model_costs
+from scalevit.models.weights.read import read_classes
 from scalevit.runs.environment import describe_environment
 from scalevit.runs.folder import RunFolder
 from scalevit.runs.summary import Summary
 from scalevit.runs.tracking import Tracking
+from scalevit.training.banner import banner
 from scalevit.training.engine_builder import EngineBuilder, check_engine
 from scalevit.training.evaluation import CheckedMetrics, evaluate_within_limit
 from scalevit.training.micro_batch import TRAINING_KNOBS, micro_batch_of_run, naming_out_of_memory
@@ -52,14 +54,15 @@ class PreparedRun:
             loader = self.data.train
             size = micro_batch_of_run(self.config, self.world, self.build_engine, self.folder)
             loader.split = split = replace(loader.split, micro_batch=size)
-            if split.padding and self.world.is_first:
-                added = f"{split.padding} rows of padding per step ({split.padding_share:.1%})"
-                print(f"{split.world_size} ranks do not share {split.global_batch} images evenly: {added}", flush=True)
             with naming_out_of_memory(split.size, TRAINING_KNOBS):
+                engine = self.build_engine(micro_batch=split.size, accumulation=split.accumulation)
+                if self.world.is_first:
+                    shown = banner(self.config, self.world, self.data, self.costs, engine.module, self.folder.path)
+                    print(shown, flush=True)
                 yield Trainer(
                     self.config,
                     self.world,
-                    self.build_engine(micro_batch=split.size, accumulation=split.accumulation),
+                    engine,
                     self.data,
                     self.folder,
                     self.tracking,
@@ -134,14 +137,16 @@ def prepare_evaluation(config: Config) -> PreparedEvaluation:
     Raises:
         UserError: as `prepare`, or no weights are named.
     """
-    if config.model.initial_weights is None:
+    weights = config.model.initial_weights
+    if weights is None:
         raise UserError("config: model.initial_weights = null: name the weights to evaluate")
     world = World.from_environment()
     config = with_model_defaults(config)
     scope = check_engine(config, world)
+    build_engine = EngineBuilder(config, world, scope, need_classifier=True)
     with naming_data_settings():
-        data = open_evaluation(config, world)
-    return PreparedEvaluation(config, world, data, EngineBuilder(config, world, scope))
+        data = open_evaluation(config, world, classes=read_classes(Path(weights)))
+    return PreparedEvaluation(config, world, data, build_engine)
 
 
 def with_model_defaults(config: Config) -> Config:

@@ -3,7 +3,8 @@
 Every method is collective; rank 0 writes, and all ranks leave together where it cannot.
 """
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scalevit.checkpoint.run_state import RunState
@@ -27,16 +28,27 @@ from scalevit.training.weight_sets import WeightSets, file_name
 class RunOutput:
     """The run folder and the trackers of one run."""
 
-    def __init__(self, config: Config, world: World, folder: RunFolder, tracking: Tracking, index_faults: list[Fault]):
+    def __init__(
+        self,
+        config: Config,
+        world: World,
+        folder: RunFolder,
+        tracking: Tracking,
+        *,
+        classes: Sequence[str] | None,
+        index_faults: list[Fault],
+    ):
         """
         Args:
             config: of the run.
             world: this process among its peers.
             folder: of the run.
             tracking: where records go; only rank 0 opens it.
+            classes: names of the labels, if they are known.
             index_faults: samples that the indexes leave out.
         """
         self._config, self._world, self._folder, self._tracking = config, world, folder, tracking
+        self._classes = classes
         self._faults = FaultLog(folder.data_faults, limit=config.data.max_faults, writes=folder.writes)
         self.new_faults = list(index_faults)
         """Bad samples that this rank has met and `record_faults` has not yet listed."""
@@ -50,16 +62,16 @@ class RunOutput:
         """Opens run folder and trackers, and keeps in the state what a resumed run hands back to the trackers."""
         config = self._config.model_dump(mode="json")
         with self._world.collective_errors(), naming_settings(TRACKER_KEYS):
-            self._folder.open(config, environment)
+            self._folder.open(config, environment, classes=self._classes, changes=state.changes)
             if self._world.is_first:
                 info = RunInfo(self._config.name, self._folder.path, config, state.step)
                 state.trackers = self._tracking.open(info, state.trackers)
 
     def log(self, record: Record) -> None:
-        """Sends a record to metrics.jsonl and the trackers."""
+        """Sends a record with its time to metrics.jsonl and the trackers."""
         with self._world.collective_errors():
             if self._world.is_first:
-                self._tracking.log(record)
+                self._tracking.log({**record, "time": round(time.time(), 3)})
 
     def record_faults(self, step: int) -> None:
         """Lists the bad samples that any rank met, and ends the run beyond the limit."""
@@ -82,6 +94,7 @@ class RunOutput:
                     model=self._config.model,
                     reduction=self._config.reduction,
                     tied=engine.tied,
+                    classes=self._classes,
                 )
 
     def finish(self, state: RunState, throughput: Throughput, costs: ModelCosts) -> Summary:

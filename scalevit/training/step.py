@@ -35,6 +35,8 @@ class StepReport:
     of it that the task names. The sum over ranks is the mean."""
     result: StepResult
     seconds: float
+    data_seconds: float
+    """Of these, waiting for the loader."""
     faults: list[Fault]
     """Bad samples among the step's data."""
 
@@ -87,6 +89,7 @@ class TrainingStep:
         # All of the step's data first: a rank whose data fails must say so before its peers wait for its gradients.
         with record_function("data wait"), engine.world.collective_errors(), naming_data_settings():
             loaded = list(islice(batches, self._split.loads))
+        data_seconds = time.perf_counter() - started
         losses: dict[str, Tensor] = {}
         done = 0
         for batch in loaded:
@@ -103,7 +106,7 @@ class TrainingStep:
             with record_function("EMA"):
                 self._ema.update(engine.local_parameters())
         faults = [fault for batch in loaded for fault in batch.faults]
-        return StepReport(losses, result, time.perf_counter() - started, faults)
+        return StepReport(losses, result, time.perf_counter() - started, data_seconds, faults)
 
     def _micro_batches(self, batch: Batch) -> Iterator[tuple[DeviceBatch, np.ndarray]]:
         """The micro-batches in a loaded batch, each with the numbers of its rows."""

@@ -22,9 +22,10 @@ from scalevit.engines.base import Engine
 from scalevit.errors import UserError
 from scalevit.models.costs import ModelCosts
 from scalevit.runs.folder import RunFolder
+from scalevit.runs.records import Record
 from scalevit.runs.summary import Summary, best_epoch
 from scalevit.runs.tracking import Tracking
-from scalevit.terminal import ProgressBar
+from scalevit.terminal import ProgressBar, format_bytes, format_duration
 from scalevit.training.cadence import Cadence
 from scalevit.training.ema import Ema
 from scalevit.training.evaluation import Evaluation, evaluate_weight_sets
@@ -33,13 +34,17 @@ from scalevit.training.open_data import RunData
 from scalevit.training.optimizers import state_tensors
 from scalevit.training.preemption import Interrupted, PreemptionHandler
 from scalevit.training.profiling import Profiler
-from scalevit.training.resume import changed_settings
+from scalevit.training.resume import check_classes
 from scalevit.training.run_output import RunOutput
 from scalevit.training.schedules import Schedule
+from scalevit.training.setting_changes import changed_settings, described
 from scalevit.training.setting_keys import DATA_KEYS
 from scalevit.training.step import DivergenceCheck, TrainingStep
 from scalevit.training.throughput import Throughput, peak_flops
 from scalevit.training.weight_sets import WeightSets
+
+# Steps of a process after which the rate is worth a forecast.
+_EXPECTATION_AFTER = 20
 
 
 class Trainer:
@@ -96,7 +101,7 @@ class Trainer:
         self.throughput = Throughput(costs.training_flops, peak * world.size if peak else None)
         self.interval, self.divergence = Interval(world), DivergenceCheck()
         self.saver = Saver(folder.checkpoints, world, train.checkpoint)
-        self.output = RunOutput(config, world, folder, tracking, data.index_faults)
+        self.output = RunOutput(config, world, folder, tracking, classes=data.classes, index_faults=data.index_faults)
         self._evaluation: Evaluation | None = None  # of the weights after the last step, if they were evaluated
         self._lr = math.nan
 
@@ -126,27 +131,34 @@ class Trainer:
         """Restores a checkpoint, if there is one, and opens run folder and trackers."""
         names = ", ".join(checkpoint.name for checkpoint in resume_from)
         self.world.check_equal_across_ranks("what can be resumed from", names or None)
-        if resume_from:
-            self._resume(newest_intact(resume_from, self.world))
+        resumed = self._resume(newest_intact(resume_from, self.world)) if resume_from else None
         self.output.open(self.state, self.environment)
+        if resumed is not None:
+            self.output.log(resumed)
         self.output.record_faults(self.state.step)
 
-    def _resume(self, checkpoint: Path) -> None:
+    def _resume(self, checkpoint: Path) -> Record:
+        """Restores a checkpoint; returns the record of it."""
         record = read_record(checkpoint)
         if record["data"] is not None:  # a converted checkpoint knows no order of samples
             with self.world.collective_errors():
                 check_fingerprint(record["data"], self.data.train.fingerprint, f"checkpoint {checkpoint}", DATA_KEYS)
+                check_classes(record.get("classes"), self.data.classes, f"checkpoint {checkpoint}")
         kept = state_tensors(self.config.optimizer.name, self.config.optimizer.args)
         self.state = restore(checkpoint, self.engine, self.ema.tensors if self.ema else None, kept=kept)
         self.throughput.add(self.state.timed_images, self.state.seconds)
+        changes = changed_settings(record["config"], self.config.model_dump(mode="json"))
+        if changes:
+            self.state.changes.append({"step": self.state.step, "changes": changes})
         if self.world.is_first:
             print(f"resuming {self.folder.path} at step {self.state.step}", flush=True)
-            if changes := changed_settings(record["config"], self.config.model_dump(mode="json")):
-                print(f"settings changed since that checkpoint: {'; '.join(changes)}", flush=True)
+            for change in described(changes):
+                print(f"changed since that checkpoint: {change}", flush=True)
+        return {"kind": "resume", "step": self.state.step, "changes": changes}
 
     def _run_steps(self) -> None:
         state, world, loader = self.state, self.world, self.data.train
-        first_step = state.step
+        first_step, seconds_before = state.step, self.throughput.seconds
         micro_batches = loader.batches(first_step)
         with (
             Profiler(self.config.train, self.folder.profile, world, first_step=first_step) as profiler,
@@ -160,6 +172,8 @@ class Trainer:
                 with profiler.step(state.step):
                     self._take_step(micro_batches, epoch, timed=state.step > first_step)
                 bar.advance(self._status_line())
+                if state.step == first_step + _EXPECTATION_AFTER:
+                    bar.line(f"after {_EXPECTATION_AFTER} steps: {self._expectation(seconds_before)}")
                 epoch_ends = state.step == loader.epoch_end_step(epoch)
                 due = self.cadence.after(state.step, epochs_done=epoch + 1 if epoch_ends else None)
                 if due.log:
@@ -196,8 +210,22 @@ class Trainer:
 
     def _status_line(self) -> str:
         rate = self.throughput.images_per_second
-        shown = f", {rate:,.4g} images/s" if rate else ""
+        shown = f", {rate:,.4g} images/s, data wait {self.interval.latest_data_wait:.0%}" if rate else ""
         return f"loss {self.interval.latest_loss:.4f}, lr {self._lr:.2e}{shown}"
+
+    def _expectation(self, seconds_before: float) -> str:
+        """Time and memory of the rest of the run, from the first steps of this process.
+
+        Args:
+            seconds_before: time in steps of earlier processes.
+        """
+        # The first step is not timed.
+        per_step = (self.throughput.seconds - seconds_before) / (_EXPECTATION_AFTER - 1)
+        remaining = self.total_steps - self.state.step
+        text = f"{per_step:.3g} s per step, {format_duration(remaining * per_step)} for the {remaining:,} steps left"
+        if total := self.world.memory_bytes():
+            text += f", {format_bytes(self.world.peak_memory_bytes())} of {format_bytes(total)} in use at most"
+        return text
 
     def _log_training(self, epoch: int) -> None:
         losses, sums = self.interval.take(self.config.train.global_batch)
@@ -212,6 +240,7 @@ class Trainer:
                 **sums,
                 "loss_scale": self.engine.loss_scale.value,
                 "mfu": self.throughput.mfu,
+                "peak_memory_bytes": self.world.peak_memory_bytes(),
                 "data_faults": self.output.fault_count,
             }
         )
@@ -240,7 +269,11 @@ class Trainer:
     def _save(self) -> None:
         """Saves a checkpoint."""
         self.state.seconds, self.state.timed_images = self.throughput.seconds, self.throughput.images
-        about = {"config": self.config.model_dump(mode="json"), "data": self.data.train.fingerprint}
+        about = {
+            "config": self.config.model_dump(mode="json"),
+            "data": self.data.train.fingerprint,
+            "classes": self.data.classes,
+        }
         score = None if self._evaluation is None else self._evaluation.score
         self.saver.save(self.engine, self.ema.tensors if self.ema else None, self.state, about, score)
 

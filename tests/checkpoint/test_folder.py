@@ -214,7 +214,7 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
         restore(tmp_path / "step-00000005", OneRank(0.0, name="v"), None)
 
 
-STATE = {"step": 5, "seconds": 0.0, "timed_images": 0, "epochs": [], "trackers": {}}
+STATE = {"step": 5, "seconds": 0.0, "timed_images": 0, "epochs": [], "changes": [], "trackers": {}}
 
 
 @pytest.mark.parametrize(

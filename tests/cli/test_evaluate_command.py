@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from launching import QUICKSTART, Outcome, run
+from scalevit.cli.main import main
 from scalevit.config.loading import load_config
 from scalevit.data.shards.index import load_index
 from scalevit.models.build import build_model
@@ -67,3 +68,52 @@ def test_more_bad_samples_than_the_limit_are_one_line(workplace: Path) -> None:
     assert len(errors) == 1
     assert errors[0].startswith(f"error: config: data.max_faults = {DAMAGED - 1}: found {DAMAGED} bad samples")
     assert "`scalevit shards verify` lists all" in errors[0]
+
+
+def test_a_run_or_a_file_needs_no_config(workplace: Path, tmp_path: Path) -> None:
+    run_folder = tmp_path / "run"
+    run_folder.mkdir()
+    settings = {"extends": QUICKSTART, "model": {"kwargs": {"depth": 1, "embed_dim": 24}}}
+    settings |= {"reduction": {"strategy": "none"}, "engine": {"name": "fsdp"}}
+    settings |= {"data": {"workers": 0, "builtin": None, "validation": str(workplace / "validation")}}
+    (run_folder / "config.json").write_text(json.dumps(settings))
+    for name in ("best.safetensors", "final.safetensors"):
+        shutil.copy(workplace / "weights.safetensors", run_folder / name)
+    results = []
+    for target in (run_folder, run_folder / "final.safetensors"):
+        command = [sys.executable, "-m", "scalevit", "evaluate", str(target), f"data.max_faults={DAMAGED}"]
+        outcome = run(command, cwd=tmp_path)
+        assert outcome.status == 0, outcome.errors
+        results.append(json.loads(outcome.output))
+    assert [Path(result["weights"]).name for result in results] == ["best.safetensors", "final.safetensors"]
+    expected = json.loads(evaluate(workplace, f"data.max_faults={DAMAGED}").output)["loss"]
+    assert [result["loss"] for result in results] == [expected, expected]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name a run folder or a weights file, or give --config"),
+        (["empty"], "run folder empty: has none of best_ema.safetensors"),
+        (["nowhere.safetensors"], "weights nowhere.safetensors: no such file"),
+        (["alone/x.safetensors"], "there is no config.json beside it: give --config"),
+        (["--config", "quickstart"], "model.initial_weights = null"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_one_line(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("empty", "alone"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "alone" / "x.safetensors").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as leaving:
+        main(["evaluate", *arguments])
+    errors = capsys.readouterr().err
+    assert leaving.value.code == 2
+    assert message in errors
+    assert errors.count("\n") == 1

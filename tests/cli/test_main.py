@@ -15,7 +15,11 @@ from scalevit.terminal import format_bytes
 
 COMMANDS = list(main._COMMANDS)
 BENCHMARKS = list(bench._BENCHMARKS)
-ACTIONS = ["shards write", "shards index", "shards verify", "shards plan", "checkpoint inspect", "checkpoint convert"]
+ACTIONS = [
+    *("config show", "config diff", "config check"),
+    *("shards write", "shards index", "shards verify", "shards plan"),
+    *("checkpoint inspect", "checkpoint convert"),
+]
 
 
 def ended(arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:

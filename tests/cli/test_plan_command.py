@@ -49,9 +49,27 @@ def test_the_configs_own_engine_keeps_its_settings(capsys: pytest.CaptureFixture
 
 
 def test_prints_tables(capsys: pytest.CaptureFixture[str]) -> None:
-    shown = plan(capsys, "--gpus", "2", "--nodes", "2", "--device", "cpu")
-    for part in ("ZeRO 3", "FSDP2", "largest", "bound by", "recompute", "fewer parameters", "Source:"):
-        assert part in shown
+    shown = plan(capsys, "--gpus", "2", "--nodes", "2", "--device", "cpu", "engine.name=fsdp", "engine.shard_size=1")
+    for part in ("ZeRO 3", "HSDP, 1 shards", "largest", "bound by", "recompute", "fewer parameters", "Source:"):
+        assert part in " ".join(shown.split())
+    assert max(map(len, shown.splitlines())) <= 100
+
+
+@pytest.mark.parametrize(
+    ("settings", "suggestion"),
+    [
+        (
+            ["train.micro_batch=auto"],
+            'train.micro_batch="auto" starts at 22 (1 x 22 images per rank and step, padding 3.1%)',
+        ),
+        (["train.micro_batch=8"], "train.micro_batch=8 fits, and so does 22"),
+    ],
+)
+def test_suggests_a_micro_batch_for_any_world(
+    capsys: pytest.CaptureFixture[str], settings: list[str], suggestion: str
+) -> None:
+    shown = " ".join(plan(capsys, "--gpus", "3", *settings).split())
+    assert f"grouped with ZeRO 1 on 3 ranks: {suggestion}" in shown
 
 
 def test_engines_that_cannot_run_the_optimizer_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,7 +80,7 @@ def test_engines_that_cannot_run_the_optimizer_are_left_out(capsys: pytest.Captu
     assert engines.isdisjoint(left_out)
     assert list(left_out)[:4] == ["ZeRO 1", "ZeRO 2", "ZeRO 3", "FSDP2"]
     line = f"left out: {', '.join(left_out)} (optimizer.name = muon: its update needs whole matrices"
-    assert plan(capsys, *arguments).count(line) == 1
+    assert " ".join(plan(capsys, *arguments).split()).count(line) == 1
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 from scalevit.data.images import KINDS
 from scalevit.data.shards.discovery import find_shards
 from scalevit.data.shards.index import Index, load_index
+from scalevit.data.shards.labels import LabelFormat
 from scalevit.data.writing.writer import write_samples
 from scalevit.errors import UserError
 
@@ -241,7 +242,7 @@ def test_labels_from_json_and_txt(tmp_path):
     write_tar(tmp_path / "a.tar", members)
     assert load_index(tmp_path).label.tolist() == [3, 5, 7]
     # The key is part of the saved index.
-    assert load_index(tmp_path, label_key="class_id").label.tolist() == [-4, 6, 7]
+    assert load_index(tmp_path, labels=LabelFormat("class_id")).label.tolist() == [-4, 6, 7]
     assert load_index(tmp_path).label.tolist() == [3, 5, 7]
 
 

@@ -11,15 +11,12 @@ from timm.utils.misc import natural_key
 
 from scalevit.data.images import Resize
 from scalevit.data.shards.index import load_index
-from scalevit.data.writing.sources import (
-    DatasetsSource,
-    ShardSource,
-    csv_file,
-    sorted_classes,
-)
-from scalevit.data.writing.sources import (
-    image_folder as read_folder,
-)
+from scalevit.data.shards.labels import LabelFormat
+from scalevit.data.writing.sources.classes import ClassSettings, sorted_classes
+from scalevit.data.writing.sources.datasets import DatasetsSource
+from scalevit.data.writing.sources.files import image_folder as read_folder
+from scalevit.data.writing.sources.files import table_file
+from scalevit.data.writing.sources.shards import ShardSource
 from scalevit.data.writing.writer import WriteSettings, write_image_folder, write_samples, write_shards
 from scalevit.errors import SettingError, UserError
 
@@ -41,33 +38,34 @@ def test_class_orders_are_those_of_torchvision_and_timm(tmp_path):
     default, torchvisions = read_folder(tmp_path), torchvision.datasets.ImageFolder(tmp_path)
     assert default.classes == torchvisions.classes
     assert [(file.path, file.label) for file in default.files] == torchvisions.samples
-    natural, timms = read_folder(tmp_path, "natural"), create_dataset("", root=str(tmp_path))
+    natural, timms = read_folder(tmp_path, ClassSettings("natural")), create_dataset("", root=str(tmp_path))
     assert natural.classes == list(timms.reader.class_to_idx)
     assert {(file.path, file.label) for file in natural.files} == set(timms.reader.samples)
     assert natural.fingerprint() != default.fingerprint()
 
 
-def test_csv_file(image_folder, tmp_path):
+def test_table_file(image_folder, tmp_path):
     paths = sorted(image_folder.rglob("*.*"))[:4]
     rows = [f"{os.path.relpath(path, tmp_path)},{label}" for path, label in zip(paths, "zaza", strict=True)]
     (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows]) + "\n")
-    source = csv_file(tmp_path / "list.csv")
+    source = table_file(tmp_path / "list.csv")
     assert source.classes == ["a", "z"]
     assert [source.load(n)[2:] for n in range(4)] == [
         (path.read_bytes(), label) for path, label in zip(paths, [1, 0, 1, 0], strict=True)
     ]
     (tmp_path / "list.csv").write_text("\n".join(["note,label,path", f"x,-3,{paths[0]}", f"y,40,{paths[1]}"]))
-    source = csv_file(tmp_path / "list.csv")
+    source = table_file(tmp_path / "list.csv")
     assert ([source.load(n)[3] for n in range(2)], source.classes) == ([-3, 40], None)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("a.png,1\n", "the first line must name the columns path and label"),
+        ("a.png,1\n", r'^path_column = "path": .*list\.csv has the columns a\.png, 1'),
+        ("path,Label\na.png,1\n", r'^label_column = "label": .* has the columns path, Label; nearest: Label$'),
         ("path,label\n", "names no images"),
         ("path,label\na.png,\n", "line 2: no label"),
-        ("path,label\na.gif,1\n", "line 2: a.gif is none of .jpg"),
+        ("path,label\na.gif,1\n", "names no images"),
         (None, "cannot be read"),
     ],
 )
@@ -75,7 +73,7 @@ def test_bad_csv(tmp_path, content, message):
     if content is not None:
         (tmp_path / "list.csv").write_text(content)
     with pytest.raises(UserError, match=message) as caught:
-        csv_file(tmp_path / "list.csv")
+        table_file(tmp_path / "list.csv")
     assert "\n" not in str(caught.value)
 
 
@@ -89,7 +87,9 @@ def test_shards_of_others_written_anew(shards, tmp_path):
             writer.write(
                 {"__key__": f"x/{sample['__key__']}", kind: sample[kind], "json": {"class": int(sample["cls"])}}
             )
-    write_shards(ShardSource(str(tmp_path / "foreign"), "class"), tmp_path / "new", WriteSettings(4), workers=1)
+    write_shards(
+        ShardSource(str(tmp_path / "foreign"), LabelFormat("class")), tmp_path / "new", WriteSettings(4), workers=1
+    )
     old, new = load_index(shards), load_index(tmp_path / "new")
     assert len(new.shards) == 6
     assert sorted(zip(new.crc32, new.label, strict=True)) == sorted(zip(old.crc32, old.label, strict=True))
@@ -103,7 +103,7 @@ def test_shards_with_bad_samples_are_not_written_anew(tmp_path):
     content = bytearray(path.read_bytes())
     content[second] ^= 1
     path.write_bytes(content)
-    source = ShardSource(str(tmp_path / "set"), "label")
+    source = ShardSource(str(tmp_path / "set"))
     source.load(0)
     with pytest.raises(UserError, match=r"key 'n1', offset .*wrong checksum"):
         source.load(1)
@@ -152,8 +152,6 @@ def make_bad_source(kind, folder):
     if kind == "empty class":
         return
     Image.new("RGB", (4, 4)).save(folder / "ant" / "1.jpg")
-    if kind == "other file":
-        (folder / "ant" / "notes.txt").write_text("hello")
     if kind == "not an image":
         (folder / "ant" / "2.png").write_text("hello")
 
@@ -163,9 +161,8 @@ def make_bad_source(kind, folder):
     ("kind", "message"),
     [
         ("missing", "images at .*source: no such folder"),
-        ("empty", "images at .*source: no subfolders"),
-        ("empty class", "images at .*ant: none of .jpg"),
-        ("other file", "images at .*source: 1 files are not .jpg.*notes.txt"),
+        ("empty", "images at .*source: no images in subfolders"),
+        ("empty class", "images at .*source: no images in subfolders"),
         ("not an image", r"image .*2\.png: cannot be decoded \(unknown image format\)"),
     ],
 )
@@ -180,6 +177,6 @@ def test_bad_sources(tmp_path, kind, message, workers, shortest_side):
 
 def test_csv_class_names_in_either_order(tmp_path):
     (tmp_path / "list.csv").write_text("path,label\na.png,n10\nb.png,n9\nc.png,n10\n")
-    assert csv_file(tmp_path / "list.csv").classes == ["n10", "n9"]
-    source = csv_file(tmp_path / "list.csv", "natural")
+    assert table_file(tmp_path / "list.csv").classes == ["n10", "n9"]
+    source = table_file(tmp_path / "list.csv", ClassSettings("natural"))
     assert (source.classes, [file.label for file in source.files]) == (["n9", "n10"], [1, 0, 1])

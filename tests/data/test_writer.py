@@ -16,8 +16,8 @@ from PIL import Image
 from launching import SECONDS
 from scalevit.data.images import Resize
 from scalevit.data.shards.index import load_index
-from scalevit.data.writing.sources import MemorySource
-from scalevit.data.writing.sources import image_folder as image_folder_source
+from scalevit.data.writing.sources.files import image_folder as image_folder_source
+from scalevit.data.writing.sources.memory import MemorySource
 from scalevit.data.writing.writer import WriteSettings, _lock_set, write_image_folder, write_samples, write_shards
 from scalevit.errors import UserError
 
@@ -117,9 +117,9 @@ class Breaks(MemorySource):
 
 
 def test_a_set_has_its_name_only_when_complete_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    settings = WriteSettings(shard_size=3, seed=None)
+    settings = WriteSettings(shard_size=3, seed=None, check="none")
     with pytest.raises(KeyboardInterrupt):
-        write_shards(Breaks(NUMBERED), tmp_path / "set", settings, check=False)
+        write_shards(Breaks(NUMBERED), tmp_path / "set", settings)
     partial = tmp_path / "set.partial"
     assert not (tmp_path / "set").exists()
     assert sorted(path.name for path in partial.glob("*.json")) == [
@@ -128,32 +128,32 @@ def test_a_set_has_its_name_only_when_complete_and_goes_on_where_it_stopped(tmp_
     times = [(partial / f"shard-00000{n}.tar").stat().st_mtime_ns for n in range(2)]
     # A shard whose description is missing or whose size is wrong is written again.
     (partial / "shard-000001.json").unlink()
-    write_shards(MemorySource(NUMBERED), tmp_path / "set", settings, check=False)
+    write_shards(MemorySource(NUMBERED), tmp_path / "set", settings)
     again = [(tmp_path / "set" / f"shard-00000{n}.tar").stat().st_mtime_ns for n in range(2)]
     assert again[0] == times[0]
     assert again[1] > times[1]
     assert not partial.exists()
-    write_shards(MemorySource(NUMBERED), tmp_path / "whole", settings, check=False)
+    write_shards(MemorySource(NUMBERED), tmp_path / "whole", settings)
     assert contents(tmp_path / "set") == contents(tmp_path / "whole")
 
 
 def test_what_was_begun_otherwise_is_refused(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        write_shards(Breaks(NUMBERED), tmp_path / "set", WriteSettings(3, seed=None), check=False)
+        write_shards(Breaks(NUMBERED), tmp_path / "set", WriteSettings(3, seed=None, check="none"))
     with pytest.raises(
         UserError, match=r"were started with other settings \(shard_size: 3 then, 4 now\): remove that folder"
     ):
-        write_shards(MemorySource(NUMBERED), tmp_path / "set", WriteSettings(4, seed=None), check=False)
+        write_shards(MemorySource(NUMBERED), tmp_path / "set", WriteSettings(4, seed=None, check="none"))
     with pytest.raises(
         UserError, match=r"were started with other settings \(source: .* then, .* now; samples: 12 then, 11 now\)"
     ):
-        write_shards(MemorySource(NUMBERED[:11]), tmp_path / "set", WriteSettings(3, seed=None), check=False)
+        write_shards(MemorySource(NUMBERED[:11]), tmp_path / "set", WriteSettings(3, seed=None, check="none"))
 
 
 WRITER = """
 import sys
 from scalevit.data.writing.writer import WriteSettings, write_shards
-from scalevit.data.writing.sources import image_folder
+from scalevit.data.writing.sources.files import image_folder
 write_shards(image_folder(sys.argv[1]), sys.argv[2], WriteSettings(shard_size=2, seed=3), workers=int(sys.argv[3]))
 """
 

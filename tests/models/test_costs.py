@@ -62,6 +62,8 @@ def test_counting_leaves_the_model_as_it_is() -> None:
 
 
 def test_an_image_size_that_does_not_fit_is_one_line() -> None:
-    with pytest.raises(UserError, match=r"^model\.image_size = 8: the model cannot process images") as error:
+    with pytest.raises(
+        UserError, match=r"^model\.image_size = 8: is not a multiple of the patch size 16: use 16"
+    ) as error:
         model_costs(ModelConfig(image_size=8, kwargs={"depth": 1}), NoReduction())
     assert "\n" not in str(error.value)

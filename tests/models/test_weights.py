@@ -14,7 +14,7 @@ from scalevit.models.build import build_model
 from scalevit.models.reductions.grouped import GroupedReduction
 from scalevit.models.reductions.none import NoReduction
 from scalevit.models.reductions.shallow import ShallowReduction
-from scalevit.models.weights.read import is_reduced, read_weights
+from scalevit.models.weights.read import is_reduced, read_classes, read_weights
 from scalevit.models.weights.write import write_weights
 from scalevit.tying import canonical_state, tied_names
 
@@ -91,6 +91,18 @@ def test_a_classifier_of_another_size_starts_anew(tmp_path: Path) -> None:
     loaded = initialised_from(path, GroupedReduction(), num_classes=3)
     assert loaded["head.weight"].shape == (3, 48)
     assert torch.equal(loaded["norm.weight"], before["norm.weight"])
+
+
+def test_names_of_classes_are_in_the_file(tmp_path: Path) -> None:
+    network = build_model(MODEL, NoReduction(), seed=0)
+    path = tmp_path / "named.safetensors"
+    tensors = dict(network.named_parameters())
+    write_weights(path, tensors, model=MODEL, reduction=NoReduction(), tied={}, classes=["cat", "dog"])
+    assert read_classes(path) == ("cat", "dog")
+    write_weights(path, tensors, model=MODEL, reduction=NoReduction(), tied={})
+    assert read_classes(path) is None
+    torch.save({}, tmp_path / "other.pth")
+    assert read_classes(tmp_path / "other.pth") is None
 
 
 def test_a_file_that_does_not_fit_names_its_model(tmp_path: Path) -> None:

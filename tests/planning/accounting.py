@@ -20,7 +20,7 @@ from scalevit.config.loading import load_config
 from scalevit.engines.cost import ParameterLayout, Workload
 from scalevit.models.build import build_model
 from scalevit.models.mlps import transformer_blocks
-from scalevit.planning.activations import trace
+from scalevit.planning.activations import TracedModel
 from scalevit.runs.environment import describe_environment
 
 BUCKET = 2_000_000  # elements: above the model's, as DeepSpeed's 5e8 are above most models'
@@ -71,14 +71,8 @@ def _row(ranks: int, case: dict[str, Any], measured: dict[str, Any]) -> dict[str
     layout = ParameterLayout.of(model, transformer_blocks(model))
     cost = engine.cost(layout, Workload(ranks, case["accumulation"], optimizer_tensors=2, ema=True))
     held, sent = cost.memory, cost.traffic
-    batch = trace(
-        worker.MODEL,
-        reduction,
-        mode="eager",
-        precision="fp32",
-        activation_checkpointing=False,
-        batch=worker.MICRO_BATCH,
-    )
+    traced = TracedModel(worker.MODEL, reduction, mode="eager", precision="fp32", activation_checkpointing=False)
+    batch = traced.trace(worker.MICRO_BATCH)
     # ZeRO-3 allocates its bucket and its part of the gradients at the start, so a step's peak does not contain them.
     throughout = held.gradients + 4 * BUCKET if case["engine"].startswith("zero3") else 0
     step_peak = held.peak(batch.peak_bytes) - held.weights - held.optimizer - held.ema - throughout

@@ -18,7 +18,8 @@ from scalevit.models.costs import model_costs
 from scalevit.models.mlps import transformer_blocks
 from scalevit.models.reductions.grouped import GroupedReduction
 from scalevit.models.reductions.none import NoReduction
-from scalevit.planning.activations import saved_bytes, storage_key, trace
+from scalevit.models.reductions.shallow import ShallowReduction
+from scalevit.planning.activations import Mode, TracedModel, saved_bytes, storage_key
 
 SMALL = ModelConfig(
     name="vit_tiny_patch16_224",
@@ -43,10 +44,8 @@ def test_activations_are_those_of_the_real_model(reduction, checkpointing: bool,
         with autocast:
             logits = model(torch.randn(BATCH, 3, 16, 16))
         torch.nn.functional.cross_entropy(logits.float(), torch.rand(BATCH, 5))
-    estimate = trace(
-        SMALL, reduction, mode="eager", precision=precision, activation_checkpointing=checkpointing, batch=BATCH
-    )
-    assert estimate.saved_bytes == saved.bytes
+    traced = TracedModel(SMALL, reduction, mode="eager", precision=precision, activation_checkpointing=checkpointing)
+    assert traced.saved_bytes(BATCH) == saved.bytes
 
 
 def test_activations_of_the_fused_mlp_are_those_of_the_kernels() -> None:
@@ -78,14 +77,15 @@ print(json.dumps(result))
     )
     assert outcome.returncode == 0, outcome.stderr
     for mode, size in json.loads(outcome.stdout.splitlines()[-1]).items():
-        settings: Any = {"mode": mode, "precision": "fp32", "activation_checkpointing": False, "batch": 1}
-        assert trace(SMALL, GroupedReduction(), **settings).saved_bytes == size, mode
+        settings: Any = {"mode": mode, "precision": "fp32", "activation_checkpointing": False}
+        assert TracedModel(SMALL, GroupedReduction(), **settings).saved_bytes(1) == size, mode
 
 
 def test_save_modes_differ_by_bytes_per_hidden_unit_and_token() -> None:
-    settings: Any = {"precision": "bf16", "activation_checkpointing": False, "batch": BATCH}
+    settings: Any = {"precision": "bf16", "activation_checkpointing": False}
     saved = {
-        mode: trace(SMALL, NoReduction(), mode=mode, **settings).saved_bytes for mode in ("fast", "lean", "recompute")
+        mode: TracedModel(SMALL, NoReduction(), mode=mode, **settings).saved_bytes(BATCH)
+        for mode in ("fast", "lean", "recompute")
     }
     hidden = BATCH * 4 * 17 * 128  # micro-batch, blocks, tokens, units
     assert saved["fast"] - saved["lean"] == 2 * hidden
@@ -93,20 +93,44 @@ def test_save_modes_differ_by_bytes_per_hidden_unit_and_token() -> None:
 
 
 def test_only_the_recompute_mode_computes_fc1_again() -> None:
-    settings: Any = {"precision": "bf16", "activation_checkpointing": False, "batch": BATCH}
-    flops = {mode: trace(SMALL, NoReduction(), mode=mode, **settings).flops for mode in ("fast", "lean", "recompute")}
+    settings: Any = {"precision": "bf16", "activation_checkpointing": False}
+    flops = {
+        mode: TracedModel(SMALL, NoReduction(), mode=mode, **settings).trace(BATCH).flops
+        for mode in ("fast", "lean", "recompute")
+    }
     assert flops["lean"] == flops["fast"]
     assert flops["recompute"] - flops["fast"] == BATCH * 4 * 17 * 2 * 32 * 128  # blocks, tokens, 2 FLOPs, fc1
 
 
 def test_flops_are_those_of_describe() -> None:
-    settings: Any = {"mode": "fast", "precision": "bf16", "batch": BATCH}
-    plain = trace(ModelConfig(), NoReduction(), activation_checkpointing=False, **settings).flops / BATCH
-    again = trace(ModelConfig(), NoReduction(), activation_checkpointing=True, **settings).flops / BATCH
+    plain, again = (
+        TracedModel(ModelConfig(), NoReduction(), mode="fast", precision="bf16", activation_checkpointing=checkpointing)
+        .trace(BATCH)
+        .flops
+        / BATCH
+        for checkpointing in (False, True)
+    )
     known = model_costs(ModelConfig(), NoReduction()).training_flops
     # Attention's backward computes QK^T a second time, which the usual three passes leave out.
     assert plain == pytest.approx(known, rel=0.01)
     assert again / plain == pytest.approx(4 / 3, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("reduction", "mode", "checkpointing"),
+    [
+        (NoReduction(), "eager", False),
+        (GroupedReduction(), "fast", False),
+        (GroupedReduction(), "recompute", True),
+        (ShallowReduction(), "lean", False),
+        (ShallowReduction(), "eager", True),
+    ],
+    ids=lambda value: getattr(value, "strategy", value),
+)
+def test_costs_of_any_size_follow_from_two_sizes(reduction, mode: Mode, checkpointing: bool) -> None:
+    traced = TracedModel(SMALL, reduction, mode=mode, precision="bf16", activation_checkpointing=checkpointing)
+    for images in (1, 2, 5, 4096):
+        assert traced.costs(images) == traced.trace(images)
 
 
 def test_storage_keys_are_equal_for_views_and_different_for_storages_without_data() -> None:

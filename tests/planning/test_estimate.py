@@ -12,9 +12,9 @@ from scalevit.errors import SettingError
 from scalevit.models.reductions import REDUCTIONS
 from scalevit.models.reductions.grouped import GroupedReduction
 from scalevit.planning import estimate
-from scalevit.planning.activations import MODES, Mode
+from scalevit.planning.activations import MODES
 from scalevit.planning.devices import load_device
-from scalevit.planning.estimate import RunEstimate, _ReducedModel, estimate_run
+from scalevit.planning.estimate import RunEstimate, estimate_run
 
 _SMALL = [
     "model.name=vit_tiny_patch16_224",
@@ -45,17 +45,15 @@ def test_the_configs_own_row_alone() -> None:
     own = [row for row in run().rows if (row.strategy, row.engine) == ("none", "ZeRO 1")]
     alone = run(compare=False)
     assert alone.rows == own
-    assert list(alone.activations) == ["none"]
+    assert alone.activations == {}
 
 
-@pytest.mark.parametrize("strategy", ["none", "grouped", "shallow"])
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("recompute", [False, True])
-def test_the_peak_of_a_micro_batch_is_linear_in_its_size(strategy: str, mode: Mode, recompute: bool) -> None:
-    settings = config(f"reduction.strategy={strategy}", f"train.activation_checkpointing={str(recompute).lower()}")
-    model = _ReducedModel(settings, settings.reduction, mode)
-    for images in (1, 3, 10, 64):
-        assert model.peak_bytes(images) == model.trace(images).peak_bytes
+def test_the_activations_of_the_configs_own_row_are_in_the_table() -> None:
+    found = run("train.micro_batch=auto", "kernels.save=lean")
+    own = next(row for row in found.rows if (row.strategy, row.engine) == ("none", "ZeRO 1"))
+    assert found.activations_of == own.micro_batch
+    assert list(found.activations) == [*((mode, False) for mode in MODES), ("lean", True)]
+    assert found.activations["lean", False].peak_bytes == own.activation_bytes
 
 
 class OtherEngine(FsdpSettings):

@@ -6,7 +6,8 @@ import pytest
 
 from scalevit.config.loading import load_config
 from scalevit.errors import UserError
-from scalevit.training.resume import changed_settings, check_same_run
+from scalevit.training.resume import check_same_run
+from scalevit.training.setting_changes import changed_settings, check_changes, described
 
 
 def config(*overrides: str) -> dict[str, Any]:
@@ -58,7 +59,37 @@ def test_another_structure_or_seed_is_another_run(before: list[str], now: list[s
 
 
 def test_changed_settings_are_listed_by_their_keys() -> None:
-    changes = changed_settings(config(), config("optimizer.lr=0.5", "train.max_steps=9"))
-    assert changes == ["optimizer.lr: 0.001 -> 0.5", "train.max_steps: None -> 9"]
-    assert changed_settings(config(), config()) == []
-    assert "engine.stage: 1 -> None" in changed_settings(config(), config("engine.name=fsdp"))
+    changes = changed_settings(config(), config("optimizer.lr=0.5", "train.max_steps=9", "train.resume=false"))
+    assert described(changes) == ["optimizer.lr: 0.001 -> 0.5", "train.max_steps: null -> 9"]
+    assert changed_settings(config(), config()) == {}
+    assert changed_settings(config(), config("engine.name=fsdp"))["engine.stage"] == (1, None)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "optimizer.lr=0.5",
+        "optimizer.name=lion",
+        "schedule.warmup_epochs=1",
+        "loss.label_smoothing=0.2",
+        "data.augmentation.mixup=0.5",
+        "ema.decay=0.9",
+        "model.drop_path=0.3",
+        "train.epochs=30",
+    ],
+)
+def test_settings_of_the_result_change_only_with_consent(change: str) -> None:
+    key = change.partition("=")[0]
+    changes = changed_settings(config(), config(change, "data.workers=0"))
+    with pytest.raises(UserError, match=rf"^run folder x: .*\({key}: .* -> .*\): undo that, .*\[\"{key}\"\]") as caught:
+        check_changes(changes, "refuse", "run folder x")
+    assert "data.workers" not in str(caught.value)
+    with pytest.raises(UserError, match=key):
+        check_changes(changes, ["seed", key[:-1]], "run folder x")
+    for allowed in ("allow", [key], [key.rpartition(".")[0]]):
+        check_changes(changes, allowed, "run folder x")
+
+
+def test_settings_of_speed_change_freely() -> None:
+    free = ["engine.name=fsdp", "train.max_steps=9", "data.workers=0", "train.micro_batch=3", "train.compile=true"]
+    check_changes(changed_settings(config(), config(*free)), "refuse", "run folder x")

@@ -21,6 +21,7 @@ from scalevit.config.loading import load_config
 from scalevit.data.shards.index import load_index
 from scalevit.distributed import World
 from scalevit.errors import SettingError, UserError
+from scalevit.models.weights.read import read_classes
 from scalevit.training.engine_builder import EngineBuilder
 
 STEPS = 24
@@ -102,6 +103,9 @@ def test_a_run_leaves_its_files(single: Path) -> None:
     config = json.loads((single / "config.json").read_text())
     assert config["data"]["mean"] == [0.5, 0.5, 0.5], "what the model decides is written out"
     assert json.loads((single / "environment.json").read_text())["packages"]["torch"]
+    digits = [str(digit) for digit in range(10)]
+    assert json.loads((single / "classes.json").read_text()) == digits
+    assert read_classes(single / "best_ema.safetensors") == tuple(digits)
     assert {path.name for path in single.glob("*.safetensors")} == {
         "best.safetensors",
         "best_ema.safetensors",
@@ -140,7 +144,18 @@ def test_interrupted_and_started_again_it_goes_on(single: Path, workplace: Path)
 def test_a_checkpoint_goes_on_with_the_other_engine_and_more_ranks(single: Path, server: ForkServer) -> None:
     half = STEPS // 2
     train(server, "moved", f"train.max_steps={half}", "engine.stage=1", "ema.enabled=false")
-    folder = train(server, "moved", "engine.name=fsdp", ranks=2)
+    refused = server.run("refused", ["--config", QUICKSTART, "name=moved", *SETTINGS])
+    assert refused.status == 2
+    assert "settings that have changed (ema.enabled: false -> true): undo that" in refused.output
+    folder = train(server, "moved", "engine.name=fsdp", 'train.resume_changes=["ema"]', ranks=2)
+    assert "changed since that checkpoint: ema.enabled: false -> true\n" in server.log("moved")
+    (resumed,) = metrics(folder, "resume")
+    assert resumed["step"] == half
+    assert resumed["changes"]["ema.enabled"] == [False, True]
+    assert resumed["changes"]["engine.name"] == ["deepspeed", "fsdp"]
+    kept = json.loads((folder / "config.json").read_text())["about"]["changes"]
+    assert kept == [{"step": half, "changes": resumed["changes"]}]
+    assert load_config(str(folder / "config.json"), []).engine.name == "fsdp", "still a config"
     assert losses(folder) == pytest.approx(losses(single), rel=1e-5)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["ema"]["best_epoch"] == metrics(folder, "evaluation")[-1]["epoch"], "an EMA that began half-way"
@@ -154,6 +169,9 @@ def test_evaluating_weights_gives_what_the_run_said(single: Path, workplace: Pat
     assert outcome.status == 0, outcome.errors
     said = metrics(single, "evaluation")[-1]
     assert json.loads(outcome.output)["loss"] == pytest.approx(said["ema_loss"], rel=1e-6)
+    other = run([sys.executable, script, *settings, "model.num_classes=12"], cwd=workplace)
+    assert other.status == 2
+    assert "have a classifier of 10 classes, but model.num_classes = 12" in other.errors
 
 
 @pytest.mark.parametrize("script", ["train", "evaluate"])

@@ -96,6 +96,11 @@ class TrainingBatches(ABC):
         """Samples of the shards that are never used because they are bad."""
 
     @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of labels 0..., where the set has them."""
+        return None
+
+    @property
     @abstractmethod
     def fingerprint(self) -> Fingerprint:
         """See `Fingerprint`."""

@@ -6,6 +6,7 @@ The pixels of a training sample are determined by (seed, position, copy), and th
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -39,9 +40,9 @@ class AugmentedCopies(NamedTuple):
     """The bad samples that were replaced."""
 
 
-def decoder_for(transform: Transform) -> Callable[[bytes], Any]:
-    """Decodes an image to the input of a transform."""
-    return decode_pixels if isinstance(transform, ArrayTransform) else decode
+def decoder_for(transform: Transform, *, exif_orientation: bool = True) -> Callable[[bytes], Any]:
+    """Decodes an image to the input of a transform, turned as its EXIF record says."""
+    return partial(decode_pixels if isinstance(transform, ArrayTransform) else decode, orient=exif_orientation)
 
 
 def blank(transform: Transform) -> torch.Tensor:
@@ -59,13 +60,22 @@ class ShardDataset(Dataset[tuple[torch.Tensor, int]]):
         transform: from an RGB image to a tensor. Its exceptions are bugs and never count as bad images.
         seed: of the augmentation.
         reader: of the shards; by default `readers.open_reader(index)`.
+        exif_orientation: turn images as their EXIF records say.
     """
 
-    def __init__(self, index: Index, transform: Transform, seed: int = 0, reader: Reader | None = None) -> None:
+    def __init__(
+        self,
+        index: Index,
+        transform: Transform,
+        seed: int = 0,
+        reader: Reader | None = None,
+        *,
+        exif_orientation: bool = True,
+    ) -> None:
         self.index = index
         self.transform = transform
         self.seed = seed
-        self._decoder = decoder_for(transform)
+        self._decoder = decoder_for(transform, exif_orientation=exif_orientation)
         self.reader = reader or open_reader(index)
 
     def __len__(self) -> int:

@@ -26,7 +26,8 @@ from scalevit.data.loading.base import Batch, Fingerprint, OnDevice, TrainingBat
 from scalevit.data.loading.dataset import blank, decoder_for
 from scalevit.data.loading.shared_buffers import BatchBuffers
 from scalevit.data.order.batching import PADDING, BatchLayout
-from scalevit.data.shards import labels, tar
+from scalevit.data.shards import tar
+from scalevit.data.shards.labels import EXTENSIONS, INTEGERS, LabelFormat, NoLabel
 from scalevit.data.storage.files import ForwardFile
 from scalevit.data.storage.paths import expand_braces
 from scalevit.data.transforms.base import Transform
@@ -45,7 +46,8 @@ class StreamLoader(TrainingBatches):
         samples: in an epoch; a stream does not contain this number.
         num_classes: labels must be below it.
         seed: of the order and the augmentation.
-        label_key: key of the label in `.json` members.
+        labels: how they are written.
+        exif_orientation: as for `ShardDataset`.
         global_batch, micro_batch, rank, world_size, workers, pin_memory, finish: as for `TrainLoader`.
 
     Raises:
@@ -63,7 +65,8 @@ class StreamLoader(TrainingBatches):
         global_batch: int,
         micro_batch: int,
         seed: int = 0,
-        label_key: str = labels.DEFAULT_KEY,
+        labels: LabelFormat = INTEGERS,
+        exif_orientation: bool = True,
         rank: int = 0,
         world_size: int = 1,
         workers: int = 0,
@@ -85,7 +88,8 @@ class StreamLoader(TrainingBatches):
         if len(urls) < world_size * max(1, workers):
             reason = f"{pattern} names {len(urls)} shards, and each worker of {world_size} ranks needs one of its own"
             raise SettingError("workers", workers, reason)
-        self._stream = _Stream(urls[rank::world_size], transform, seed, rank, label_key, num_classes)
+        decoder = decoder_for(transform, exif_orientation=exif_orientation)
+        self._stream = _Stream(urls[rank::world_size], transform, decoder, seed, rank, labels, num_classes)
 
     @property
     def index_faults(self) -> Sequence[Fault]:
@@ -126,20 +130,21 @@ class _Stream(IterableDataset[Any]):
         self,
         urls: list[str],
         transform: Transform,
+        decoder: Callable[[bytes], Any],
         seed: int,
         rank: int,
-        label_key: str,
+        labels: LabelFormat,
         num_classes: int,
     ) -> None:
         self.urls, self.transform, self.seed, self.rank = urls, transform, seed, rank
-        self.label_key, self.num_classes = label_key, num_classes
+        self.labels, self.num_classes = labels, num_classes
         self.start_step = 0
         self.rows = 1
         """Of each batch."""
         self.counts = [1]
         """Rows that are no padding, of the batches in turn."""
         self.buffers = BatchBuffers(held=1, workers=0)
-        self._decode = decoder_for(transform)
+        self._decode = decoder
         self._faults: list[Fault] = []
 
     def __iter__(self) -> Iterator[Batch | UserError]:
@@ -233,12 +238,12 @@ class _Stream(IterableDataset[Any]):
         if kind is None:
             return Fault(*place, 0, f"no .{', .'.join(KINDS)} member")
         members: dict[str, Callable[[], bytes]] = {
-            name: io.BytesIO(sample[name]).read for name in labels.EXTENSIONS if name in sample
+            name: io.BytesIO(sample[name]).read for name in EXTENSIONS if name in sample
         }
         try:
-            label = labels.find_label(members, self.label_key)
+            label = self.labels.find(members)
             if not 0 <= label < self.num_classes:
                 return Fault(*place, 0, f"label {label} is not in 0..{self.num_classes - 1}")
             return self._decode(sample[kind]), label
-        except (labels.NoLabel, UndecodableImage) as error:
+        except (NoLabel, UndecodableImage) as error:
             return Fault(*place, 0, str(error))

@@ -75,6 +75,10 @@ class TrainLoader(TrainingBatches):
         return self.dataset.index.faults
 
     @property
+    def classes(self) -> tuple[str, ...] | None:
+        return self.dataset.index.classes
+
+    @property
     def fingerprint(self) -> Fingerprint:
         layout = self.layout
         return {

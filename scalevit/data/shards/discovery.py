@@ -3,6 +3,7 @@
 import glob
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scalevit.data.storage.files import read_if_present, size_and_time
@@ -40,6 +41,38 @@ def find_shards(pattern: str | os.PathLike[str]) -> list[str]:
     if is_pipe(text):
         raise StreamOnlyError(f"shards at {text}: the output of a command can only be streamed")
     return _find_at_address(text) if is_remote(text) else _find_local(text)
+
+
+def class_names(shards: Sequence[str]) -> tuple[str, ...] | None:
+    """The names of labels 0... from the `set.json` beside shards; None if there is none, or it names no classes.
+
+    Args:
+        shards: paths or addresses, as `find_shards` returns them.
+
+    Raises:
+        UserError: the `set.json` is damaged.
+    """
+    folders = {os.path.dirname(path) for path in shards}
+    if len(folders) > 1:
+        return None
+    path = os.path.join(folders.pop(), SET_FILE)
+    content = read_if_present(path)
+    if content is None:
+        return None
+    try:
+        about = json.loads(content)
+        names = about.get("classes")
+        if not {file_name(shard) for shard in shards} <= set(about["shards"]) or names is None:
+            return None
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise _damaged(path) from None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise _damaged(path)
+    return tuple(names)
+
+
+def _damaged(path: str) -> UserError:
+    return UserError(f"{path}: is damaged; remove it to use the shards without it")
 
 
 def stat_shard(path: str) -> Shard:
@@ -101,7 +134,7 @@ def _set_names(folder: str, content: bytes) -> list[str]:
     try:
         return [str(name) for name in json.loads(content)["shards"]]
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{folder}/{SET_FILE}: is damaged; remove it to use the shards without it") from None
+        raise _damaged(f"{folder}/{SET_FILE}") from None
 
 
 def _check_complete(folder: str, names: list[str], found: list[str]) -> None:

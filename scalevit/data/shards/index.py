@@ -23,13 +23,13 @@ import numpy as np
 from scalevit.data.faults import Fault
 from scalevit.data.images import KINDS
 from scalevit.data.shards import tar
-from scalevit.data.shards.discovery import Shard, find_shards, stat_shard
-from scalevit.data.shards.labels import DEFAULT_KEY
+from scalevit.data.shards.discovery import Shard, class_names, find_shards, stat_shard
+from scalevit.data.shards.labels import INTEGERS, LabelFormat
 from scalevit.data.shards.samples import Scan, ShardMetadata, read_shard_metadata, scan_shard
 from scalevit.data.storage import remote
 from scalevit.data.storage.files import open_shard
 from scalevit.data.storage.paths import file_name, is_remote
-from scalevit.errors import SettingError, UserError
+from scalevit.errors import SettingError, UserError, nearest_hint
 from scalevit.files import writing_whole
 
 _FORMAT = 2
@@ -57,6 +57,8 @@ class Index:
     """int64, checksum of the image's bytes, -1 if unknown."""
     faults: tuple[Fault, ...] = ()
     """Samples of the shards that are not in the index because they cannot be used."""
+    classes: tuple[str, ...] | None = None
+    """Names of labels 0..., where the set has them."""
 
     def __len__(self) -> int:
         return len(self.label)
@@ -82,6 +84,32 @@ class Index:
             key = "?"
         return Fault(self.shards[self.shard[sample]].path, key, int(self.offset[sample]), reason)
 
+    def numbered_as(self, classes: Sequence[str]) -> "Index":
+        """The same samples with the label numbers of another set's classes, by name.
+
+        Args:
+            classes: of the other set, all different.
+
+        Raises:
+            UserError: this set has images of a class that the other has not.
+        """
+        if self.classes is None or self.classes == tuple(classes):
+            return self
+        numbers = {name: number for number, name in enumerate(classes)}
+        mapping = np.array([numbers.get(name, -1) for name in self.classes], np.int64)
+        named = (self.label >= 0) & (self.label < len(mapping))  # others are left to `check_labels`
+        label = self.label.copy()
+        label[named] = mapping[self.label[named]]
+        unknown = np.unique(self.label[named & (label < 0)])
+        if len(unknown):
+            name = self.classes[unknown[0]]
+            more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+            raise UserError(
+                f"shards at {os.path.dirname(self.shards[0].path)}: class {name!r}{more} of {len(self.classes)} is not "
+                f"among the {len(classes)} classes of the training set{nearest_hint(name, classes)}"
+            )
+        return replace(self, label=label, classes=tuple(classes))
+
     def check_labels(self, num_classes: int) -> None:
         """Checks that all labels are in 0..num_classes-1.
 
@@ -95,12 +123,12 @@ class Index:
             raise SettingError("num_classes", num_classes, f"{fault} ({len(wrong)} of {len(self)} samples)")
 
 
-def load_index(pattern: str | os.PathLike[str], *, label_key: str = DEFAULT_KEY, checksums: bool = False) -> Index:
+def load_index(pattern: str | os.PathLike[str], *, labels: LabelFormat = INTEGERS, checksums: bool = False) -> Index:
     """Finds shards and loads their saved index, or builds and saves it if there is no valid one.
 
     Args:
         pattern: as in `find_shards`.
-        label_key: key of the label in `.json` members.
+        labels: how they are written.
         checksums: read all images whose checksums are unknown, and save the checksums.
 
     Raises:
@@ -110,24 +138,24 @@ def load_index(pattern: str | os.PathLike[str], *, label_key: str = DEFAULT_KEY,
     # At an address, each takes a round trip.
     with ThreadPoolExecutor(16 if is_remote(paths[0]) else 1) as threads:
         shards = list(threads.map(stat_shard, paths))
-    index = _load(shards, label_key)
+    index = _load(shards, labels)
     if index is None:
-        index = build_index(shards, label_key)
-        _save(index, label_key)
+        index = build_index(shards, labels)
+        _save(index, labels)
     if checksums and (index.crc32 < 0).any():
         index = add_checksums(index)
-        _save(index, label_key)
-    return index
+        _save(index, labels)
+    return replace(index, classes=labels.names or class_names(paths))
 
 
 def build_index(
-    shards: Sequence[Shard], label_key: str = DEFAULT_KEY, advance: Callable[[], None] = lambda: None
+    shards: Sequence[Shard], labels: LabelFormat = INTEGERS, advance: Callable[[], None] = lambda: None
 ) -> Index:
     """Walks all tar headers.
 
     Args:
         shards: in the order of the index.
-        label_key: key of the label in `.json` members.
+        labels: how they are written.
         advance: called after each shard.
 
     Raises:
@@ -138,7 +166,7 @@ def build_index(
     faults: list[Fault] = []
     for number, shard in enumerate(shards):
         with closing(open_shard(shard.path)) as file:
-            scan = scan_shard(file, label_key)
+            scan = scan_shard(file, labels)
         metadata = read_shard_metadata(shard.path)
         if error := shard_error(shard, scan, metadata):
             errors.append(f"shard {shard.path}{error}")
@@ -198,9 +226,9 @@ def add_checksums(index: Index, advance: Callable[[], None] = lambda: None) -> I
 # --- the saved index --------------------------------------------------------------------------------------
 
 
-def _keys(shards: Sequence[Shard], label_key: str) -> str:
+def _keys(shards: Sequence[Shard], labels: LabelFormat) -> str:
     files = [(file_name(shard.path), shard.size) for shard in shards]
-    return json.dumps([_FORMAT, KINDS, label_key, files])
+    return json.dumps([_FORMAT, KINDS, labels.key, *([labels.names] if labels.names else []), files])
 
 
 def saved_path(shards: Sequence[Shard]) -> str:
@@ -211,14 +239,14 @@ def saved_path(shards: Sequence[Shard]) -> str:
     return os.path.join(folder, f".index-{digest}.npz")
 
 
-def _load(shards: Sequence[Shard], label_key: str) -> Index | None:
+def _load(shards: Sequence[Shard], labels: LabelFormat) -> Index | None:
     path = saved_path(shards)
     try:
         content = remote.read_whole(path) if is_remote(path) else Path(path).read_bytes()
         if content is None:
             return None
         with np.load(BytesIO(content), allow_pickle=False) as file:
-            if file["keys"].tobytes().decode() != _keys(shards, label_key):
+            if file["keys"].tobytes().decode() != _keys(shards, labels):
                 return None
             # Another time means that a shard was rewritten; copies at an address have other times.
             if not is_remote(path) and file["modified"].tolist() != [shard.modified for shard in shards]:
@@ -233,7 +261,7 @@ def _load(shards: Sequence[Shard], label_key: str) -> Index | None:
         return None  # missing, incomplete or of another format: the index is built again
 
 
-def _save(index: Index, label_key: str) -> None:
+def _save(index: Index, labels: LabelFormat) -> None:
     """Writes the index beside local shards. All ranks may do so at the same time."""
     if is_remote(saved_path(index.shards)):
         return  # runs do not write to addresses; `scalevit shards index` on the original files does
@@ -245,7 +273,7 @@ def _save(index: Index, label_key: str) -> None:
         with writing_whole(path, durable=False) as temporary, open(temporary, "wb") as file:
             np.savez(
                 file,
-                keys=as_bytes(_keys(index.shards, label_key).encode()),
+                keys=as_bytes(_keys(index.shards, labels).encode()),
                 modified=np.array([shard.modified for shard in index.shards], np.int64),
                 faults=as_bytes(json.dumps(faults).encode()),
                 **{name: getattr(index, name) for name in _ARRAYS},

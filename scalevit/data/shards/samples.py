@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from scalevit.data.faults import Fault
 from scalevit.data.images import KINDS
-from scalevit.data.shards import labels, tar
+from scalevit.data.shards import tar
+from scalevit.data.shards.labels import EXTENSIONS, INTEGERS, LabelFormat, NoLabel
 from scalevit.data.storage.files import ShardFile, read_if_present
 from scalevit.data.storage.paths import beside
 from scalevit.errors import UserError
@@ -58,19 +59,19 @@ class ShardMetadata(NamedTuple):
     """Of each image, in the order of the shard; empty if unknown."""
 
 
-def scan_shard(file: ShardFile, label_key: str = labels.DEFAULT_KEY, *, skip_broken: bool = False) -> Scan:
+def scan_shard(file: ShardFile, labels: LabelFormat = INTEGERS, *, skip_broken: bool = False) -> Scan:
     """Walks all headers of a shard.
 
     Args:
         file: the shard.
-        label_key: key of the label in `.json` members.
+        labels: how they are written.
         skip_broken: continue at the next valid header after a broken one, for reports; otherwise the walk ends there.
 
     Raises:
         UserError: the shard cannot be read.
     """
     scan = Scan()
-    grouping = _Grouping(file, label_key, scan)
+    grouping = _Grouping(file, labels, scan)
     start: int | None = 0
     while start is not None:
         try:
@@ -114,8 +115,8 @@ class _Grouping:
     part. Members with other extensions are further fields of the sample, which are not read here.
     """
 
-    def __init__(self, file: ShardFile, label_key: str, scan: Scan) -> None:
-        self._file, self._label_key, self._scan = file, label_key, scan
+    def __init__(self, file: ShardFile, labels: LabelFormat, scan: Scan) -> None:
+        self._file, self._format, self._scan = file, labels, scan
         self._seen: set[str] = set()
         self._current: str | None = None
         self._start()
@@ -148,7 +149,7 @@ class _Grouping:
                 self._reason = self._reason or f"the key {key!r} has two images"
             else:
                 self._image = (member.offset, member.size, KINDS.index(extension))
-        elif extension in labels.EXTENSIONS:
+        elif extension in EXTENSIONS:
             if extension in self._labels:
                 self._reason = self._reason or f"the key {key!r} has two members .{extension}"
             self._labels[extension] = lambda: self._content(member)
@@ -164,8 +165,8 @@ class _Grouping:
             self._reason = f"no .{', .'.join(KINDS)} member"
         if not self._reason:
             try:
-                label = labels.find_label(self._labels, self._label_key)
-            except labels.NoLabel as error:
+                label = self._format.find(self._labels)
+            except NoLabel as error:
                 self._reason = str(error)
         if self._reason:
             self._scan.faults.append(Fault(self._file.path, key, offset, self._reason))

@@ -14,7 +14,7 @@ from zlib import crc32
 
 from scalevit.data import images
 from scalevit.data.faults import Fault
-from scalevit.data.shards.labels import DEFAULT_KEY
+from scalevit.data.shards.labels import INTEGERS, LabelFormat
 from scalevit.data.shards.samples import IndexedSample, Scan, ShardMetadata, read_shard_metadata, scan_shard
 from scalevit.data.storage.files import ShardFile, open_shard
 from scalevit.data.workers import initialise_worker, worker_context
@@ -40,7 +40,7 @@ class ShardReport:
 def verify_shards(
     paths: Sequence[str],
     *,
-    label_key: str = DEFAULT_KEY,
+    labels: LabelFormat = INTEGERS,
     num_classes: int | None = None,
     decode: bool = True,
     workers: int = 0,
@@ -49,12 +49,12 @@ def verify_shards(
 
     Args:
         paths: of `discovery.find_shards`.
-        label_key: key of the label in `.json` members.
+        labels: how they are written.
         num_classes: labels must be below it.
         decode: whether images are decoded and compared with their checksums, which takes most of the time.
         workers: number of processes; 0 verifies in this one.
     """
-    check = partial(verify_shard, label_key=label_key, num_classes=num_classes, decode=decode)
+    check = partial(verify_shard, labels=labels, num_classes=num_classes, decode=decode)
     with ProgressBar("verifying", len(paths), "shards") as counter:
         if workers == 0:
             for path in paths:
@@ -69,13 +69,13 @@ def verify_shards(
                 counter.advance()
 
 
-def verify_shard(path: str, *, label_key: str, num_classes: int | None, decode: bool) -> ShardReport:
+def verify_shard(path: str, *, labels: LabelFormat, num_classes: int | None, decode: bool) -> ShardReport:
     """Verifies one shard: counts, header chain, end of archive, checksums, labels, decoding."""
     report = ShardReport(path)
     try:
         with closing(open_shard(path)) as file:
             metadata = read_shard_metadata(path)
-            scan = scan_shard(file, label_key, skip_broken=True)
+            scan = scan_shard(file, labels, skip_broken=True)
             report.faults += scan.faults
             report.faults += [Fault(path, "", error.offset, error.reason) for error in scan.header_errors]
             report.faults += [Fault(path, "", 0, reason) for reason in _differences(file, scan, metadata)]
@@ -102,9 +102,9 @@ def _differences(file: ShardFile, scan: Scan, metadata: ShardMetadata | None) ->
         found.append(f"has {file.size} bytes, but {metadata.size} were written")
     if metadata.samples != scan.count:
         found.append(f"holds {scan.count} samples, but {metadata.samples} were written")
-    elif metadata.classes != (labels := Counter(sample.label for sample in scan.samples)) and not scan.faults:
-        label = next(n for n in {*labels, *metadata.classes} if labels[n] != metadata.classes.get(n, 0))
-        found.append(f"has {labels[label]} images of label {label}, but {metadata.classes.get(label, 0)} were written")
+    elif metadata.classes != (counts := Counter(sample.label for sample in scan.samples)) and not scan.faults:
+        label = next(n for n in {*counts, *metadata.classes} if counts[n] != metadata.classes.get(n, 0))
+        found.append(f"has {counts[label]} images of label {label}, but {metadata.classes.get(label, 0)} were written")
     if _sha256(file) != metadata.sha256:
         found.append("its bytes have changed since it was written (wrong SHA-256)")
     return found

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 from zlib import crc32
 
 import numpy as np
@@ -25,7 +25,9 @@ from scalevit.data import images
 from scalevit.data.order.shuffle import permutation
 from scalevit.data.shards.discovery import SET_FILE
 from scalevit.data.workers import initialise_worker, worker_context
-from scalevit.data.writing.sources import MemorySource, Sample, Source, image_folder
+from scalevit.data.writing.sources.base import Sample, Source
+from scalevit.data.writing.sources.files import image_folder
+from scalevit.data.writing.sources.memory import MemorySource
 from scalevit.errors import SettingError, UserError
 from scalevit.files import TEMPORARY_SUFFIX, fsync_path, lock, write_whole, writing_whole
 from scalevit.terminal import ProgressBar
@@ -46,6 +48,8 @@ class WriteSettings:
     """Shrinks larger images, to JPEG; others are copied unchanged."""
     max_faults: int = 0
     """Maximum number of bad images, which are left out and listed in `set.json`."""
+    check: Literal["whole", "header", "none"] = "whole"
+    """How much of each image is decoded to find bad ones: all of it, or its header only."""
 
 
 def write_samples(
@@ -63,7 +67,7 @@ def write_samples(
         shard_size: samples per shard; the last may have fewer.
         classes: names of the labels 0...
     """
-    write_shards(MemorySource(samples, classes), destination, WriteSettings(shard_size, seed=None), check=False)
+    write_shards(MemorySource(samples, classes), destination, WriteSettings(shard_size, seed=None, check="none"))
 
 
 def write_image_folder(
@@ -79,7 +83,6 @@ def write_shards(
     settings: WriteSettings,
     *,
     workers: int = 0,
-    check: bool = True,
 ) -> None:
     """Writes a set of shards, or resumes one that was interrupted.
 
@@ -88,7 +91,6 @@ def write_shards(
         destination: folder to create; must not exist or be empty.
         settings: how they are written.
         workers: processes that write a shard each; 0 writes in this one. The result does not depend on it.
-        check: whether the header of each image is checked.
 
     Raises:
         SettingError: `max_faults`: there are more bad images.
@@ -105,7 +107,7 @@ def write_shards(
             plan = {"source": source.fingerprint(), "samples": len(source), **_without_limits(settings)}
             _begin(folder, plan)
             done = [number for number in range(count) if _is_done(folder, number)]
-            job = WriteJob(source, folder, order, settings, check)
+            job = WriteJob(source, folder, order, settings)
             _write_all(job, [number for number in range(count) if number not in set(done)], done, workers)
             _finish(folder, job, count, plan)
             os.rename(folder, target)
@@ -137,11 +139,10 @@ class WriteJob:
     folder: Path
     order: np.ndarray
     settings: WriteSettings
-    check: bool
 
 
 def _without_limits(settings: WriteSettings) -> dict[str, Any]:
-    return {name: value for name, value in asdict(settings).items() if name != "max_faults"}
+    return {name: value for name, value in asdict(settings).items() if name not in ("max_faults", "check")}
 
 
 def _lock_set(folder: Path) -> BinaryIO:
@@ -237,6 +238,7 @@ def _finish(folder: Path, job: WriteJob, count: int, plan: dict[str, Any]) -> No
         "classes": None if job.source.classes is None else list(job.source.classes),
         "settings": plan,
         "faults": [fault for shard in shards for fault in shard["faults"]],
+        "left_out": [entry._asdict() for entry in job.source.left_out],
     }
     write_whole(folder / SET_FILE, _json(about))
     (folder / _SETTINGS_FILE).unlink()
@@ -308,11 +310,13 @@ def _write_shard(job: WriteJob, number: int, advance: Callable[[], None]) -> int
 
 def _prepared(job: WriteJob, number: int) -> Sample:
     key, extension, payload, label = job.source.load(number)
-    resize = job.settings.resize
+    resize, check = job.settings.resize, job.settings.check
     try:
+        if extension in images.CONVERTIBLE:
+            payload, extension = images.to_png(payload), "png"
         smaller = images.shrink(payload, resize) if resize else None
-        if job.check and resize is None:
-            images.check_header(payload)
+        if resize is None and check != "none":
+            (images.check_whole if check == "whole" else images.check_header)(payload)
     except images.UndecodableImage as error:
         raise UserError(
             f"image {job.source.origin(number)}: cannot be decoded ({error}); replace or remove it"

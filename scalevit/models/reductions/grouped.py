@@ -49,9 +49,10 @@ class GroupedReduction(Reduction):
         if self.groups is None:
             size = self.group_size or 2
             if depth % size:
-                allowed = ", ".join(str(divisor) for divisor in range(2, depth + 1) if depth % divisor == 0)
+                divisors = [str(divisor) for divisor in range(2, depth + 1) if depth % divisor == 0]
+                allowed = ", ".join([*divisors, "or `groups`"]) if divisors else "none, a single block has no neighbour"
                 raise SettingError(
-                    "group_size", size, f"does not divide the model's {depth} blocks; allowed: {allowed}, or `groups`"
+                    "group_size", size, f"does not divide the model's {depth} blocks; allowed: {allowed}"
                 )
             return [list(range(first, first + size)) for first in range(0, depth, size)]
         named = [block for group in self.groups for block in group]

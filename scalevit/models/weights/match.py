@@ -18,8 +18,11 @@ from scalevit.models.weights.read import Weights, read_weights
 from scalevit.tying import canonical_state, tied_names
 
 
-def load_initial_weights(model: nn.Module, path: Path, reduction: Reduction) -> bool:
+def load_initial_weights(model: nn.Module, path: Path, reduction: Reduction, *, need_classifier: bool = False) -> bool:
     """Loads weights into an unreduced model; reduces it first where the file's weights are reduced already.
+
+    Args:
+        need_classifier: as for `match_weights`.
 
     Returns:
         Whether the model is reduced now.
@@ -27,7 +30,7 @@ def load_initial_weights(model: nn.Module, path: Path, reduction: Reduction) -> 
     Raises:
         UserError: as `match_weights`.
     """
-    tensors, already_reduced = match_weights(model, path, reduction)
+    tensors, already_reduced = match_weights(model, path, reduction, need_classifier=need_classifier)
     with torch.no_grad():
         for name, tensor in canonical_state(model).items():
             if name in tensors and tensor.device.type != "meta":
@@ -35,12 +38,17 @@ def load_initial_weights(model: nn.Module, path: Path, reduction: Reduction) -> 
     return already_reduced
 
 
-def match_weights(model: nn.Module, path: Path, reduction: Reduction) -> tuple[dict[str, Tensor], bool]:
+def match_weights(
+    model: nn.Module, path: Path, reduction: Reduction, *, need_classifier: bool = False
+) -> tuple[dict[str, Tensor], bool]:
     """Reads weights for an unreduced model, and reduces it where they are reduced already.
 
     Plain weights (of timm, or a run without reduction) fit the model as it is; the caller then reduces it. Position
     embeddings and patch filters of another size are resampled as timm does. A classifier for another number of
     classes is left out: it keeps its initialisation.
+
+    Args:
+        need_classifier: refuse a classifier for another number of classes.
 
     Returns:
         Tensors by canonical name, and whether they, and the model now, are reduced.
@@ -67,6 +75,11 @@ def match_weights(model: nn.Module, path: Path, reduction: Reduction) -> tuple[d
     own = canonical_state(model)
     classifier = {name for name in own if name.startswith(family.classifiers)}
     fresh = {name for name in classifier if name in tensors and tensors[name].shape[:1] != own[name].shape[:1]}
+    if fresh and need_classifier:
+        held, wanted = (each[min(fresh)].shape[0] for each in (tensors, own))
+        raise UserError(
+            f"weights {path}: have a classifier of {held} classes, but model.num_classes = {wanted}{models}"
+        )
     missing = sorted(own.keys() - tensors.keys() - fresh)
     unknown = sorted(tensors.keys() - own.keys() - tied_names(model).keys())
     other_shape = sorted(n for n in own.keys() & tensors.keys() - fresh if own[n].shape != tensors[n].shape)

@@ -14,7 +14,7 @@ from scalevit.models.reductions.apply import parse_reduction
 from scalevit.models.reductions.base import Reduction
 
 METADATA_KEY = "scalevit"
-"""Of the JSON object that our files carry in their safetensors metadata: `model`, `reduction`, `tied`."""
+"""Of the JSON object that our files carry in their safetensors metadata: `model`, `reduction`, `tied`, `classes`."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +68,30 @@ def is_reduced(path: Path) -> bool:
     Raises:
         UserError: the file cannot be read, or its reduction is unknown.
     """
+    return _reduction(path, _read_metadata(path)) is not None
+
+
+def read_classes(path: Path) -> tuple[str, ...] | None:
+    """The names of the classes that a file's classifier tells apart, or None if it does not say; reads no tensor.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    names = _read_metadata(path).get("classes")
+    return None if names is None else tuple(str(name) for name in names)
+
+
+def _read_metadata(path: Path) -> dict[str, Any]:
     if path.suffix != ".safetensors":
-        return False
+        return {}
+    if not path.is_file():
+        raise UserError(f"weights {path}: no such file")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = _our_metadata(file)
+            return _our_metadata(file)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"weights {path}: cannot be read ({reason[:200]})") from error
-    return _reduction(path, metadata) is not None
 
 
 def _our_metadata(file: Any) -> dict[str, Any]:

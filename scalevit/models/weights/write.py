@@ -6,7 +6,7 @@ which safetensors refuses.
 
 import json
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -27,12 +27,14 @@ def write_weights(
     model: ModelConfig,
     reduction: Reduction,
     tied: Mapping[str, str],
+    classes: Sequence[str] | None = None,
 ) -> None:
     """Writes one safetensors file, flushed to disk: complete or not at all.
 
     Args:
         tensors: by canonical name, on the CPU.
         tied: further name -> canonical name.
+        classes: names of the classifier's outputs, if they are known.
 
     Raises:
         UserError: the file cannot be written.
@@ -41,6 +43,7 @@ def write_weights(
         "model": model.model_dump(mode="json", exclude={"initial_weights"}),
         "reduction": reduction.model_dump(mode="json"),
         "tied": dict(tied),
+        "classes": None if classes is None else list(classes),
     }
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     try:

@@ -1,0 +1,106 @@
+"""`scalevit config`: explains, compares and checks settings. Arguments and printing; must not import torch."""
+
+import argparse
+import json
+import shutil
+import textwrap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from scalevit.cli.parsing import add_overrides
+from scalevit.config.keys import Key, all_keys, find_key
+from scalevit.config.loading import load_config
+from scalevit.errors import UserError
+
+_WIDTH = 100
+_EXAMPLES = """\
+examples:
+  scalevit config show                                     every key
+  scalevit config show train.micro_batch                   one key: type, default, meaning
+  scalevit config show optimizer --config grouped          a section, with the values of a config
+  scalevit config diff baseline grouped                    what differs between two configs
+  scalevit config diff runs/one runs/two                   ... or two runs
+  scalevit config check my.json train.epochs=90            whether a config is valid"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the actions of `scalevit config` to its parser."""
+    parser.epilog = _EXAMPLES
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    show = actions.add_parser("show", help="explain a key, a section, or all: type, default, meaning, allowed values")
+    show.add_argument("key", nargs="?", help="e.g. train.micro_batch or data.augmentation")
+    show.add_argument("--config", help="show the values of this config (a file, a preset, a run folder) as well")
+    show.set_defaults(run_action=_show)
+    diff = actions.add_parser("diff", help="the settings that differ between two configs")
+    for name in ("first", "second"):
+        diff.add_argument(name, help="a file, a preset or a run folder")
+    diff.set_defaults(run_action=_diff)
+    check = actions.add_parser("check", help="whether a config is valid")
+    check.add_argument("config", help="a file, a preset or a run folder")
+    add_overrides(check)
+    check.set_defaults(run_action=_check)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs the action.
+
+    Raises:
+        UserError: an unknown key, or a config that is not valid.
+    """
+    arguments.run_action(arguments)
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    keys = [key for key in all_keys() if _is_asked(key, arguments.key)]
+    if not keys:
+        found = find_key(arguments.key)
+        hint = f"; nearest: {found}" if found else ""
+        raise UserError(f"unknown key {arguments.key}{hint}; `scalevit config show` lists all")
+    values = {} if arguments.config is None else dict(_leaves(_load(arguments.config)))
+    for key in keys:
+        if not key.is_section or len(keys) == 1:
+            print(_described(key, values))
+
+
+def _is_asked(key: Key, name: str | None) -> bool:
+    return name is None or key.name == name or key.name.startswith(f"{name}.")
+
+
+def _described(key: Key, values: Mapping[str, Any]) -> str:
+    condition = f"  (with {key.only_with})" if key.only_with else ""
+    value = f"  here: {json.dumps(values[key.name])}" if key.name in values else ""
+    first = f"{key.name}: {key.allowed}  default: {json.dumps(key.default)}{value}{condition}"
+    width = min(_WIDTH, shutil.get_terminal_size((_WIDTH, 24)).columns)
+    lines = textwrap.wrap(first, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    meaning = textwrap.wrap(key.meaning, width, initial_indent="    ", subsequent_indent="    ")
+    return "\n".join([*lines, *meaning])
+
+
+def _diff(arguments: argparse.Namespace) -> None:
+    first, second = (dict(_leaves(_load(name))) for name in (arguments.first, arguments.second))
+    differing = [name for name in {**first, **second} if first.get(name) != second.get(name)]
+    for name in differing:
+        before, after = (json.dumps(each[name]) if name in each else "not set" for each in (first, second))
+        print(f"{name}: {before} -> {after}")
+    if not differing:
+        print("no differences")
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    _load(arguments.config, arguments.overrides)
+    print(f"{arguments.config}: valid")
+
+
+def _load(name: str, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A config as plain values. A run folder is named by its path."""
+    recorded = Path(name) / "config.json"
+    return load_config(recorded if recorded.is_file() else name, overrides).model_dump(mode="json")
+
+
+def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,0 +1,94 @@
+"""What an image of any mode and orientation is as upright 8-bit RGB. Knows Pillow images; must not know files.
+
+docs/data.md has the table of conversions.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+BACKGROUND = (255, 255, 255)
+"""White, behind transparent pixels."""
+_WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any of Pillow's modes as RGB. Its size stays.
+
+    16-bit values are scaled to 8 bits (Pillow's own conversion cuts them off at 255), floats from 0..1. Transparent
+    pixels are blended with white (Pillow's own conversion shows the colour that they happen to have).
+
+    Raises:
+        ValueError: integers outside 0..65535, or floats outside 0..1.
+    """
+    if image.mode.startswith("I"):
+        return Image.fromarray(_to_8_bits(np.asarray(image).astype(np.int64), 65535)).convert("RGB")
+    if image.mode == "F":
+        return Image.fromarray(_to_8_bits(np.asarray(image, np.float64), 1.0)).convert("RGB")
+    if image.mode in _WITH_ALPHA or "transparency" in image.info:
+        picture = image.convert("RGBA")
+        behind = Image.new("RGBA", picture.size, (*BACKGROUND, 255))
+        return Image.alpha_composite(behind, picture).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_8_bits(values: np.ndarray, highest: float) -> np.ndarray:
+    low, high = values.min(initial=0), values.max(initial=0)
+    if not (low >= 0 and high <= highest):
+        raise ValueError(f"values from {low:g} to {high:g}, must be from 0 to {highest:g}")
+    return np.rint(values * (255 / highest)).astype(np.uint8)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Pillow warns of damaged EXIF records; they matter to nobody here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An image turned as its EXIF orientation says; a damaged EXIF record counts as none."""
+    try:
+        with _without_warnings():
+            return ImageOps.exif_transpose(image)
+    except Exception:  # of any kind: Pillow does not limit what it raises for a damaged record
+        return image
+
+
+def jpeg_orientation(payload: bytes) -> int:
+    """The EXIF orientation of a JPEG, 1 to 8, or 1 (upright) where it has none. Reads the segments before the image."""
+    position = 2
+    while payload[position : position + 1] == b"\xff":
+        marker, size = payload[position + 1 : position + 2], int.from_bytes(payload[position + 2 : position + 4], "big")
+        if marker == b"\xff":  # a byte that only fills up
+            position += 1
+            continue
+        if marker == b"\xda" or size < 2:  # the image begins, or the file is damaged
+            break
+        if marker == b"\xe1" and payload[position + 4 : position + 10] == b"Exif\0\0":
+            return _orientation(payload[position + 4 : position + 2 + size])
+        position += 2 + size
+    return 1
+
+
+def _orientation(record: bytes) -> int:
+    exif = Image.Exif()
+    try:
+        with _without_warnings():
+            exif.load(record)
+            value = exif.get(ExifTags.Base.Orientation, 1)
+    except Exception:  # as in `upright`
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """(H, W, 3) pixels, stored with an EXIF orientation from 1 to 8, upright; a view."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    flip_rows, flip_columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    return pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]

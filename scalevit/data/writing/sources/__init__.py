@@ -1,0 +1,1 @@
+"""Where the samples of new shards come from: one file for each kind of source."""

@@ -1,0 +1,53 @@
+"""Existing shards, whatever tool wrote them, as a source."""
+
+from collections.abc import Sequence
+from zlib import crc32
+
+from scalevit.data import images
+from scalevit.data.loading.readers import SampleReadError, open_reader
+from scalevit.data.shards.index import load_index
+from scalevit.data.shards.labels import INTEGERS, LabelFormat
+from scalevit.data.storage.paths import file_name
+from scalevit.data.writing.sources.base import LeftOut, Sample, unique_key
+from scalevit.errors import UserError
+
+
+class ShardSource:
+    """Existing shards, whatever tool wrote them.
+
+    Args:
+        pattern: as in `discovery.find_shards`.
+        labels: how they are written.
+
+    Raises:
+        UserError: the shards are missing or damaged, or contain samples that cannot be used.
+    """
+
+    left_out: Sequence[LeftOut] = ()
+
+    def __init__(self, pattern: str, labels: LabelFormat = INTEGERS) -> None:
+        self._index = load_index(pattern, labels=labels)
+        self.classes: Sequence[str] | None = self._index.classes
+        if self._index.faults:
+            raise UserError(f"{self._index.faults[0]} ({len(self._index.faults)} such samples): fix or remove them")
+        self._reader = open_reader(self._index)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def load(self, number: int) -> Sample:
+        index = self._index
+        try:
+            payload = self._reader.read(number)
+        except SampleReadError as error:
+            raise UserError(str(index.fault(number, str(error)))) from None
+        if index.crc32[number] >= 0 and crc32(payload) != index.crc32[number]:
+            raise UserError(str(index.fault(number, "the image's bytes have changed (wrong checksum)")))
+        key = file_name(index.key(number))
+        return unique_key(number, key), images.KINDS[index.kind[number]], payload, int(index.label[number])
+
+    def origin(self, number: int) -> str:
+        return f"{self._index.key(number)} of {self._index.shards[self._index.shard[number]].path}"
+
+    def fingerprint(self) -> str:
+        return self._index.fingerprint

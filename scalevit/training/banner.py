@@ -1,0 +1,64 @@
+"""What a person is told when a run starts: device, model, data, steps, folder. Knows all of a run; computes nothing."""
+
+from pathlib import Path
+
+from torch import nn
+
+from scalevit.config.tree import Config
+from scalevit.data.loading.base import TrainingBatches
+from scalevit.distributed import World
+from scalevit.models.costs import ModelCosts
+from scalevit.models.fused_mlp import describe_mlps
+from scalevit.training.open_data import RunData
+
+
+def banner(config: Config, world: World, data: RunData, costs: ModelCosts, model: nn.Module, folder: Path) -> str:
+    """A few lines, one for each matter.
+
+    Args:
+        config: of the run.
+        world: its ranks.
+        data: with the split that the run uses.
+        costs: of the model.
+        model: with its kernels.
+        folder: of the run.
+    """
+    lines = {
+        "run": f"{config.name}, in {folder}",
+        "device": f"{_ranks(world)}, {config.engine.label}, {config.train.precision}",
+        "model": f"{config.model.name}, {config.model.image_size} px, reduction {config.reduction.strategy}: "
+        f"{costs.parameters:,} parameters",
+        "MLPs": describe_mlps(model, config.kernels, world.device),
+        "data": _data(config, data),
+        "steps": _steps(config, data.train),
+    }
+    if config.model.initial_weights is not None:
+        lines["weights"] = f"from {config.model.initial_weights}"
+    width = max(map(len, lines))
+    return "\n".join(f"{name:>{width}}  {text}" for name, text in lines.items())
+
+
+def _ranks(world: World) -> str:
+    name = "CPU" if world.device.type == "cpu" else world.device_name
+    return name if world.size == 1 else f"{world.size} x {name}"
+
+
+def _data(config: Config, data: RunData) -> str:
+    classes = config.model.num_classes
+    if data.classes is not None and len(data.classes) != classes:
+        named = f"{len(data.classes)} classes, the model has {classes}"
+    else:
+        named = f"{classes} classes" if data.classes else f"{classes} classes without names"
+    return f"{data.train.samples:,} training and {len(data.evaluation.dataset):,} validation images, {named}"
+
+
+def _steps(config: Config, loader: TrainingBatches) -> str:
+    split, epochs = loader.split, config.train.epochs
+    whole, limit = loader.steps_in(epochs), config.train.max_steps
+    stop = "" if limit is None or limit >= whole else f", stopping after {limit:,}"
+    batches = "1 micro-batch" if split.accumulation == 1 else f"{split.accumulation} micro-batches"
+    padding = f", {split.padding} rows of padding ({split.padding_share:.1%})" if split.padding else ""
+    return (
+        f"{whole:,} in {epochs} epochs of {loader.samples / split.global_batch:,.1f}{stop}; {split.global_batch:,} "
+        f"images per step, {batches} of {split.size} per rank{padding}"
+    )

@@ -1,0 +1,82 @@
+"""Settings that differ between a run's checkpoint and this start, and which of them need the user's consent.
+
+Knows configs as plain JSON values; must not know checkpoints or folders.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from scalevit.errors import UserError
+
+Changes = dict[str, tuple[Any, Any]]
+"""By config key: the value before and the value now."""
+
+# The result of a run depends on these. What the other settings change is speed, output or where files lie; the model's
+# structure, the seed and the data must not change at all (`resume.check_same_run`, `check_fingerprint`).
+_OF_THE_RESULT = (
+    "optimizer",
+    "schedule",
+    "loss",
+    "task",
+    "ema",
+    "data.augmentation",
+    "data.transforms",
+    "data.exif_orientation",
+    "data.mean",
+    "data.std",
+    "model.drop_path",
+    "train.epochs",
+)
+# They say how to resume.
+_IGNORED = ("train.resume", "train.resume_changes")
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
+    """The settings that differ between two whole configs.
+
+    Args:
+        before: plain JSON values.
+        now: plain JSON values.
+    """
+    return {key: (old, new) for key, old, new in _differences(before, now) if key not in _IGNORED}
+
+
+def check_changes(changes: Changes, allowed: Literal["allow", "refuse"] | Sequence[str], where: str) -> None:
+    """Refuses changes that make another run of a resumed one.
+
+    Args:
+        changes: of all settings.
+        allowed: `train.resume_changes`: "allow" for all, or the keys or sections that may change.
+        where: what holds the settings before, for the message.
+
+    Raises:
+        UserError: a setting that the result depends on has changed; names all of them.
+    """
+    if allowed == "allow":
+        return
+    named = () if allowed == "refuse" else tuple(allowed)
+    refused = [key for key in changes if _is_under(key, _OF_THE_RESULT) and not _is_under(key, named)]
+    if refused:
+        listed = "; ".join(described({key: changes[key] for key in refused}))
+        raise UserError(
+            f"{where}: its results depend on settings that have changed ({listed}): undo that, choose another name, or "
+            f"allow it by train.resume_changes='{json.dumps(refused)}' (or allow, for all)"
+        )
+
+
+def described(changes: Changes) -> list[str]:
+    """Each as "key: before -> now", values as JSON."""
+    return [f"{key}: {json.dumps(old)} -> {json.dumps(new)}" for key, (old, new) in changes.items()]
+
+
+def _is_under(key: str, prefixes: Sequence[str]) -> bool:
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def _differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for name in {**before, **now}:
+            yield from _differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
+    elif before != now:
+        yield key, before, now

@@ -1,0 +1,72 @@
+"""`scalevit config`: explains, compares and checks settings."""
+
+from pathlib import Path
+
+import pytest
+
+from scalevit.cli.main import main
+from scalevit.config.keys import all_keys
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    main(["config", *arguments])
+    return capsys.readouterr().out
+
+
+def test_every_key_is_shown_with_its_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    output = said(capsys, "show")
+    for key in all_keys():
+        assert key.is_section or f"{key.name}: {key.allowed}"[:60] in output
+        assert key.meaning
+    assert max(map(len, output.splitlines())) <= 100
+
+
+def test_one_key_and_a_section(capsys: pytest.CaptureFixture[str]) -> None:
+    one = said(capsys, "show", "train.micro_batch", "--config", "quickstart")
+    assert one.startswith(
+        'train.micro_batch: an integer above 0 or "auto"  default: "auto"  here: 32\n    Maximum number'
+    )
+    section = said(capsys, "show", "engine")
+    assert "engine.shard_size: " in section
+    assert "(with engine.name = fsdp)" in section
+    assert "optimizer.lr" not in section
+    assert said(capsys, "show", "model.kwargs").startswith("model.kwargs: a section")
+
+
+def test_what_differs_between_configs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    lines = said(capsys, "diff", "baseline", "grouped").splitlines()
+    assert 'reduction.strategy: "none" -> "grouped"' in lines
+    assert "reduction.group_size: not set -> 2" in lines
+    assert said(capsys, "diff", "grouped", "grouped") == "no differences\n"
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text('{"extends": "grouped", "seed": 7, "about": {"changes": []}}')
+    assert said(capsys, "diff", "grouped", str(run)) == "seed: 42 -> 7\n"
+
+
+def test_a_config_is_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert said(capsys, "check", "grouped", "train.epochs=9") == "grouped: valid\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", "lr"], "unknown key lr; nearest: optimizer.lr; "),
+        (["check", "grouped", "optimizer.lr=-1"], "config: optimizer.lr = -1: must be"),
+        (["diff", "grouped", "gruoped"], "no such file or preset; nearest: grouped"),
+        ([], "the following arguments are required: ACTION"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        main(["config", *arguments])
+    errors = capsys.readouterr().err
+    assert leaving.value.code == 2
+    assert message in errors
+    assert errors.count("\n") == 1
+
+
+def test_an_option_that_is_a_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--config", "quickstart", "--epochs", "3"])
+    assert "unrecognized arguments: --epochs; settings are given as train.epochs=VALUE" in capsys.readouterr().err

@@ -1,0 +1,61 @@
+"""Names of classes: from a set's `set.json`, and the labels of one set numbered like those of another."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scalevit.data.images import encode_png
+from scalevit.data.shards.index import Index, load_index
+from scalevit.data.writing.writer import write_samples
+from scalevit.errors import UserError
+
+IMAGE = encode_png(np.zeros((8, 8), np.uint8))
+
+
+def write(folder: Path, classes: list[str] | None, labels: list[int]) -> Index:
+    samples = [(f"n{number}", "png", IMAGE, label) for number, label in enumerate(labels)]
+    write_samples(samples, folder, shard_size=2, classes=classes)
+    return load_index(folder)
+
+
+def test_a_set_names_its_classes(tmp_path: Path) -> None:
+    assert write(tmp_path / "set", ["cat", "dog"], [0, 1, 0]).classes == ("cat", "dog")
+    assert load_index(tmp_path / "set").classes == ("cat", "dog"), "from the saved index as well"
+    assert load_index(tmp_path / "set" / "shard-00000{0..1}.tar").classes == ("cat", "dog")
+    assert write(tmp_path / "unnamed", None, [0, 1]).classes is None
+    (tmp_path / "set" / "set.json").unlink()
+    assert load_index(tmp_path / "set").classes is None
+
+
+@pytest.mark.parametrize("names", ["cat", ["cat", "cat"], [1, 2], {"cat": 0}])
+def test_damaged_names_are_one_line(tmp_path: Path, names: object) -> None:
+    write(tmp_path / "set", ["cat", "dog"], [0, 1])
+    path = tmp_path / "set" / "set.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"classes": names}))
+    with pytest.raises(UserError, match=r"set\.json: is damaged"):
+        load_index(tmp_path / "set")
+
+
+def test_labels_follow_the_names_of_another_set(tmp_path: Path) -> None:
+    index = write(tmp_path / "set", ["dog", "x"], [0, 1, 1, 0])
+    numbered = index.numbered_as(["cat", "dog", "x"])
+    assert numbered.label.tolist() == [1, 2, 2, 1]
+    assert numbered.classes == ("cat", "dog", "x")
+    assert index.label.tolist() == [0, 1, 1, 0]
+    same = index.numbered_as(["dog", "x"])
+    assert same is index
+
+
+def test_a_class_that_the_other_set_lacks_is_an_error(tmp_path: Path) -> None:
+    index = write(tmp_path / "set", ["cat", "dogs", "bird"], [0, 1, 0])
+    with pytest.raises(UserError, match=r"class 'dogs' of 3 is not among the 2 classes .*; nearest: dog$"):
+        index.numbered_as(["cat", "dog"])
+    # A class without an image is no mistake.
+    assert index.numbered_as(["x", "cat", "dogs"]).label.tolist() == [1, 2, 1]
+
+
+def test_without_names_labels_stay(tmp_path: Path) -> None:
+    index = write(tmp_path / "set", None, [0, 2])
+    assert index.numbered_as(["cat", "dog"]) is index
