@@ -1,6 +1,7 @@
 """`scalevit shards write`: from images of any origin to shards. Arguments, library calls and printing."""
 
 import argparse
+import os
 from collections import Counter
 from pathlib import Path
 from typing import get_args
@@ -12,8 +13,9 @@ from scalevit.data.shards.labels import DEFAULT_KEY
 from scalevit.data.writing.sources.archives import class_archives, flat_images
 from scalevit.data.writing.sources.base import Source
 from scalevit.data.writing.sources.classes import ClassOrder, ClassSettings, read_class_names, read_label_map
-from scalevit.data.writing.sources.datasets import DatasetsSource
+from scalevit.data.writing.sources.datasets import SAVED_FILES, DatasetsSource
 from scalevit.data.writing.sources.files import image_folder, table_file
+from scalevit.data.writing.sources.idx import IdxSource, is_idx
 from scalevit.data.writing.sources.shards import ShardSource
 from scalevit.data.writing.writer import DEFAULT_SHARD_SIZE, WriteSettings, check_destination, write_shards
 from scalevit.errors import SettingError, UserError
@@ -34,7 +36,9 @@ examples:
   scalevit shards write --table list.csv --image-column file --label-column class --destination data/train
   scalevit shards write --class-archives ILSVRC2012_img_train.tar --destination data/imagenet/train
   scalevit shards write --images ILSVRC2012_img_val.tar --labels ILSVRC2012_devkit_t12.tar.gz --destination \\
-      data/imagenet/validation"""
+      data/imagenet/validation
+  scalevit shards write --parquet 'train-*.parquet' --label-column fine_label --destination data/train
+  scalevit shards write --images images-idx3-ubyte.gz --labels labels-idx1-ubyte.gz --destination data/train"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,15 +85,19 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--source", help="folder with one subfolder of images per class")
     source.add_argument("--table", "--csv", help=".csv or .tsv file with a column of paths (relative to it) and labels")
     source.add_argument("--class-archives", help="ImageNet's archives: a folder, or a tar, with one tar per class")
-    source.add_argument("--images", help="folder or tar of images without classes, which --labels has")
+    source.add_argument("--images", help="folder, tar or IDX file of images without classes, which --labels has")
     source.add_argument("--shards", help="existing shards, whatever tool wrote them: folder, pattern or address")
-    source.add_argument("--datasets", help="folder of a Hugging Face data set (save_to_disk)")
+    source.add_argument("--datasets", help="Hugging Face data set: a folder (save_to_disk), or OWNER/NAME on the hub")
+    source.add_argument("--parquet", help="Parquet files with a column of images: a file, folder or pattern")
     parser.add_argument(
-        "--labels", help="--images: ImageNet's development kit, or a text file with an image and its class per line"
+        "--labels",
+        help="--images: ImageNet's development kit, a text file with an image and its class per line, or an IDX file",
     )
     parser.add_argument("--label-key", default=DEFAULT_KEY, help="--shards: key in .json members (default: label)")
     parser.add_argument("--split", help="--datasets: which split")
-    parser.add_argument("--image-column", help="--table, --datasets: column of paths or images (default: path, image)")
+    parser.add_argument(
+        "--image-column", help="--table: column of paths (default: path); --datasets, --parquet: of images (image)"
+    )
     parser.add_argument("--label-column", default="label", help="likewise, column of labels (default: %(default)s)")
 
 
@@ -137,11 +145,18 @@ def _source(arguments: argparse.Namespace) -> Source:
         return table_file(arguments.table, classes, path_column=path, label_column=label, convert=convert)
     if arguments.class_archives:
         return class_archives(arguments.class_archives, classes, convert=convert)
+    if arguments.images and is_idx(arguments.images):
+        return IdxSource(arguments.images, arguments.labels, classes)
     if arguments.images:
         return flat_images(arguments.images, arguments.labels, classes, convert=convert)
     if arguments.shards:
         return ShardSource(arguments.shards, label_format(arguments))
-    return DatasetsSource(arguments.datasets, arguments.split, arguments.image_column or "image", label)
+    columns = {"image": arguments.image_column or "image", "label": label, "classes": classes}
+    if arguments.parquet:
+        return DatasetsSource.from_parquet(arguments.parquet, **columns)
+    saved = any(os.path.exists(os.path.join(arguments.datasets, name)) for name in SAVED_FILES)
+    read = DatasetsSource.from_disk if saved else DatasetsSource.from_hub
+    return read(arguments.datasets, arguments.split, **columns)
 
 
 def _report(source: Source) -> None:

@@ -15,6 +15,8 @@ ClassOrder = Literal["torchvision", "natural"]
 """How class names are sorted before they are numbered: torchvision's ImageFolder compares them as text ("0", "1", "10",
 "2"), timm's readers compare numbers in them as numbers ("0", "1", "2", "10") and ignore case."""
 
+_INTEGER = re.compile(r"-?\d{1,18}")
+
 
 @dataclass(frozen=True)
 class ClassSettings:
@@ -42,6 +44,27 @@ class ClassSettings:
             if name not in numbers:
                 raise UserError(f"class {name!r} is not in the file of class names{nearest_hint(name, classes)}")
         return classes, {name: numbers[own] for name, own in classes_of.items()}
+
+    def labelled(self, values: Sequence[str]) -> tuple[list[str] | None, list[int]]:
+        """Labels of samples whose classes are written as integers or as names, e.g. in a column of a table.
+
+        Integers are the labels themselves, and `names` their names; unless a label map is given, or they are names.
+
+        Returns:
+            The classes in the order of their labels (None: integers without names), and the label of each sample.
+
+        Raises:
+            UserError: as `numbered`, or an integer has no name.
+        """
+        numbers = self.renamed is None and all(_INTEGER.fullmatch(value) for value in values)
+        if numbers and (self.names is None or not set(values) <= set(self.names)):
+            labels = [int(value) for value in values]
+            for label in labels:
+                if self.names is not None and not 0 <= label < len(self.names):
+                    raise UserError(f"label {label} has no name: the file of class names has {len(self.names)} lines")
+            return (None if self.names is None else list(self.names)), labels
+        classes, label_of = self.numbered(values)
+        return classes, [label_of[value] for value in values]
 
     def _class_of(self, name: str) -> str:
         if self.renamed is None:

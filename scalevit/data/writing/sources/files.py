@@ -2,7 +2,6 @@
 
 import csv
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -121,7 +120,7 @@ def table_file(
 ) -> FileSource:
     """A CSV or TSV file with a column of paths (relative to its folder) and one of labels.
 
-    If all labels are integers and `classes` names none, they are used as they are; otherwise they are class names.
+    Labels are integers or class names: see `ClassSettings.labelled`.
 
     Args:
         path: of the file; the columns of a .tsv are separated by tabs.
@@ -145,12 +144,8 @@ def table_file(
             kept.append((os.path.join(os.path.dirname(os.fspath(path)), name), label))
     if not kept:
         raise UserError(f"{path}: names no images")
-    settings = classes or ClassSettings()
-    numbers = settings.names is None and settings.renamed is None
-    if numbers and all(re.fullmatch(r"-?\d{1,18}", label) for _, label in kept):
-        return FileSource([File(name, int(label)) for name, label in kept], None, left_out)
-    names, labels = settings.numbered(label for _, label in kept)
-    return FileSource([File(name, labels[label]) for name, label in kept], names, left_out)
+    names, labels = (classes or ClassSettings()).labelled([label for _, label in kept])
+    return FileSource([File(name, label) for (name, _), label in zip(kept, labels, strict=True)], names, left_out)
 
 
 def _read_table(path: str | os.PathLike[str], columns: Mapping[str, str]) -> list[tuple[str, str, int]]:
