@@ -49,6 +49,17 @@ def integer(lowest: int, highest: int | None = None) -> Callable[[str], int]:
     return parse
 
 
+def fraction(text: str) -> float:
+    """The `type` of an argument that is a number between 0 and 1, both excluded."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{value:g}: must be between 0 and 1")
+    return value
+
+
 def run_module(module: str, program: str, purpose: str, argv: Sequence[str]) -> None:
     """Parses the arguments of a module with `add_arguments` and `run`, and runs it.
 
@@ -64,8 +75,7 @@ def run_module(module: str, program: str, purpose: str, argv: Sequence[str]) -> 
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher
     command.add_arguments(parser)
-    parse = parser.parse_intermixed_args if parser.intermixed else parser.parse_args
-    if status := command.run(parse(argv)):
+    if status := command.run(parser.parse_args(argv)):
         sys.exit(status)
 
 
@@ -75,16 +85,25 @@ class CommandParser(argparse.ArgumentParser):
     Parses overrides also between options (intermixed), where argparse supports it: not beside actions.
     """
 
-    intermixed = True
+    _intermixed = True
 
     def add_subparsers(self, **settings: Any) -> Any:
-        self.intermixed = False
+        self._intermixed = False
         return super().add_subparsers(**settings)
 
     def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
         if settings.get("nargs") == argparse.REMAINDER:
-            self.intermixed = False
+            self._intermixed = False
         return super().add_argument(*names, **settings)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if not self._intermixed:
+            return super().parse_known_args(args, namespace)
+        self._intermixed = False  # argparse parses intermixed arguments by calls of this method
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._intermixed = True
 
     def error(self, message: str) -> NoReturn:
         hint = ""

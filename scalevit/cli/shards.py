@@ -1,4 +1,7 @@
-"""`scalevit shards`: write, index, verify and plan. Arguments, library calls and printing; must not import torch."""
+"""`scalevit shards`: write, split, show, index, verify and plan. Arguments, library calls and printing.
+
+Must not import torch at module level.
+"""
 
 import argparse
 import json
@@ -8,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import TextIO
 
-from scalevit.cli import shards_write
+from scalevit.cli import shards_show, shards_split, shards_write
 from scalevit.cli.label_format import add_label_format, label_format
 from scalevit.cli.parsing import integer
 from scalevit.data.order.read_plan import ReadPlan, plan_reads
@@ -32,6 +35,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     shards_write.add_arguments(write)
+
+    split = actions.add_parser(
+        "split",
+        help="split a set into training and validation, the same share of each class",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    shards_split.add_arguments(split)
+
+    show = actions.add_parser(
+        "show",
+        help="classes, sizes and kinds of images, and a sheet of samples before and after augmentation",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    shards_show.add_arguments(show)
 
     index = actions.add_parser("index", help="index shards, so that runs start without reading all headers")
     _add_shards(index)

@@ -59,6 +59,16 @@ def upright(image: Image.Image) -> Image.Image:
         return image
 
 
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation of an open image, 1 to 8, or 1 (upright) where it has none."""
+    try:
+        with _without_warnings():
+            value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # as in `upright`
+        return 1
+    return value if value in range(1, 9) else 1
+
+
 def jpeg_orientation(payload: bytes) -> int:
     """The EXIF orientation of a JPEG, 1 to 8, or 1 (upright) where it has none. Reads the segments before the image."""
     position = 2

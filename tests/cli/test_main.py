@@ -17,7 +17,7 @@ COMMANDS = list(main._COMMANDS)
 BENCHMARKS = list(bench._BENCHMARKS)
 ACTIONS = [
     *("config show", "config diff", "config check"),
-    *("shards write", "shards index", "shards verify", "shards plan"),
+    *("shards write", "shards split", "shards show", "shards index", "shards verify", "shards plan"),
     *("checkpoint inspect", "checkpoint convert"),
 ]
 

@@ -26,17 +26,17 @@ class ShardSource:
     left_out: Sequence[LeftOut] = ()
 
     def __init__(self, pattern: str, labels: LabelFormat = INTEGERS) -> None:
-        self._index = load_index(pattern, labels=labels)
-        self.classes: Sequence[str] | None = self._index.classes
-        if self._index.faults:
-            raise UserError(f"{self._index.faults[0]} ({len(self._index.faults)} such samples): fix or remove them")
-        self._reader = open_reader(self._index)
+        self.index = load_index(pattern, labels=labels)
+        self.classes: Sequence[str] | None = self.index.classes
+        if self.index.faults:
+            raise UserError(f"{self.index.faults[0]} ({len(self.index.faults)} such samples): fix or remove them")
+        self._reader = open_reader(self.index)
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self.index)
 
     def load(self, number: int) -> Sample:
-        index = self._index
+        index = self.index
         try:
             payload = self._reader.read(number)
         except SampleReadError as error:
@@ -47,7 +47,7 @@ class ShardSource:
         return unique_key(number, key), images.KINDS[index.kind[number]], payload, int(index.label[number])
 
     def origin(self, number: int) -> str:
-        return f"{self._index.key(number)} of {self._index.shards[self._index.shard[number]].path}"
+        return f"{self.index.key(number)} of {self.index.shards[self.index.shard[number]].path}"
 
     def fingerprint(self) -> str:
-        return self._index.fingerprint
+        return self.index.fingerprint
