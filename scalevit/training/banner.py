@@ -9,10 +9,19 @@ from scalevit.data.loading.base import TrainingBatches
 from scalevit.distributed import World
 from scalevit.models.costs import ModelCosts
 from scalevit.models.fused_mlp import describe_mlps
+from scalevit.models.weights.match import Coverage
 from scalevit.training.open_data import RunData
 
 
-def banner(config: Config, world: World, data: RunData, costs: ModelCosts, model: nn.Module, folder: Path) -> str:
+def banner(
+    config: Config,
+    world: World,
+    data: RunData,
+    costs: ModelCosts,
+    model: nn.Module,
+    folder: Path,
+    weights: Coverage | None,
+) -> str:
     """A few lines, one for each matter.
 
     Args:
@@ -22,6 +31,7 @@ def banner(config: Config, world: World, data: RunData, costs: ModelCosts, model
         costs: of the model.
         model: with its kernels.
         folder: of the run.
+        weights: what the initial weights gave to the model, where there are any.
     """
     lines = {
         "run": f"{config.name}, in {folder}",
@@ -32,8 +42,10 @@ def banner(config: Config, world: World, data: RunData, costs: ModelCosts, model
         "data": _data(config, data),
         "steps": _steps(config, data.train),
     }
-    if config.model.initial_weights is not None:
-        lines["weights"] = f"from {config.model.initial_weights}"
+    if weights is not None:
+        reduced = weights.already_reduced or not config.reduction.changes_model
+        then = "" if reduced else f"; then reduced ({config.reduction.strategy})"
+        lines["weights"] = f"{config.model.initial_weights}: {weights}{then}"
     width = max(map(len, lines))
     return "\n".join(f"{name:>{width}}  {text}" for name, text in lines.items())
 

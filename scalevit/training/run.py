@@ -15,8 +15,11 @@ from scalevit.config.tree import SECTIONS, Config
 from scalevit.cpu import prepare_cpu
 from scalevit.data.loading.evaluation_loader import EvaluationLoader
 from scalevit.distributed import World
+from scalevit.engines.base import Engine
 from scalevit.errors import UserError, naming_settings, settings_of
+from scalevit.models.build import initial_weights_of
 from scalevit.models.costs import ModelCosts, model_costs
+from scalevit.models.weights.match import Coverage
 from scalevit.models.weights.read import read_classes
 from scalevit.runs.environment import describe_environment
 from scalevit.runs.folder import RunFolder
@@ -46,6 +49,8 @@ class PreparedRun:
     """What it may resume from, the newest first."""
     data: RunData
     build_engine: EngineBuilder
+    initial_weights: Coverage | None
+    """What `model.initial_weights` gave to the model, where there are any."""
 
     @contextmanager
     def trainer(self) -> Iterator[Trainer]:
@@ -57,8 +62,7 @@ class PreparedRun:
             with naming_out_of_memory(split.size, TRAINING_KNOBS):
                 engine = self.build_engine(micro_batch=split.size, accumulation=split.accumulation)
                 if self.world.is_first:
-                    shown = banner(self.config, self.world, self.data, self.costs, engine.module, self.folder.path)
-                    print(shown, flush=True)
+                    print(self._banner(engine), flush=True)
                 yield Trainer(
                     self.config,
                     self.world,
@@ -68,7 +72,12 @@ class PreparedRun:
                     self.tracking,
                     self.costs,
                     describe_environment(self.world.size, self.world.device_name),
+                    self.initial_weights,
                 )
+
+    def _banner(self, engine: Engine) -> str:
+        config, folder = self.config, self.folder.path
+        return banner(config, self.world, self.data, self.costs, engine.module, folder, self.initial_weights)
 
     def train(self) -> Summary:
         """Trains to the end.
@@ -128,7 +137,8 @@ def prepare(config: Config) -> PreparedRun:
     with naming_data_settings():
         data = open_data(config, world)
     build_engine = EngineBuilder(config, world, scope)
-    return PreparedRun(config, world, folder, tracking, costs, checkpoints, data, build_engine)
+    weights = initial_weights_of(config.model, config.reduction)
+    return PreparedRun(config, world, folder, tracking, costs, checkpoints, data, build_engine, weights)
 
 
 def prepare_evaluation(config: Config) -> PreparedEvaluation:
