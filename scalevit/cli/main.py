@@ -19,6 +19,7 @@ from scalevit.launchers import reporting_rank
 _COMMANDS = {
     "train": "train a model",
     "evaluate": "evaluate weights on the validation images",
+    "predict": "print classes and probabilities of images",
     "config": "explain, compare and check settings",
     "describe": "parameters and multiply-accumulates of a model",
     "plan": "estimate memory, traffic and throughput of a run",
