@@ -17,7 +17,8 @@ from scalevit.models.fused_mlp import fuse_mlps
 from scalevit.models.mlps import mlp_views
 from scalevit.models.reductions.apply import factory_arguments, reduce_model
 from scalevit.models.reductions.base import Reduction
-from scalevit.models.weights.match import load_initial_weights
+from scalevit.models.weights.match import load_initial_weights, match_weights
+from scalevit.tying import canonical_state
 
 _RESERVED = {
     "num_classes": "is given by model.num_classes",
@@ -48,8 +49,8 @@ def build_model(
         device: where it is built; "meta" builds shapes only.
         kernels: how its MLPs are computed; None for timm's own modules.
         run_device: where it will run, for the choice of kernels; where it is built by default.
-        need_classifier: refuse initial weights whose classifier has another number of classes, instead of keeping the
-            initialisation of this one.
+        need_classifier: refuse initial weights whose classifier is missing or has another number of classes, instead
+            of keeping the initialisation of this one.
 
     Raises:
         SettingError: an unknown or unsuitable model, arguments that timm refuses, a reduction that does not fit the
@@ -70,6 +71,23 @@ def build_model(
     if kernels is not None:
         fuse_mlps(network, kernels, torch.device(device) if run_device is None else run_device)
     return network
+
+
+def describe_weights(model: ModelConfig, reduction: Reduction) -> str:
+    """For a person: where the initial weights are from, whether they are reduced after loading, and what they lack.
+
+    Raises:
+        UserError, SettingError: as `build_model`.
+    """
+    assert model.initial_weights is not None
+    with torch.device("meta"):
+        network = create_unreduced(model, reduction)
+    tensors, already_reduced = match_weights(network, Path(model.initial_weights), reduction)
+    text = f"from {model.initial_weights}"
+    if reduction.changes_model and not reduction.factory_arguments():
+        text += ", reduced already" if already_reduced else ", then reduced"
+    fresh = sorted(canonical_state(network).keys() - tensors.keys())
+    return text + (f"; newly initialised: {', '.join(fresh)}" if fresh else "")
 
 
 def create_unreduced(model: ModelConfig, reduction: Reduction) -> nn.Module:

@@ -7,6 +7,7 @@ from torch import nn
 from scalevit.config.tree import Config
 from scalevit.data.loading.base import TrainingBatches
 from scalevit.distributed import World
+from scalevit.models.build import describe_weights
 from scalevit.models.costs import ModelCosts
 from scalevit.models.fused_mlp import describe_mlps
 from scalevit.training.open_data import RunData
@@ -33,7 +34,7 @@ def banner(config: Config, world: World, data: RunData, costs: ModelCosts, model
         "steps": _steps(config, data.train),
     }
     if config.model.initial_weights is not None:
-        lines["weights"] = f"from {config.model.initial_weights}"
+        lines["weights"] = describe_weights(config.model, config.reduction)
     width = max(map(len, lines))
     return "\n".join(f"{name:>{width}}  {text}" for name, text in lines.items())
 

@@ -3,12 +3,17 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from launching import QUICKSTART
 from scalevit.config.loading import load_config
+from scalevit.models.build import build_model
 from scalevit.models.costs import model_costs
+from scalevit.models.reductions.none import NoReduction
+from scalevit.models.weights.write import write_weights
 from scalevit.training.banner import banner
 from scalevit.training.run import prepare
+from scalevit.tying import canonical_state, tied_names
 
 SETTINGS = ["data.workers=0", "model.kwargs.depth=2", "model.kwargs.embed_dim=24", "train.micro_batch=7"]
 
@@ -42,3 +47,25 @@ def test_a_banner_says_what_differs_from_the_usual(
     assert shown["data"].endswith("10 classes, the model has 12")
     assert ", stopping after 9; " in shown["steps"]
     assert shown["MLPs"] == "eager PyTorch"
+
+
+def test_a_banner_says_what_the_initial_weights_lack(
+    tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(QUICKSTART, SETTINGS)
+    plain, reduced = tmp_path / "plain.pth", tmp_path / "reduced.safetensors"
+    torch.save(build_model(config.model, NoReduction(), seed=0).state_dict(), plain)
+    network = build_model(config.model, config.reduction, seed=0)
+    write_weights(
+        reduced, canonical_state(network), model=config.model, reduction=config.reduction, tied=tied_names(network)
+    )
+
+    def shown(*settings: str) -> str:
+        return lines(tmp_path, digits, monkeypatch, *settings)["weights"]
+
+    assert shown(f"model.initial_weights={plain}") == f"from {plain}, then reduced"
+    assert shown(f"model.initial_weights={plain}", "reduction.strategy=none") == f"from {plain}"
+    assert shown(f"model.initial_weights={reduced}") == f"from {reduced}, reduced already"
+    assert shown(f"model.initial_weights={plain}", "model.num_classes=12") == (
+        f"from {plain}, then reduced; newly initialised: head.bias, head.weight"
+    )
