@@ -48,8 +48,8 @@ def build_model(
         device: where it is built; "meta" builds shapes only.
         kernels: how its MLPs are computed; None for timm's own modules.
         run_device: where it will run, for the choice of kernels; where it is built by default.
-        need_classifier: refuse initial weights whose classifier has another number of classes, instead of keeping the
-            initialisation of this one.
+        need_classifier: refuse initial weights whose classifier is missing or has another number of classes, instead
+            of keeping the initialisation of this one.
 
     Raises:
         SettingError: an unknown or unsuitable model, arguments that timm refuses, a reduction that does not fit the

@@ -43,9 +43,9 @@ def banner(
         "steps": _steps(config, data.train),
     }
     if weights is not None:
-        reduced = weights.already_reduced or not config.reduction.changes_model
-        then = "" if reduced else f"; then reduced ({config.reduction.strategy})"
-        lines["weights"] = f"{config.model.initial_weights}: {weights}{then}"
+        lines["weights"] = f"{config.model.initial_weights}: {weights}"
+        if config.reduction.changes_model and not config.reduction.factory_arguments():
+            lines["weights"] += "; reduced already" if weights.already_reduced else "; then reduced"
     width = max(map(len, lines))
     return "\n".join(f"{name:>{width}}  {text}" for name, text in lines.items())
 

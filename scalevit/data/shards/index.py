@@ -119,8 +119,9 @@ class Index:
         wrong = np.flatnonzero((self.label < 0) | (self.label >= num_classes))
         if len(wrong):
             label = self.label[wrong[0]]
+            span = f"labels go from {self.label.min()} to {self.label.max()}"
             fault = self.fault(wrong[0], f"label {label} is not in 0..{num_classes - 1}")
-            raise SettingError("num_classes", num_classes, f"{fault} ({len(wrong)} of {len(self)} samples)")
+            raise SettingError("num_classes", num_classes, f"{fault} ({len(wrong)} of {len(self)} samples; {span})")
 
 
 def load_index(pattern: str | os.PathLike[str], *, labels: LabelFormat = INTEGERS, checksums: bool = False) -> Index:

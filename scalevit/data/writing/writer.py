@@ -225,12 +225,18 @@ def _write_all(job: WriteJob, numbers: Sequence[int], done: Sequence[int], worke
 
 def _check_faults(faults: int, job: WriteJob) -> None:
     if faults > job.settings.max_faults:
-        reason = f"found {faults} bad images, listed in the .json files of {job.folder}"
+        reason = (
+            f"found {faults} bad images (listed in the .json files of {job.folder}): replace or remove them, or raise "
+            "the limit"
+        )
         raise SettingError("max_faults", job.settings.max_faults, reason)
 
 
 def _finish(folder: Path, job: WriteJob, count: int, plan: dict[str, Any]) -> None:
     shards = [_read_metadata(folder, number) for number in range(count)]
+    if not any(shard["count"] for shard in shards):
+        first = next(fault["reason"] for shard in shards for fault in shard["faults"])
+        raise UserError(f"shards at {folder}: none of the {len(job.source)} images can be used; {first}")
     about = {
         "format": 1,
         "samples": sum(shard["count"] for shard in shards),

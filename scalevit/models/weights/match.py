@@ -29,7 +29,7 @@ class Coverage:
     already_reduced: bool
     """Whether they, and the model now, are reduced."""
     fresh: tuple[str, ...]
-    """Names that keep their initialisation: a classifier for another number of classes."""
+    """Names that keep their initialisation: a classifier that is missing or for another number of classes."""
     resampled: tuple[str, ...]
     """Names of position embeddings and patch filters that had another size in the file."""
 
@@ -40,7 +40,7 @@ class Coverage:
         return "; ".join(parts)
 
     def _others(self) -> list[tuple[tuple[str, ...], str]]:
-        return [(self.fresh, "new (another number of classes)"), (self.resampled, "resampled to another size")]
+        return [(self.fresh, "initialised anew"), (self.resampled, "resampled")]
 
 
 class MatchedWeights(NamedTuple):
@@ -76,11 +76,11 @@ def match_weights(
     """Reads weights for an unreduced model, and reduces it where they are reduced already.
 
     Plain weights (of timm, or a run without reduction) fit the model as it is; the caller then reduces it. Position
-    embeddings and patch filters of another size are resampled as timm does. A classifier for another number of
-    classes is left out: it keeps its initialisation.
+    embeddings and patch filters of another size are resampled as timm does. A classifier that is missing, or for
+    another number of classes, is left out: it keeps its initialisation.
 
     Args:
-        need_classifier: refuse a classifier for another number of classes.
+        need_classifier: refuse weights whose classifier is missing or for another number of classes.
 
     Raises:
         UserError: the file's reduction is not the requested one, or its tensors do not fit.
@@ -97,18 +97,18 @@ def match_weights(
                 f"weights {path}: made with reduction {there}, which has another structure than {here}{models}"
             )
         reduce_model(model, reduction)
-        tensors = weights.tensors
-    else:
-        tensors = family.converted(weights.tensors, model)
+    tensors = family.converted(weights.tensors, model)
 
     own = canonical_state(model)
     classifier = {name for name in own if name.startswith(family.classifiers)}
-    fresh = {name for name in classifier if name in tensors and tensors[name].shape[:1] != own[name].shape[:1]}
+    fresh = {name for name in classifier & tensors.keys() if tensors[name].shape[:1] != own[name].shape[:1]}
     if fresh and need_classifier:
         held, wanted = (each[min(fresh)].shape[0] for each in (tensors, own))
         raise UserError(
             f"weights {path}: have a classifier of {held} classes, but model.num_classes = {wanted}{models}"
         )
+    if not need_classifier and not classifier & tensors.keys():  # of a backbone, such as DINOv2's
+        fresh = classifier
     missing = sorted(own.keys() - tensors.keys() - fresh)
     unknown = sorted(tensors.keys() - own.keys() - tied_names(model).keys())
     other_shape = sorted(n for n in own.keys() & tensors.keys() - fresh if own[n].shape != tensors[n].shape)
