@@ -3,8 +3,9 @@
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 
-from scalevit.cli.parsing import run_module
+from scalevit.cli.parsing import add_action, run_module
 from scalevit.errors import UserError, nearest_hint
 
 
@@ -22,7 +23,7 @@ class CommandTable:
     """Name -> (module, purpose)."""
 
     def add_to(self, parser: argparse.ArgumentParser) -> None:
-        """Adds the arguments `name` and `rest`, and the list of commands to the description."""
+        """Adds the arguments `name` and `rest`, for `run`, and the list of commands to the description."""
         width = max(map(len, self.commands)) + 2
         metavar = self.kind.upper()
         listed = "\n".join(f"  {name:{width}}{purpose}" for name, (_, purpose) in self.commands.items())
@@ -31,6 +32,18 @@ class CommandTable:
         parser.add_argument("name", metavar=metavar, help=argparse.SUPPRESS)
         rest = parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
         rest.required = False  # or a missing name is reported with this one
+
+    def add_whole(self, parser: argparse.ArgumentParser) -> None:
+        """Adds every command with its own arguments, for which it imports all modules."""
+        actions = parser.add_subparsers(metavar=self.kind.upper())
+        for name in self.commands:
+            module, _, purpose = self.find(name)
+            command = import_module(module)
+            added = add_action(actions, name, purpose, command.EXAMPLES)
+            if nested := getattr(command, "COMMANDS", None):
+                nested.add_whole(added)
+            else:
+                command.add_arguments(added)
 
     def find(self, name: str) -> tuple[str, str, str]:
         """The module, the program's name for its help, and the purpose of a command.

@@ -31,6 +31,7 @@ COMMANDS = CommandTable(
             "checkpoint": "inspect and convert checkpoints",
             "bench": "measure the speed of loaders, kernels and training",
             "schema": "print the JSON schema of config files",
+            "completion": "print the script with which a shell completes commands, options and settings",
         }.items()
     },
 )
@@ -47,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: the arguments after the program's name; those of this process by default.
     """
     with one_line_errors(rank=reporting_rank(os.environ)), _quiet_without_reader():
-        arguments = _parser().parse_args(argv)
+        parser = top_parser()
+        COMMANDS.add_to(parser)
+        arguments = parser.parse_args(argv)
         COMMANDS.run(arguments.name, arguments.rest)
 
 
@@ -66,7 +69,8 @@ def _quiet_without_reader() -> Iterator[None]:
         sys.exit(1)
 
 
-def _parser() -> argparse.ArgumentParser:
+def top_parser() -> CommandParser:
+    """The parser of `scalevit` itself, without commands."""
     parser = CommandParser(
         prog="scalevit",
         usage="scalevit [-h] [--version] COMMAND ...",
@@ -74,5 +78,4 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"scalevit {__version__}")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher
-    COMMANDS.add_to(parser)
     return parser
