@@ -8,35 +8,38 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from scalevit.cli.parsing import add_overrides
+from scalevit.cli.parsing import add_action, add_overrides
 from scalevit.config.keys import Key, all_keys, find_key
 from scalevit.config.loading import load_config
 from scalevit.errors import UserError
 
 _WIDTH = 100
-_EXAMPLES = """\
-examples:
-  scalevit config show                                     every key
-  scalevit config show train.micro_batch                   one key: type, default, meaning
-  scalevit config show optimizer --config grouped          a section, with the values of a config
-  scalevit config diff baseline grouped                    what differs between two configs
-  scalevit config diff runs/one runs/two                   ... or two runs
-  scalevit config check my.json train.epochs=90            whether a config is valid"""
+_SHOW = """\
+  scalevit config show                               # every key
+  scalevit config show train.micro_batch             # one key: type, default, meaning
+  scalevit config show optimizer --config grouped    # a section, with the values of a config"""
+_DIFF = """\
+  scalevit config diff baseline grouped              # what differs between two configs
+  scalevit config diff runs/one runs/two             # ... or two runs"""
+_CHECK = """\
+  scalevit config check my.json train.epochs=90      # whether a config is valid"""
+EXAMPLES = f"{_SHOW}\n{_DIFF}\n{_CHECK}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the actions of `scalevit config` to its parser."""
-    parser.epilog = _EXAMPLES
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    show = actions.add_parser("show", help="explain a key, a section, or all: type, default, meaning, allowed values")
+    show = add_action(
+        actions, "show", "explain a key, a section, or all: type, default, meaning, allowed values", _SHOW
+    )
     show.add_argument("key", nargs="?", help="e.g. train.micro_batch or data.augmentation")
     show.add_argument("--config", help="show the values of this config (a file, a preset, a run folder) as well")
     show.set_defaults(run_action=_show)
-    diff = actions.add_parser("diff", help="the settings that differ between two configs")
+    diff = add_action(actions, "diff", "list the settings that differ between two configs", _DIFF)
     for name in ("first", "second"):
         diff.add_argument(name, help="a file, a preset or a run folder")
     diff.set_defaults(run_action=_diff)
-    check = actions.add_parser("check", help="whether a config is valid")
+    check = add_action(actions, "check", "check whether a config is valid", _CHECK)
     check.add_argument("config", help="a file, a preset or a run folder")
     add_overrides(check)
     check.set_defaults(run_action=_check)

@@ -12,16 +12,16 @@ from scalevit.config.tree import Config
 from scalevit.errors import UserError
 
 _PRINTED_FAULTS = 5
-_EXAMPLES = """\
-examples:
-  scalevit evaluate runs/quickstart                                  the best weights of a run, with its config
+EXAMPLES = """\
+  scalevit evaluate runs/quickstart    # the best weights of a run, with its config
   scalevit evaluate runs/quickstart/final.safetensors evaluation.batch=64
   scalevit evaluate --config grouped model.initial_weights=best_ema.safetensors --ranks all
+
+under a launcher:
   torchrun --nproc-per-node 8 -m scalevit evaluate runs/vit_base_grouped"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = _EXAMPLES
     add_config(parser, required=False)
     add_ranks(parser)
 

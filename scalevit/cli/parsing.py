@@ -1,10 +1,11 @@
-"""What the commands share: arguments of a config, integers in a range, and running a module with its own arguments."""
+"""What the commands share: arguments of a config, integers in a range, help with examples, and running a module."""
 
 import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from types import ModuleType
 from typing import Any, NoReturn
 
 from scalevit.errors import UserError, nearest_hint
@@ -61,22 +62,52 @@ def fraction(text: str) -> float:
 
 
 def run_module(module: str, program: str, purpose: str, argv: Sequence[str]) -> None:
-    """Parses the arguments of a module with `add_arguments` and `run`, and runs it.
+    """Parses the arguments of a module with `add_arguments`, `run` and `EXAMPLES`, and runs it.
 
     Args:
         program: shown in its help, e.g. "scalevit train".
         purpose: what it does, in a few words.
     """
+    command, arguments = parse_module(module, program, purpose, argv)
+    if status := command.run(arguments):
+        sys.exit(status)
+
+
+def parse_module(module: str, program: str, purpose: str, argv: Sequence[str]) -> tuple[ModuleType, argparse.Namespace]:
+    """The module and its arguments, for `run_module`."""
     command = import_module(module)
-    parser = CommandParser(
-        prog=program,
-        description=f"{purpose[0].upper()}{purpose[1:]}.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = CommandParser(prog=program, **help_texts(purpose, command.EXAMPLES))
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher
     command.add_arguments(parser)
-    if status := command.run(parser.parse_args(argv)):
-        sys.exit(status)
+    return command, parser.parse_args(argv)
+
+
+def add_action(actions: Any, name: str, purpose: str, examples: str, details: str = "") -> argparse.ArgumentParser:
+    """Adds an action to what `add_subparsers` returned, and returns its parser.
+
+    Args:
+        purpose: what it does, in a few words that begin with a verb.
+        examples: as in `help_texts`.
+        details: more about it, in lines.
+    """
+    parser: argparse.ArgumentParser = actions.add_parser(name, help=purpose, **help_texts(purpose, examples, details))
+    return parser
+
+
+def help_texts(purpose: str, examples: str, details: str = "") -> dict[str, Any]:
+    """What a parser needs to begin its help with a sentence and to end it with examples.
+
+    Args:
+        purpose: in a few words that begin with a verb.
+        examples: indented lines, each a command and perhaps a comment. Other text may follow after an empty line.
+        details: what the help says after the sentence, in lines.
+    """
+    sentence = f"{purpose[0].upper()}{purpose[1:]}."
+    return {
+        "description": f"{sentence}\n\n{details}" if details else sentence,
+        "epilog": f"examples:\n{examples}",
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+    }
 
 
 class CommandParser(argparse.ArgumentParser):

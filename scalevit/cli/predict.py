@@ -16,15 +16,13 @@ from scalevit.errors import UserError
 if TYPE_CHECKING:
     from scalevit.training.prediction import Prediction
 
-_EXAMPLES = """\
-examples:
+EXAMPLES = """\
   scalevit predict runs/photos cat.jpg dog.jpg
   scalevit predict runs/photos/final.safetensors holidays/ --top 3 --csv > predictions.csv
   scalevit predict runs/photos holidays/ --json --batch 64"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = _EXAMPLES
     parser.add_argument(
         "target", metavar="RUN|FILE", help="a run folder, whose best weights are taken, or a weights file"
     )

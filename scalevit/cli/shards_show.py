@@ -16,8 +16,7 @@ from scalevit.data.shards.index import Index, load_index
 from scalevit.errors import UserError
 from scalevit.terminal import format_bytes, print_table
 
-_EXAMPLES = """\
-examples:
+EXAMPLES = """\
   scalevit shards show data/photos/train
   scalevit shards show data/photos/train --sheet samples.png --config photos.json data.transforms=fast"""
 _PRINTED_CLASSES = 20
@@ -26,7 +25,6 @@ _QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the action."""
-    parser.epilog = _EXAMPLES
     parser.add_argument("shards", help="a folder of .tar files, a pattern with * or {000..146}, or an address")
     parser.add_argument(
         "--images", type=integer(1), default=2000, help="images whose headers are read (default: %(default)s)"

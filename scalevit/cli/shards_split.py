@@ -13,15 +13,13 @@ from scalevit.data.writing.sources.subset import SubsetSource, stratified
 from scalevit.data.writing.writer import DEFAULT_SHARD_SIZE, WriteSettings, check_destination, write_shards
 from scalevit.errors import UserError
 
-_EXAMPLES = """\
-examples:
-  scalevit shards split data/photos --destination data/split                      10 % of each class for validation
+EXAMPLES = """\
+  scalevit shards split data/photos --destination data/split    # 10 % of each class for validation
   scalevit shards split data/photos --destination data/split --validation 0.2 --seed 1"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the action."""
-    parser.epilog = _EXAMPLES
     parser.add_argument("shards", help="a folder of .tar files, a pattern with * or {000..146}, or an address")
     parser.add_argument("--destination", required=True, help="folder for the new sets `train` and `validation`")
     parser.add_argument(

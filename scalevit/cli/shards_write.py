@@ -30,8 +30,7 @@ _OPTIONS = {
     "path_column": "--image-column",
     "label_column": "--label-column",
 }
-_EXAMPLES = """\
-examples:
+EXAMPLES = """\
   scalevit shards write --source photos/train --destination data/train --workers 8
   scalevit shards write --table list.csv --image-column file --label-column class --destination data/train
   scalevit shards write --class-archives ILSVRC2012_img_train.tar --destination data/imagenet/train
@@ -43,7 +42,6 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the action."""
-    parser.epilog = _EXAMPLES
     _add_sources(parser)
     parser.add_argument("--destination", required=True, help="folder to create; must not exist or be empty")
     _add_classes(parser)
