@@ -97,8 +97,16 @@ def _orientation(record: bytes) -> int:
 
 
 def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """(H, W, 3) pixels, stored with an EXIF orientation from 1 to 8, upright; a view."""
-    if orientation >= 5:
-        pixels = pixels.swapaxes(0, 1)
-    flip_rows, flip_columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
-    return pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
+    """(H, W, 3) pixels, stored with an EXIF orientation from 2 to 8, upright. Pillow's transposes are blockwise."""
+    return np.array(Image.fromarray(pixels).transpose(_UPRIGHT[orientation]))
+
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}

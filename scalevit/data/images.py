@@ -72,7 +72,7 @@ def _decode_jpeg(payload: bytes, orient: bool) -> np.ndarray | None:
     except ValueError:
         return None
     orientation = jpeg_orientation(payload) if orient else 1
-    return pixels if orientation == 1 else np.ascontiguousarray(turn(pixels, orientation))
+    return pixels if orientation == 1 else turn(pixels, orientation)
 
 
 def _decode_with_pillow(payload: bytes, orient: bool) -> Image.Image:
