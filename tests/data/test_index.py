@@ -316,6 +316,6 @@ def test_labels_out_of_range(tmp_path):
     index.check_labels(11)
     with pytest.raises(
         UserError,
-        match=r"num_classes = 10: .*000\.tar, key 'b', .*label 10 is not in 0\.\.9 \(1 of 3 samples; labels go from 0 to",
+        match=r"num_classes = 10: .*000\.tar, key 'b', .*label 10 is not in 0\.\.9 \(1 of 3 samples; labels go from",
     ):
         index.check_labels(10)
