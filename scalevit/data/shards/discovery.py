@@ -100,6 +100,11 @@ def _find_local(pattern: str) -> list[str]:
         found = [] if missing else found
         folder = os.path.dirname(pattern) if pattern.endswith(".tar") or has_wildcard(pattern) else pattern
     if not found:
+        if os.path.isdir(pattern) and any(entry.is_dir() for entry in os.scandir(pattern)):
+            raise UserError(
+                f"no shards at {pattern}, a folder of folders: if they have images, create shards with "
+                f"`scalevit shards write --source {pattern} --destination SHARDS`, and name SHARDS"
+            )
         raise UserError(
             f"no shards at {pattern}: create them with `scalevit shards write --source IMAGES --destination {folder}`"
         )
