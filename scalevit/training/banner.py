@@ -43,11 +43,17 @@ def banner(
         "steps": _steps(config, data.train),
     }
     if weights is not None:
-        lines["weights"] = f"{config.model.initial_weights}: {weights}"
-        if config.reduction.changes_model and not config.reduction.factory_arguments():
-            lines["weights"] += "; reduced already" if weights.already_reduced else "; then reduced"
+        lines["weights"] = weights_line(config, weights)
     width = max(map(len, lines))
     return "\n".join(f"{name:>{width}}  {text}" for name, text in lines.items())
+
+
+def weights_line(config: Config, weights: Coverage) -> str:
+    """What the config's initial weights gave to the model."""
+    line = f"{config.model.initial_weights}: {weights}"
+    if not config.reduction.changes_model or config.reduction.factory_arguments():
+        return line
+    return f"{line}; {'reduced already' if weights.already_reduced else 'then reduced'}"
 
 
 def _ranks(world: World) -> str:

@@ -50,7 +50,7 @@ class PreparedRun:
     data: RunData
     build_engine: EngineBuilder
     initial_weights: Coverage | None
-    """What `model.initial_weights` gave to the model, where there are any."""
+    """What `model.initial_weights` gave to the model, where there are any and the run does not resume."""
 
     @contextmanager
     def trainer(self) -> Iterator[Trainer]:
@@ -137,7 +137,7 @@ def prepare(config: Config) -> PreparedRun:
     with naming_data_settings():
         data = open_data(config, world)
     build_engine = EngineBuilder(config, world, scope)
-    weights = initial_weights_of(config.model, config.reduction)
+    weights = None if checkpoints else initial_weights_of(config.model, config.reduction)
     return PreparedRun(config, world, folder, tracking, costs, checkpoints, data, build_engine, weights)
 
 

@@ -141,7 +141,7 @@ def _(place: Place) -> None:
     place.write_shards()
 
 
-@case("image ...: cannot be decoded (...); replace or remove it")
+@case("image ...: cannot be decoded (...); replace or remove it, or allow ...")
 def _(place: Place) -> None:
     place.images(b"no image")
     place.write_shards()

@@ -164,7 +164,7 @@ def _(place: Place) -> None:
         raise torch.OutOfMemoryError
 
 
-@case("config: tracking.wandb.mode = ...: wandb cannot start a run (...); offline needs no network")
+@case("config: tracking.wandb.mode = ...: wandb cannot start a run (...); offline, or WANDB_MODE=... no network")
 def _(place: Place) -> None:
     wandb = pytest.importorskip("wandb")
 

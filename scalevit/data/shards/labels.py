@@ -88,6 +88,6 @@ def _integer(content: bytes, source: str) -> int:
     digits = text.removeprefix(b"-")
     if len(content) > 64 or not digits.isdigit() or len(digits) > _MAX_DIGITS:
         start = text[:20].decode("ascii", "replace")
-        names = "; names need data.class_names or --class-names" if text else ""
+        names = "; names need a file of class names" if text else ""
         raise NoLabel(f"the label {start!r} of {source} is not an integer{names}")
     return int(text)

@@ -233,20 +233,24 @@ def _check_faults(faults: int, job: WriteJob) -> None:
 
 
 def _finish(folder: Path, job: WriteJob, count: int, plan: dict[str, Any]) -> None:
-    shards = [_read_metadata(folder, number) for number in range(count)]
-    if not any(shard["count"] for shard in shards):
-        first = next(fault["reason"] for shard in shards for fault in shard["faults"])
-        raise UserError(f"shards at {folder}: none of the {len(job.source)} images can be used; {first}")
+    shards = {_shard_name(number): _read_metadata(folder, number) for number in range(count)}
+    faults = [fault for shard in shards.values() for fault in shard["faults"]]
+    written = [name for name, shard in shards.items() if shard["count"]]
+    if not written:
+        raise UserError(f"shards at {folder}: none of the {len(job.source)} images can be used; {faults[0]['reason']}")
     about = {
         "format": 1,
-        "samples": sum(shard["count"] for shard in shards),
-        "shards": [_shard_name(number) for number in range(count)],
+        "samples": sum(shard["count"] for shard in shards.values()),
+        "shards": written,
         "classes": None if job.source.classes is None else list(job.source.classes),
         "settings": plan,
-        "faults": [fault for shard in shards for fault in shard["faults"]],
+        "faults": faults,
         "left_out": [entry._asdict() for entry in job.source.left_out],
     }
     write_whole(folder / SET_FILE, _json(about))
+    for name in shards.keys() - set(written):  # all of its images are bad, and readers refuse a shard without samples
+        (folder / name).unlink()
+        (folder / name).with_suffix(".json").unlink()
     (folder / _SETTINGS_FILE).unlink()
     _remove_temporary_files(folder)
     fsync_path(folder)
@@ -325,7 +329,8 @@ def _prepared(job: WriteJob, number: int) -> Sample:
             (images.check_whole if check == "whole" else images.check_header)(payload)
     except images.UndecodableImage as error:
         raise UserError(
-            f"image {job.source.origin(number)}: cannot be decoded ({error}); replace or remove it"
+            f"image {job.source.origin(number)}: cannot be decoded ({error}); replace or remove it, or "
+            "allow bad images by --max-faults"
         ) from None
     return (key, extension, payload, label) if smaller is None else (key, "jpg", smaller, label)
 
