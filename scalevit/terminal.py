@@ -3,10 +3,11 @@
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -94,6 +95,22 @@ def format_bytes(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
+
+
+def narrow_table(*headings: str, text: Collection[str], title: str | None = None) -> Table:
+    """A table without lines between its columns, for many of them.
+
+    Args:
+        headings: of the columns.
+        text: headings of columns that are aligned to the left; the others have numbers.
+        title: above the table.
+    """
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0)
+    )
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in text else "right")
+    return table
 
 
 def print_table(table: Table, *notes: str) -> None:

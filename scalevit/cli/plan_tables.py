@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.table import Table
+
+from scalevit.terminal import narrow_table
 
 if TYPE_CHECKING:
     from scalevit.planning.estimate import EstimateRow, RunEstimate
@@ -150,11 +151,4 @@ def _own_row(estimate: "RunEstimate") -> "EstimateRow":
 
 
 def _table(title: str, *headings: str) -> Table:
-    """The first column is text, the others are numbers unless they are strategies, engines or answers."""
-    table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0)
-    )
-    for heading in headings:
-        text = heading in ("strategy", "engine", "MLP", "fits", "bound by")
-        table.add_column(heading, justify="left" if text else "right")
-    return table
+    return narrow_table(*headings, text=("strategy", "engine", "MLP", "fits", "bound by"), title=title)

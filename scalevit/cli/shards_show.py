@@ -4,8 +4,6 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from rich import box
-from rich.table import Table
 
 from scalevit.cli.label_format import add_label_format, label_format
 from scalevit.cli.parsing import add_config, integer
@@ -14,7 +12,7 @@ from scalevit.config.tree import Config
 from scalevit.data.inspection.survey import Survey, survey
 from scalevit.data.shards.index import Index, load_index
 from scalevit.errors import UserError
-from scalevit.terminal import format_bytes, print_table
+from scalevit.terminal import format_bytes, narrow_table, print_table
 
 EXAMPLES = """\
   scalevit shards show data/photos/train
@@ -61,7 +59,7 @@ def _show(arguments: argparse.Namespace) -> None:
 
 def _print_classes(index: Index) -> None:
     labels, counts = np.unique(index.label, return_counts=True)
-    table = _table("label", "class", "images", "share")
+    table = narrow_table("label", "class", "images", "share", text=("label", "class"))
     shown = labels if len(labels) <= _PRINTED_CLASSES else labels[np.argsort(-counts, kind="stable")]
     half = _PRINTED_CLASSES // 2
     count_of = dict(zip(labels.tolist(), counts.tolist(), strict=True))
@@ -86,7 +84,8 @@ def _print_images(found: Survey, images: int) -> None:
     read = len(found.sizes) + len(found.unreadable)
     print()
     if len(found.sizes):
-        table = _table(f"of {read:,} images" if read < images else "", "smallest", "5 %", "median", "95 %", "largest")
+        of = f"of {read:,} images" if read < images else ""
+        table = narrow_table(of, "smallest", "5 %", "median", "95 %", "largest", text=(of,))
         width, height = found.sizes.T
         rows = {
             "width": (width, "{:.0f}"),
@@ -139,10 +138,3 @@ def _draw(config: Config, index: Index, arguments: argparse.Namespace) -> None:
     print(
         f"{arguments.sheet}: {arguments.samples} samples before and after augmentation ({config.name}, without mixing)"
     )
-
-
-def _table(*headings: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-    for place, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if place == 0 or heading == "class" else "right")
-    return table
