@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -121,10 +122,10 @@ def _write(arguments: argparse.Namespace) -> None:
     settings = WriteSettings(arguments.shard_size, arguments.seed, resize, arguments.max_faults, check=arguments.check)
     try:
         source = _source(arguments)
-        write_shards(source, arguments.destination, settings, workers=arguments.workers)
+        bad = write_shards(source, arguments.destination, settings, workers=arguments.workers)
     except SettingError as error:
         raise UserError(f"{_OPTIONS[error.argument]} = {error.value}: {error.reason}") from None
-    _report(source)
+    _report(source, bad)
 
 
 def _source(arguments: argparse.Namespace) -> Source:
@@ -157,14 +158,21 @@ def _source(arguments: argparse.Namespace) -> Source:
     return read(arguments.datasets, arguments.split, **columns)
 
 
-def _report(source: Source) -> None:
+def _report(source: Source, bad: Sequence[str]) -> None:
     for reason, count in Counter(entry.reason for entry in source.left_out).most_common():
         print(f"left out: {count} x {reason}")
-    for entry in source.left_out[:_PRINTED_LEFT_OUT]:
-        print(f"  {entry.path}")
-    if more := len(source.left_out[_PRINTED_LEFT_OUT:]):
-        print(f"  ... and {more} more, all in set.json")
+    _print_first([entry.path for entry in source.left_out])
+    if bad:
+        print(f"bad images, left out: {len(bad)}")
+        _print_first(bad)
     if source.classes is not None:
         numbered = [f"{number} = {name}" for number, name in enumerate(source.classes[:_PRINTED_CLASSES])]
         more_names = ", ..." if len(source.classes) > _PRINTED_CLASSES else ""
         print(f"labels of the {len(source.classes)} classes (all in set.json): {', '.join(numbered)}{more_names}")
+
+
+def _print_first(lines: Sequence[str]) -> None:
+    for line in lines[:_PRINTED_LEFT_OUT]:
+        print(f"  {line}")
+    if more := len(lines[_PRINTED_LEFT_OUT:]):
+        print(f"  ... and {more} more, all in set.json")

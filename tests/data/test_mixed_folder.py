@@ -139,6 +139,8 @@ def test_the_command_lists_what_it_leaves_out(folder: Path, tmp_path: Path, caps
     assert "left out: 3 x no image, by its name\n" in said
     assert "left out: 1 x a .gif, which --convert writes as .png\n" in said
     assert f"  {folder / 'all' / 'notes.txt'}\n" in said
+    assert "bad images, left out: 5\n" in said
+    assert f"  image {folder / 'all' / 'empty.jpg'}: cannot be decoded (unknown image format)\n" in said
     with pytest.raises(SystemExit):
         main([*arguments[:5], str(tmp_path / "strict"), "--workers", "0"])
     assert "cannot be decoded" in capsys.readouterr().err
