@@ -34,11 +34,15 @@ class RunData:
     train: TrainingBatches
     evaluation: EvaluationLoader
     mixing: BatchMixing
+    num_classes: int
+    """Of the model."""
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """Names of labels 0..., where the sets have them."""
-        return self.train.classes or self.evaluation.dataset.index.classes
+        """Names of labels 0..., where the training set has them; else the validation set's, if it has all."""
+        validation = self.evaluation.dataset.index.classes
+        whole = validation if validation is not None and len(validation) == self.num_classes else None
+        return self.train.classes or whole
 
     @property
     def index_faults(self) -> list[Fault]:
@@ -65,6 +69,7 @@ def open_data(config: Config, world: World) -> RunData:
             group=augmentation.mixing_group,
             seed=config.seed,
         ),
+        num_classes=config.model.num_classes,
     )
 
 

@@ -3,6 +3,7 @@
 Everything that can be wrong is found by `prepare`, before any process group exists, the cheapest to find first.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ import timm
 from scalevit.config.tree import SECTIONS, Config
 from scalevit.cpu import prepare_cpu
 from scalevit.data.loading.evaluation_loader import EvaluationLoader
+from scalevit.data.shards.discovery import class_names, find_shards
 from scalevit.distributed import World
 from scalevit.engines.base import Engine
 from scalevit.errors import UserError, naming_settings, settings_of
@@ -155,8 +157,24 @@ def prepare_evaluation(config: Config) -> PreparedEvaluation:
     scope = check_engine(config, world)
     build_engine = EngineBuilder(config, world, scope, need_classifier=True)
     with naming_data_settings():
-        data = open_evaluation(config, world, classes=read_classes(Path(weights)))
+        data = open_evaluation(config, world, classes=_classes_of_weights(config, Path(weights), world))
     return PreparedEvaluation(config, world, data, build_engine)
+
+
+def _classes_of_weights(config: Config, weights: Path, world: World) -> tuple[str, ...] | None:
+    """Names of the labels that the weights were trained with: in their file, or else those of the training set."""
+    classes = read_classes(weights)
+    if classes is None:
+        try:
+            classes = class_names(find_shards(config.data.train))
+        except UserError:  # there are none on this machine, which an evaluation does not need
+            classes = None
+        if classes is None and class_names(find_shards(config.data.validation)) is not None and world.is_first:
+            print(
+                f"warning: {weights} names no classes: labels of data.validation are taken as they are numbered there",
+                file=sys.stderr,
+            )
+    return classes
 
 
 def with_model_defaults(config: Config) -> Config:
