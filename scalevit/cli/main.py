@@ -4,6 +4,7 @@ A command is a module of this package named after it, as `CommandTable` describe
 """
 
 import argparse
+import io
 import os
 import select
 import sys
@@ -48,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: the arguments after the program's name; those of this process by default.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may be no text
     with one_line_errors(rank=reporting_rank(os.environ)), _quiet_without_reader():
         parser = top_parser()
         COMMANDS.add_to(parser)

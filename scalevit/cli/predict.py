@@ -3,6 +3,7 @@
 import argparse
 import csv
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from scalevit.cli.parsing import integer
 from scalevit.cli.weights_target import config_of_target
-from scalevit.data.images import CONVERTIBLE, KINDS
+from scalevit.data.writing.sources.files import files_below, why_no_image
 from scalevit.errors import UserError
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def _images(given: Sequence[str]) -> list[Path]:
     for name in given:
         path = Path(name)
         if path.is_dir():
-            inside = [file for file in sorted(path.rglob("*")) if _is_image(file)]
+            inside = [Path(file) for file in files_below(path) if _is_image(file)]
             if not inside:
                 raise UserError(f"folder {path}: has no images")
             found += inside
@@ -74,8 +75,8 @@ def _images(given: Sequence[str]) -> list[Path]:
     return found
 
 
-def _is_image(path: Path) -> bool:
-    return path.is_file() and not path.name.startswith(".") and path.suffix[1:].lower() in (*KINDS, *CONVERTIBLE)
+def _is_image(file: str) -> bool:
+    return why_no_image(os.path.basename(file), convert=True) is None
 
 
 _Predicted = Iterable[tuple[Path, "Prediction"]]

@@ -18,6 +18,7 @@ EXAMPLES = """\
   scalevit shards show data/photos/train
   scalevit shards show data/photos/train --sheet samples.png --config photos.json data.transforms=fast"""
 _PRINTED_CLASSES = 20
+_LONGEST_NAME = 50
 _QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 
 
@@ -66,7 +67,9 @@ def _print_classes(index: Index) -> None:
     for place, label in enumerate(shown.tolist()):
         if len(labels) <= _PRINTED_CLASSES or place < half or place >= len(labels) - half:
             share = f"{count_of[label] / len(index):.1%}"
-            table.add_row(str(label), _name(index, label), f"{count_of[label]:,}", share)
+            name = index.class_of(label) if index.classes is not None else ""
+            shown_name = name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 3] + "..."
+            table.add_row(str(label), shown_name, f"{count_of[label]:,}", share)
         elif place == half:
             table.add_row("...", f"{len(labels) - 2 * half} more", "", "")
     print()
@@ -74,10 +77,6 @@ def _print_classes(index: Index) -> None:
     if index.classes is not None and (missing := set(range(len(index.classes))) - set(labels.tolist())):
         names = ", ".join(index.classes[label] for label in sorted(missing)[:10])
         print(f"{len(missing)} named classes have no images: {names}{', ...' if len(missing) > 10 else ''}")
-
-
-def _name(index: Index, label: int) -> str:
-    return index.classes[label] if index.classes is not None and 0 <= label < len(index.classes) else ""
 
 
 def _print_images(found: Survey, images: int) -> None:
@@ -122,10 +121,11 @@ def _draw(config: Config, index: Index, arguments: argparse.Namespace) -> None:
     train, evaluation = (
         ShardDataset(index, each, config.seed, exif_orientation=data.exif_orientation) for each in transforms
     )
+    samples = spread_over_classes(index, arguments.samples, arguments.seed)
     sheet = contact_sheet(
         train,
         evaluation,
-        spread_over_classes(index, arguments.samples, arguments.seed),
+        samples,
         copies=arguments.copies,
         erase=device_transform_of(config, random_erasing=data.augmentation.random_erasing),
         mean=data.mean,
@@ -135,6 +135,4 @@ def _draw(config: Config, index: Index, arguments: argparse.Namespace) -> None:
         sheet.save(arguments.sheet)
     except OSError as error:
         raise UserError(f"--sheet {arguments.sheet}: cannot be written ({error.strerror or error})") from None
-    print(
-        f"{arguments.sheet}: {arguments.samples} samples before and after augmentation ({config.name}, without mixing)"
-    )
+    print(f"{arguments.sheet}: {len(samples)} samples before and after augmentation ({config.name}, without mixing)")

@@ -60,7 +60,7 @@ def _split(arguments: argparse.Namespace) -> None:
         f"of {len(labels)} classes"
     )
     if len(alone):
-        names = [str(label) if index.classes is None else index.classes[label] for label in alone[:10]]
+        names = [index.class_of(int(label)) for label in alone[:10]]
         more = ", ..." if len(alone) > 10 else ""
         print(f"{len(alone)} classes have no two different images, and none for validation: {', '.join(names)}{more}")
 

@@ -31,6 +31,18 @@ _OPTIONS = {
     "path_column": "--image-column",
     "label_column": "--label-column",
 }
+_CLASSES = ("class_order", "class_names", "label_map", "convert")
+_COLUMNS = ("image_column", "label_column")
+# The options that each source uses.
+_USED = {
+    "source": _CLASSES,
+    "table": (*_CLASSES, *_COLUMNS),
+    "class_archives": _CLASSES,
+    "images": (*_CLASSES, "labels"),
+    "shards": ("class_names", "label_key"),
+    "datasets": (*_CLASSES, *_COLUMNS, "split"),
+    "parquet": (*_CLASSES, *_COLUMNS),
+}
 EXAMPLES = """\
   scalevit shards write --source photos/train --destination data/train --workers 8
   scalevit shards write --table list.csv --image-column file --label-column class --destination data/train
@@ -92,21 +104,20 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
         "--labels",
         help="--images: ImageNet's development kit, a text file with an image and its class per line, or an IDX file",
     )
-    parser.add_argument("--label-key", default=DEFAULT_KEY, help="--shards: key in .json members (default: label)")
+    parser.add_argument("--label-key", help=f"--shards: key in .json members (default: {DEFAULT_KEY})")
     parser.add_argument("--split", help="--datasets: which split")
     parser.add_argument(
         "--image-column", help="--table: column of paths (default: path); --datasets, --parquet: of images (image)"
     )
-    parser.add_argument("--label-column", default="label", help="likewise, column of labels (default: %(default)s)")
+    parser.add_argument("--label-column", help="likewise, column of labels (default: label)")
 
 
 def _add_classes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--class-order",
         choices=get_args(ClassOrder),
-        default=get_args(ClassOrder)[0],
-        help="how class names are sorted before they are numbered; torchvision: 0, 1, 10, 2; natural, as in timm: "
-        "0, 1, 2, 10 (default: %(default)s)",
+        help="how class names are sorted before they are numbered; torchvision (default): 0, 1, 10, 2; natural, as in "
+        "timm: 0, 1, 2, 10",
     )
     parser.add_argument("--class-names", metavar="FILE", help="names of labels 0, 1, ..., one per line, instead")
     parser.add_argument(
@@ -132,11 +143,12 @@ def _source(arguments: argparse.Namespace) -> Source:
     if (arguments.images is None) != (arguments.labels is None):
         raise UserError("--images and --labels belong together: images without class folders, and their classes")
     classes = ClassSettings(
-        arguments.class_order,
+        arguments.class_order or get_args(ClassOrder)[0],
         None if arguments.class_names is None else read_class_names(arguments.class_names),
         None if arguments.label_map is None else read_label_map(arguments.label_map),
     )
-    convert, label = arguments.convert, arguments.label_column
+    _refuse_unused(arguments)
+    convert, label = arguments.convert, arguments.label_column or "label"
     if arguments.source:
         return image_folder(arguments.source, classes, convert=convert)
     if arguments.table:
@@ -149,13 +161,29 @@ def _source(arguments: argparse.Namespace) -> Source:
     if arguments.images:
         return flat_images(arguments.images, arguments.labels, classes, convert=convert)
     if arguments.shards:
-        return ShardSource(arguments.shards, label_format(arguments))
-    columns = {"image": arguments.image_column or "image", "label": label, "classes": classes}
+        return ShardSource(arguments.shards, label_format(arguments), max_faults=arguments.max_faults)
+    columns = {"image": arguments.image_column or "image", "label": label, "classes": classes, "convert": convert}
     if arguments.parquet:
         return DatasetsSource.from_parquet(arguments.parquet, **columns)
     saved = any(os.path.exists(os.path.join(arguments.datasets, name)) for name in SAVED_FILES)
     read = DatasetsSource.from_disk if saved else DatasetsSource.from_hub
     return read(arguments.datasets, arguments.split, **columns)
+
+
+def _refuse_unused(arguments: argparse.Namespace) -> None:
+    """Finds options that the chosen source does not use.
+
+    Raises:
+        UserError: names the first.
+    """
+    source = next(name for name in _USED if getattr(arguments, name))
+    for option in dict.fromkeys(option for options in _USED.values() for option in options):
+        if getattr(arguments, option) and option not in _USED[source]:
+            shown, users = (
+                text.replace("_", "-")
+                for text in (option, ", --".join(name for name, options in _USED.items() if option in options))
+            )
+            raise UserError(f"--{shown} is not used with --{source.replace('_', '-')}, only with --{users}")
 
 
 def _report(source: Source, bad: Sequence[str]) -> None:

@@ -1,10 +1,12 @@
 """Hugging Face data sets, Parquet files and IDX files as sources of shards."""
 
 import gzip
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from scalevit.cli.main import main
 from scalevit.data import images
@@ -95,7 +97,7 @@ def test_a_folder_laid_out_as_on_the_hub(tmp_path):
     make([1, 0, 1, 0, 2, 2], CLASS_LABELS).to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
     source = DatasetsSource.from_hub(str(tmp_path))
     assert (source.classes, len(source)) == (["ant", "bee", "cow"], 6)
-    with pytest.raises(SettingError, match=r'^split = "test": .* has the splits train$'):
+    with pytest.raises(SettingError, match=r'^split = "test": .* has the splits train: give one$'):
         DatasetsSource.from_hub(str(tmp_path), "test")
 
 
@@ -162,6 +164,8 @@ GOOD_IMAGES, GOOD_LABELS = idx(np.zeros((2, 3, 3), np.uint8)), idx(np.zeros(2, n
         (GOOD_IMAGES, b"0\n1\n", "is no IDX file"),
         (GOOD_IMAGES, gzip.compress(GOOD_LABELS)[:-9], "labels: cannot be read"),
         (GOOD_IMAGES, None, "labels: cannot be read"),
+        (idx(np.zeros((0, 3, 3), np.uint8)), idx(np.zeros(0, np.uint8)), r"there are none \(\(0, 3, 3\)\)"),
+        (idx(np.zeros((2, 0, 3), np.uint8)), GOOD_LABELS, "there are none"),
         (GOOD_IMAGES, idx(np.array([0, 2], np.uint8)), "label 2 has no name: the file of class names has 2 lines"),
     ],
 )
@@ -184,3 +188,19 @@ def test_what_is_idx(tmp_path: Path):
         (tmp_path / "file").write_bytes(content)
         assert is_idx(tmp_path / "file") is expected
     assert not is_idx(tmp_path)
+
+
+def test_other_formats_are_converted_on_request(tmp_path):
+    payloads = []
+    for form in ("GIF", "BMP", "TIFF"):
+        file = io.BytesIO()
+        Image.new("L", (4, 4), 7).save(file, form)
+        payloads.append(file.getvalue())
+    features = datasets.Features({"image": datasets.Value("binary"), "label": datasets.Value("int64")})
+    content = {"image": payloads, "label": [0, 1, 2]}
+    table = datasets.table.InMemoryTable.from_pydict(content, schema=features.arrow_schema)
+    rows = datasets.Dataset(table, info=datasets.DatasetInfo(features=features), fingerprint="0" * 16)
+    with pytest.raises(UserError, match=r"row 0 of x: a \.gif, which --convert writes as \.png"):
+        DatasetsSource(rows, "x").load(0)
+    write_shards(DatasetsSource(rows, "x", convert=True), tmp_path / "set", WriteSettings())
+    assert len(load_index(tmp_path / "set")) == 3

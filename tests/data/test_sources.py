@@ -155,3 +155,28 @@ def test_csv_class_names_in_either_order(tmp_path):
     assert table_file(tmp_path / "list.csv").classes == ["n10", "n9"]
     source = table_file(tmp_path / "list.csv", ClassSettings("natural"))
     assert (source.classes, [file.label for file in source.files]) == (["n9", "n10"], [1, 0, 1])
+
+
+def test_links_are_followed_once(tmp_path):
+    for name in ("cat", "more"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (1, 1)).save(tmp_path / name / f"{name}.png")
+    (tmp_path / "train").mkdir()
+    for name, target in (("cat", "cat"), ("dog", "more")):
+        (tmp_path / "train" / name).symlink_to(tmp_path / target)
+    (tmp_path / "cat" / "loop").symlink_to(tmp_path / "cat")
+    (tmp_path / "cat" / "further").symlink_to(tmp_path / "more")
+    source = read_folder(tmp_path / "train")
+    names = [os.path.basename(file.path) for file in source.files]
+    assert names == ["cat.png", "more.png", "more.png"]
+
+
+def test_shards_with_bad_samples_are_written_anew_within_a_limit(tmp_path):
+    (tmp_path / "set").mkdir()
+    with webdataset.ShardWriter(str(tmp_path / "set" / "%03d.tar"), verbose=0) as writer:
+        for number, label in enumerate((b"0", b"cat", b"1")):
+            writer.write({"__key__": str(number), "png": b"x", "cls": label})
+    with pytest.raises(UserError, match=r"1 such samples\): fix or remove them, or allow them by --max-faults"):
+        ShardSource(str(tmp_path / "set"))
+    source = ShardSource(str(tmp_path / "set"), max_faults=1)
+    assert (len(source), [entry.reason for entry in source.left_out]) == (2, ["a sample that cannot be used"])

@@ -74,3 +74,12 @@ def test_nothing_to_split(tmp_path, capsys):
         main(["shards", "split", str(tmp_path / "whole"), "--destination", str(tmp_path / "new")])
     assert "no class has two different images" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_labels_without_a_name_are_numbers(tmp_path, capsys):
+    samples = [("a", "png", b"a", 0), ("b", "png", b"b", 0), ("c", "png", b"c", 5), ("d", "png", b"d", -1)]
+    write_samples(samples, tmp_path / "whole", classes=["cat"])
+    main(["shards", "split", str(tmp_path / "whole"), "--destination", str(tmp_path / "new"), "--workers", "0"])
+    assert (
+        "2 classes have no two different images, and none for validation: label -1, label 5" in capsys.readouterr().out
+    )

@@ -64,18 +64,13 @@ def contact_sheet(
     for row, sample in enumerate(samples):
         top = _GAP + _LINE + row * row_height
         stored, caption = _stored(train, sample)
-        _write(sheet, (_GAP, top), f"{_class_of(train.index, sample)}   {train.index.key(sample)}   {caption}")
+        name = train.index.class_of(int(train.index.label[sample]))
+        _write(sheet, (_GAP, top), f"{name}   {train.index.key(sample)}   {caption}")
         cells = [stored, _evaluated(evaluation, sample), *_trained(train, sample, copies, erase, mean, std)]
         for column, cell in enumerate(cells):
             place = _GAP + column * (_CELL + _GAP), top + _LINE
             sheet.paste(_fitted(cell), place)
     return sheet
-
-
-def _class_of(index: Index, sample: int) -> str:
-    label = int(index.label[sample])
-    known = index.classes is not None and 0 <= label < len(index.classes)
-    return f"{label} = {index.classes[label]}" if known and index.classes else f"label {label}"
 
 
 def _stored(dataset: ShardDataset, sample: int) -> tuple[Image.Image | None, str]:

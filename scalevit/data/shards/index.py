@@ -76,6 +76,11 @@ class Index:
         with closing(open_shard(self.shards[self.shard[sample]].path)) as file:
             return tar.key_before(file, int(self.offset[sample]))
 
+    def class_of(self, label: int) -> str:
+        """The name of a label; "label 7" where it has none."""
+        named = self.classes is not None and 0 <= label < len(self.classes)
+        return self.classes[label] if named and self.classes else f"label {label}"
+
     def fault(self, sample: int, reason: str) -> Fault:
         """A `Fault` for a sample, with its shard and key."""
         try:

@@ -328,9 +328,9 @@ def _prepared(job: WriteJob, number: int) -> Sample:
     key, extension, payload, label = job.source.load(number)
     resize, check = job.settings.resize, job.settings.check
     try:
-        if extension in images.CONVERTIBLE:
-            payload, extension = images.to_png(payload), "png"
         smaller = images.shrink(payload, resize) if resize else None
+        if smaller is None and extension in images.CONVERTIBLE:
+            payload, extension = images.to_png(payload), "png"
         if resize is None and check != "none":
             (images.check_whole if check == "whole" else images.check_header)(payload)
     except images.UndecodableImage as error:

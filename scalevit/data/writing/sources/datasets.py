@@ -34,6 +34,7 @@ class DatasetsSource:
         image: name of the column of images: bytes, or the hub's images.
         label: name of the column of labels.
         classes: how classes are numbered.
+        convert: also take gif, bmp and tiff images, for the writer to convert.
 
     Raises:
         SettingError: `image` or `label` does not exist.
@@ -47,6 +48,8 @@ class DatasetsSource:
         image: str = "image",
         label: str = "label",
         classes: ClassSettings | None = None,
+        *,
+        convert: bool = False,
     ) -> None:
         import datasets
 
@@ -54,7 +57,7 @@ class DatasetsSource:
             if column not in rows.column_names:
                 there = f"data set {name} has the columns {', '.join(rows.column_names)}"
                 raise SettingError(argument, column, there + nearest_hint(column, rows.column_names))
-        self._image, self._label, self._name = image, label, name
+        self._image, self._label, self._name, self._convert = image, label, name, convert
         try:
             self._rows = rows.cast_column(image, datasets.Image(decode=False))
         except (TypeError, ValueError, NotImplementedError):
@@ -131,6 +134,8 @@ class DatasetsSource:
         except OSError as error:
             raise UserError(f"image {self.origin(number)}: cannot be read ({error.strerror})") from None
         extension = images.kind_of(payload)
+        if extension is None and (extension := images.convertible_kind_of(payload)) and not self._convert:
+            raise UserError(f"image {self.origin(number)}: a .{extension}, which --convert writes as .png")
         if extension is None:
             raise UserError(f"image {self.origin(number)}: none of .{', .'.join(images.KINDS)}")
         stem = os.path.splitext(os.path.basename(name))[0]
@@ -161,7 +166,7 @@ def _split(found: Any, split: str | None, name: str) -> "datasets.Dataset":
     if split is None and len(found) == 1:
         return next(iter(found.values()))
     if split not in found:
-        raise SettingError("split", split, f"data set {name} has the splits {', '.join(found)}")
+        raise SettingError("split", split, f"data set {name} has the splits {', '.join(found)}: give one")
     return found[split]
 
 
@@ -176,7 +181,7 @@ def _labels(
     settings = classes or ClassSettings()
     for value in values:
         if not isinstance(value, int | str) or isinstance(value, bool):
-            raise UserError(f"data set {name}: the label {value!r} is neither an integer nor a name")
+            raise UserError(f"data set {name}: a label is a {type(value).__name__}, neither an integer nor a name")
     if names is None:
         return settings.labelled([str(value) for value in values])
     if settings.names is None and settings.renamed is None:

@@ -2,7 +2,7 @@
 
 import csv
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,9 +76,7 @@ def image_folder(
     if not source.is_dir():
         raise UserError(f"images at {source}: no such folder; give a folder with one subfolder of images per class")
     left_out = [
-        LeftOut(str(entry), "beside the class folders")
-        for entry in sorted(source.iterdir())
-        if not entry.is_dir() and not entry.name.startswith(".")
+        LeftOut(str(entry), "beside the class folders") for entry in sorted(source.iterdir()) if not entry.is_dir()
     ]
     found: dict[str, list[str]] = {}
     for entry in sorted(source.iterdir()):
@@ -99,15 +97,25 @@ def image_folder(
 
 def _images_below(root: Path, left_out: list[LeftOut], *, convert: bool) -> list[str]:
     found = []
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        subfolders.sort()
-        for name in sorted(names):
-            path = os.path.join(folder, name)
-            if reason := why_no_image(name, convert=convert):
-                left_out.append(LeftOut(path, reason))
-            else:
-                found.append(path)
+    for path in files_below(root):
+        if reason := why_no_image(os.path.basename(path), convert=convert):
+            left_out.append(LeftOut(path, reason))
+        else:
+            found.append(path)
     return found
+
+
+def files_below(root: str | os.PathLike[str]) -> Iterator[str]:
+    """The files of a folder and its subfolders, by name. Follows links, but visits no folder twice."""
+    visited = set()
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in visited:
+            subfolders.clear()
+            continue
+        visited.add(real)
+        subfolders.sort()
+        yield from (os.path.join(folder, name) for name in sorted(names))
 
 
 def table_file(

@@ -54,6 +54,8 @@ class IdxSource:
         self._path, self._pixels, values = images, _read(images), _read(labels)
         if self._pixels.ndim not in (3, 4) or (self._pixels.ndim == 4 and self._pixels.shape[3] != 3):
             raise UserError(f"images {images}: must be (N, H, W) or (N, H, W, 3), not {self._pixels.shape}")
+        if 0 in self._pixels.shape:
+            raise UserError(f"images {images}: there are none ({self._pixels.shape})")
         if values.shape != self._pixels.shape[:1]:
             raise UserError(f"labels {labels}: have the shape {values.shape} for {len(self._pixels)} images")
         self.classes: Sequence[str] | None

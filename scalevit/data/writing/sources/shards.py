@@ -18,18 +18,23 @@ class ShardSource:
     Args:
         pattern: as in `discovery.find_shards`.
         labels: how they are written.
+        max_faults: maximum number of samples that cannot be used; they are left out.
 
     Raises:
-        UserError: the shards are missing or damaged, or contain samples that cannot be used.
+        UserError: the shards are missing or damaged, or contain more samples that cannot be used.
     """
 
-    left_out: Sequence[LeftOut] = ()
-
-    def __init__(self, pattern: str, labels: LabelFormat = INTEGERS) -> None:
+    def __init__(self, pattern: str, labels: LabelFormat = INTEGERS, *, max_faults: int = 0) -> None:
         self.index = load_index(pattern, labels=labels)
         self.classes: Sequence[str] | None = self.index.classes
-        if self.index.faults:
-            raise UserError(f"{self.index.faults[0]} ({len(self.index.faults)} such samples): fix or remove them")
+        faults = self.index.faults
+        if len(faults) > max_faults:
+            raise UserError(
+                f"{faults[0]} ({len(faults)} such samples): fix or remove them, or allow them by --max-faults"
+            )
+        self.left_out: Sequence[LeftOut] = [
+            LeftOut(f"{fault.key} in {fault.shard}", "a sample that cannot be used") for fault in faults
+        ]
         self._reader = open_reader(self.index)
 
     def __len__(self) -> int:
