@@ -38,7 +38,7 @@ class ProgressBar:
             self._task = self._bar.add_task(title, total=total, completed=done, note="")
 
     def __enter__(self) -> "ProgressBar":
-        self._started = self._last_line = time.monotonic()
+        self._started = self._first_done = self._last_line = time.monotonic()
         if self._bar:
             self._bar.start()
         return self
@@ -47,6 +47,8 @@ class ProgressBar:
         """One more; `note` is shown beside the count, or else the rate."""
         self.done += 1
         now = time.monotonic()
+        if self.done == self._first + 1:
+            self._first_done = now
         if self._bar:
             shown = note or f"{self._rate(now):.0f} {self.unit}/s"
             self._bar.update(self._task, advance=1, note=shown)
@@ -74,7 +76,11 @@ class ProgressBar:
             self.line(f"{self.title}: {count} {self.unit} in {elapsed}, {self._rate(now):.1f}/s")
 
     def _rate(self, now: float) -> float:
-        return max(self.done - self._first, 1e-9) / max(now - self._started, 1e-9)
+        """Without the first, which may take longer, as soon as there is another."""
+        count = self.done - self._first
+        if count > 1:
+            return (count - 1) / max(now - self._first_done, 1e-9)
+        return max(count, 1e-9) / max(now - self._started, 1e-9)
 
 
 def format_duration(seconds: float) -> str:

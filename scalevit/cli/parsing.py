@@ -14,7 +14,9 @@ from scalevit.errors import UserError, nearest_hint
 def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Adds `--config` and the overrides, for `scalevit.config.loading.load_config`."""
     parser.add_argument(
-        "--config", required=required, help="a JSON file, or a preset by name: quickstart, baseline, grouped, ..."
+        "--config",
+        required=required,
+        help="a JSON file, a run folder, or a preset by name: quickstart, baseline, grouped, ...",
     )
     add_overrides(parser)
 
@@ -146,12 +148,19 @@ class CommandParser(argparse.ArgumentParser):
 
     def _setting_hint(self, option: str) -> str:
         """For `--epochs 3`, where settings are given as `train.epochs=3`."""
-        if not any(action.dest == "overrides" for action in self._actions):
+        if not self._takes_settings():
             return ""
         from scalevit.config.keys import find_key  # takes 0.2 s
 
         found = find_key(option.lstrip("-").replace("-", "_"))
         return f"; settings are given as {found}=VALUE" if found else ""
+
+    def _takes_settings(self) -> bool:
+        """Or one of its actions, because it reports their unknown options too."""
+        nested = [action.choices for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        return any(action.dest == "overrides" for action in self._actions) or any(
+            parser._takes_settings() for choices in nested for parser in choices.values()
+        )
 
     def _option_names(self) -> list[str]:
         """Of this parser and, because it reports their unknown options too, of its actions."""

@@ -73,8 +73,10 @@ def suggestion(estimate: "RunEstimate") -> str:
     what = f"{strategy} with {engine} on {estimate.gpus} {'rank' if estimate.gpus == 1 else 'ranks'}"
     if row.largest_micro_batch is None:
         return f"{what}: not even one image fits; use more ranks, ZeRO 3, FSDP2 or train.activation_checkpointing=true"
-    configured = estimate.config.train.micro_batch
-    if configured != "auto" and configured <= row.largest_micro_batch:
+    configured, whole = estimate.config.train.micro_batch, -(-estimate.config.train.global_batch // estimate.gpus)
+    if configured != "auto" and row.largest_micro_batch >= min(configured, whole):
+        if configured >= whole:
+            return f"{what}: train.micro_batch={configured} fits; a rank has {whole} images per step"
         return f"{what}: train.micro_batch={configured} fits, and so does {row.largest_micro_batch}"
     if configured == "auto":
         shown = f"{row.accumulation} x {row.micro_batch} images per rank and step, padding {row.padding:.1%}"
@@ -98,8 +100,9 @@ def notes(estimate: "RunEstimate") -> Iterator[str]:
         "data loading is not included."
     )
     yield (
-        "Images per rank: micro-batches per step x images; results do not depend on them. Padding: rows of weight 0 "
-        "where ranks and micro-batches do not divide the global batch."
+        "Images per rank: micro-batches per step x images; results do not depend on them. The largest micro-batch that "
+        "fits is at most a rank's part of the global batch. Padding: rows of weight 0 where ranks and micro-batches do "
+        "not divide it."
     )
     if estimate.not_estimated:
         yield f"not estimated, the numbers are those without: {', '.join(estimate.not_estimated)}"

@@ -136,7 +136,7 @@ def _write(arguments: argparse.Namespace) -> None:
         bad = write_shards(source, arguments.destination, settings, workers=arguments.workers)
     except SettingError as error:
         raise UserError(f"{_OPTIONS[error.argument]} = {error.value}: {error.reason}") from None
-    _report(source, bad)
+    _report(source, bad, arguments.destination)
 
 
 def _source(arguments: argparse.Namespace) -> Source:
@@ -186,13 +186,14 @@ def _refuse_unused(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{shown} is not used with --{source.replace('_', '-')}, only with --{users}")
 
 
-def _report(source: Source, bad: Sequence[str]) -> None:
+def _report(source: Source, bad: Sequence[str], destination: str) -> None:
     for reason, count in Counter(entry.reason for entry in source.left_out).most_common():
         print(f"left out: {count} x {reason}")
     _print_first([entry.path for entry in source.left_out])
     if bad:
         print(f"bad images, left out: {len(bad)}")
         _print_first(bad)
+    print(f"{len(source) - len(bad):,} images in {destination}")
     if source.classes is not None:
         numbered = [f"{number} = {name}" for number, name in enumerate(source.classes[:_PRINTED_CLASSES])]
         more_names = ", ..." if len(source.classes) > _PRINTED_CLASSES else ""

@@ -10,6 +10,7 @@ from scalevit.distributed import World
 from scalevit.models.costs import ModelCosts
 from scalevit.models.fused_mlp import describe_mlps
 from scalevit.models.weights.match import Coverage
+from scalevit.models.weights.read import read_classes
 from scalevit.training.open_data import RunData
 
 
@@ -43,7 +44,7 @@ def banner(
         "steps": _steps(config, data.train),
     }
     if weights is not None:
-        lines["weights"] = weights_line(config, weights)
+        lines["weights"] = weights_line(config, weights) + _other_classes(config, weights, data)
     width = max(map(len, lines))
     return "\n".join(f"{name:>{width}}  {text}" for name, text in lines.items())
 
@@ -54,6 +55,15 @@ def weights_line(config: Config, weights: Coverage) -> str:
     if not config.reduction.changes_model or config.reduction.factory_arguments():
         return line
     return f"{line}; {'reduced already' if weights.already_reduced else 'then reduced'}"
+
+
+def _other_classes(config: Config, weights: Coverage, data: RunData) -> str:
+    """A remark where the classifier is taken over from other classes, of which there are as many."""
+    assert config.model.initial_weights is not None
+    before = read_classes(Path(config.model.initial_weights))
+    if weights.fresh or before is None or data.classes is None or before == data.classes:
+        return ""
+    return f"; the classifier is of other classes ({', '.join(before[:3])}, ...)"
 
 
 def _ranks(world: World) -> str:

@@ -166,11 +166,14 @@ class Trainer:
     def _run_steps(self) -> None:
         state, world, loader = self.state, self.world, self.data.train
         first_step, seconds_before = state.step, self.throughput.seconds
+        shown = world.is_first and first_step < self.total_steps
+        if world.is_first and not shown:
+            print(f"{self.folder.path} is finished: {first_step:,} of {self.total_steps:,} steps are done", flush=True)
         micro_batches = loader.batches(first_step)
         with (
             Profiler(self.config.train, self.folder.profile, world, first_step=first_step) as profiler,
             PreemptionHandler(verbose=world.is_first) as preemption,
-            ProgressBar(self.config.name, self.total_steps, "steps", done=first_step, visible=world.is_first) as bar,
+            ProgressBar(self.config.name, self.total_steps, "steps", done=first_step, visible=shown) as bar,
         ):
             self.engine.train()
             while state.step < self.total_steps:

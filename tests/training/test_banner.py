@@ -9,9 +9,12 @@ import torch
 from launching import QUICKSTART
 from scalevit.config.loading import load_config
 from scalevit.errors import UserError
+from scalevit.models.build import build_model
 from scalevit.models.costs import model_costs
+from scalevit.models.weights.write import write_weights
 from scalevit.training.banner import banner
 from scalevit.training.run import prepare
+from scalevit.tying import canonical_state
 
 SETTINGS = ["data.workers=0", "model.kwargs.depth=2", "model.kwargs.embed_dim=24", "train.micro_batch=7"]
 
@@ -65,3 +68,16 @@ def test_a_banner_says_what_initial_weights_cover(
         tensors = len(other.state_dict())
         expected = f"timm.pth: {tensors - 2} of {tensors} tensors; head.bias, head.weight initialised anew"
         assert shown == f"{expected}; pos_embed resampled{then}"
+
+
+def test_a_classifier_of_other_classes_is_named(tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of as many, so that it is taken over."""
+    config = load_config(QUICKSTART, [*SETTINGS, "reduction.strategy=none"])
+    network = build_model(config.model, config.reduction, seed=0)
+    about = {"model": config.model, "reduction": config.reduction, "tied": {}}
+    for names, remark in (("abcdefghij", "; the classifier is of other classes (a, b, c, ...)"), ("0123456789", "")):
+        write_weights(tmp_path / "w.safetensors", canonical_state(network), **about, classes=list(names))
+        settings = ["model.initial_weights=w.safetensors", "reduction.strategy=none"]
+        tensors = len(canonical_state(network))
+        shown = lines(tmp_path, digits, monkeypatch, *settings)["weights"]
+        assert shown == f"w.safetensors: all {tensors} tensors{remark}"
