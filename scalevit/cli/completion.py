@@ -57,7 +57,7 @@ def _named_words() -> dict[str, Any]:
         "config": presets,
         "first": presets,
         "second": presets,
-        "key": _words("keys", keys),
+        "keys": _words("keys", keys),
         "overrides": _words("settings", [f"{name}=" for name in dict.fromkeys(settings)]),
         "device": _words("devices", device_names()),
         "strategies": _words("reductions", [part.kind() for part in REDUCTIONS]),
