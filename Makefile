@@ -52,7 +52,7 @@ $(OLDEST_STAMP):
 	$(call install,$(OLDEST),constraints-oldest.txt,torch triton numpy pytest,--editable .)
 
 quickstart: setup
-	@$(RUN) deepspeed --num_accelerators 1 launch/train.py --config configs/quickstart.json
+	@$(RUN) scalevit train --config configs/quickstart.json
 
 # Two files of tests at a time, with a thread each: more threads than cores would wait for each other.
 test: setup

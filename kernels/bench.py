@@ -206,6 +206,12 @@ def measure_stack(
         yield StackMemory(shape, d, h, batch, blocks, name, peak, kept)
 
 
+# For the help of `scalevit bench kernels`.
+EXAMPLES = """\
+  scalevit bench kernels --shapes vit_b --batches 256
+  scalevit bench kernels --providers eager compile fused_fast --passes full --output runs/mlp"""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the benchmark's options to a parser."""
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))

@@ -3,10 +3,11 @@
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -37,7 +38,7 @@ class ProgressBar:
             self._task = self._bar.add_task(title, total=total, completed=done, note="")
 
     def __enter__(self) -> "ProgressBar":
-        self._started = self._last_line = time.monotonic()
+        self._started = self._first_done = self._last_line = time.monotonic()
         if self._bar:
             self._bar.start()
         return self
@@ -46,6 +47,8 @@ class ProgressBar:
         """One more; `note` is shown beside the count, or else the rate."""
         self.done += 1
         now = time.monotonic()
+        if self.done == self._first + 1:
+            self._first_done = now
         if self._bar:
             shown = note or f"{self._rate(now):.0f} {self.unit}/s"
             self._bar.update(self._task, advance=1, note=shown)
@@ -73,7 +76,11 @@ class ProgressBar:
             self.line(f"{self.title}: {count} {self.unit} in {elapsed}, {self._rate(now):.1f}/s")
 
     def _rate(self, now: float) -> float:
-        return max(self.done - self._first, 1e-9) / max(now - self._started, 1e-9)
+        """Without the first, which may take longer, as soon as there is another."""
+        count = self.done - self._first
+        if count > 1:
+            return (count - 1) / max(now - self._first_done, 1e-9)
+        return max(count, 1e-9) / max(now - self._started, 1e-9)
 
 
 def format_duration(seconds: float) -> str:
@@ -94,6 +101,22 @@ def format_bytes(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
+
+
+def narrow_table(*headings: str, text: Collection[str], title: str | None = None) -> Table:
+    """A table without lines between its columns, for many of them.
+
+    Args:
+        headings: of the columns.
+        text: headings of columns that are aligned to the left; the others have numbers.
+        title: above the table.
+    """
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0)
+    )
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in text else "right")
+    return table
 
 
 def print_table(table: Table, *notes: str) -> None:

@@ -5,6 +5,10 @@ from pathlib import Path
 
 from scalevit.cli.parsing import integer
 
+EXAMPLES = """\
+  scalevit bench data
+  scalevit bench data --images 2000 --rounds 9 --output results/data_loaders"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=integer(1), default=400, help="generated JPEGs (default: %(default)s)")

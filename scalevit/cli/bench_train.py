@@ -7,6 +7,10 @@ from scalevit.cli.parsing import add_config, integer
 from scalevit.config.loading import load_config
 from scalevit.models.reductions import REDUCTIONS
 
+EXAMPLES = """\
+  scalevit bench train --config grouped
+  scalevit bench train --config grouped --strategies none grouped --mlps auto --steps 50 --output results"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)

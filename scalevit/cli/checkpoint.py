@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from scalevit.cli.parsing import add_action
 from scalevit.engines.deepspeed.settings import STAGES, Stage
 from scalevit.errors import UserError
 from scalevit.terminal import format_bytes, print_table
@@ -15,7 +16,15 @@ from scalevit.terminal import format_bytes, print_table
 if TYPE_CHECKING:
     from scalevit.export.base import Exporter
 
+_INSPECT = """\
+  scalevit checkpoint inspect runs/quickstart    # all checkpoints of a run
+  scalevit checkpoint inspect runs/quickstart/checkpoints/step-00000100 --json"""
 _CONVERT = """\
+  scalevit checkpoint convert runs/quickstart weights.safetensors --ema
+  scalevit checkpoint convert runs/quickstart converted/ --stage 2
+  scalevit checkpoint convert converted/ weights.safetensors --config quickstart"""
+EXAMPLES = f"{_INSPECT}\n{_CONVERT}"
+_FORMS = """\
 SOURCE and TARGET decide what is written:
   checkpoint or run folder -> file         the weights (with --ema the averaged ones) in the form of the file's suffix
   checkpoint or run folder -> new folder   a DeepSpeed checkpoint; under torchrun, for that number of ranks
@@ -28,17 +37,13 @@ DeepSpeed checkpoints need --config, because they do not name their model."""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the actions of `scalevit checkpoint` to its parser."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    inspect = actions.add_parser("inspect", help="what a checkpoint contains, and whether it is intact")
+    inspect = add_action(actions, "inspect", "show what a checkpoint contains and whether it is intact", _INSPECT)
     inspect.add_argument("path", help="a checkpoint, or a run folder for all of its checkpoints")
     inspect.add_argument("--json", action="store_true", help="print JSON")
     inspect.set_defaults(run_action=_inspect)
 
-    convert = actions.add_parser(
-        "convert",
-        help="export weights, or convert to and from DeepSpeed checkpoints",
-        description=_CONVERT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    purpose = "export weights, or convert to and from DeepSpeed checkpoints"
+    convert = add_action(actions, "convert", purpose, _CONVERT, _FORMS)
     convert.add_argument("source", metavar="SOURCE")
     convert.add_argument("target", metavar="TARGET")
     convert.add_argument("--ema", action="store_true", help="export the averaged weights")

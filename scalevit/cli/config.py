@@ -5,38 +5,40 @@ import json
 import shutil
 import textwrap
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from scalevit.cli.parsing import add_overrides
-from scalevit.config.keys import Key, all_keys, find_key
+from scalevit.cli.parsing import add_action, add_overrides
+from scalevit.config.keys import Key, all_keys, find_key, is_free_form
 from scalevit.config.loading import load_config
 from scalevit.errors import UserError
 
 _WIDTH = 100
-_EXAMPLES = """\
-examples:
-  scalevit config show                                     every key
-  scalevit config show train.micro_batch                   one key: type, default, meaning
-  scalevit config show optimizer --config grouped          a section, with the values of a config
-  scalevit config diff baseline grouped                    what differs between two configs
-  scalevit config diff runs/one runs/two                   ... or two runs
-  scalevit config check my.json train.epochs=90            whether a config is valid"""
+_SHOW = """\
+  scalevit config show                               # every key
+  scalevit config show train.micro_batch             # one key: type, default, meaning
+  scalevit config show optimizer --config grouped    # a section, with the values of a config"""
+_DIFF = """\
+  scalevit config diff baseline grouped              # what differs between two configs
+  scalevit config diff runs/one runs/two             # ... or two runs"""
+_CHECK = """\
+  scalevit config check my.json train.epochs=90      # whether a config is valid"""
+EXAMPLES = f"{_SHOW}\n{_DIFF}\n{_CHECK}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the actions of `scalevit config` to its parser."""
-    parser.epilog = _EXAMPLES
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    show = actions.add_parser("show", help="explain a key, a section, or all: type, default, meaning, allowed values")
-    show.add_argument("key", nargs="?", help="e.g. train.micro_batch or data.augmentation")
+    show = add_action(
+        actions, "show", "explain a key, a section, or all: type, default, meaning, allowed values", _SHOW
+    )
+    show.add_argument("keys", nargs="*", metavar="key", help="e.g. train.micro_batch or data.augmentation")
     show.add_argument("--config", help="show the values of this config (a file, a preset, a run folder) as well")
     show.set_defaults(run_action=_show)
-    diff = actions.add_parser("diff", help="the settings that differ between two configs")
+    diff = add_action(actions, "diff", "list the settings that differ between two configs", _DIFF)
     for name in ("first", "second"):
         diff.add_argument(name, help="a file, a preset or a run folder")
     diff.set_defaults(run_action=_diff)
-    check = actions.add_parser("check", help="whether a config is valid")
+    check = add_action(actions, "check", "check whether a config is valid", _CHECK)
     check.add_argument("config", help="a file, a preset or a run folder")
     add_overrides(check)
     check.set_defaults(run_action=_check)
@@ -52,19 +54,26 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _show(arguments: argparse.Namespace) -> None:
-    keys = [key for key in all_keys() if _is_asked(key, arguments.key)]
-    if not keys:
-        found = find_key(arguments.key)
-        hint = f"; nearest: {found}" if found else ""
-        raise UserError(f"unknown key {arguments.key}{hint}; `scalevit config show` lists all")
     values = {} if arguments.config is None else dict(_leaves(_load(arguments.config)))
-    for key in keys:
-        if not key.is_section or len(keys) == 1:
-            print(_described(key, values))
+    for name in arguments.keys or [""]:
+        keys = [key for key in all_keys() if _is_asked(key, name) and _is_selected(key, values)]
+        if not keys:
+            found = find_key(name)
+            hint = f"; nearest: {found}" if found else ""
+            raise UserError(f"unknown key {name}{hint}; `scalevit config show` lists all")
+        for key in keys:
+            if not key.is_section or is_free_form(key.name) or len(keys) == 1:
+                print(_described(key, values))
 
 
-def _is_asked(key: Key, name: str | None) -> bool:
-    return name is None or key.name == name or key.name.startswith(f"{name}.")
+def _is_asked(key: Key, name: str) -> bool:
+    return not name or key.name == name or key.name.startswith(f"{name}.")
+
+
+def _is_selected(key: Key, values: Mapping[str, Any]) -> bool:
+    """Whether a config has this type of the key's section; True without a config."""
+    selector, _, selected = key.only_with.partition(" = ")
+    return selector not in values or values[selector] == selected
 
 
 def _described(key: Key, values: Mapping[str, Any]) -> str:
@@ -89,13 +98,12 @@ def _diff(arguments: argparse.Namespace) -> None:
 
 def _check(arguments: argparse.Namespace) -> None:
     _load(arguments.config, arguments.overrides)
-    print(f"{arguments.config}: valid")
+    print(f"{arguments.config}: valid (data and weights are checked when a run starts)")
 
 
 def _load(name: str, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A config as plain values. A run folder is named by its path."""
-    recorded = Path(name) / "config.json"
-    return load_config(recorded if recorded.is_file() else name, overrides).model_dump(mode="json")
+    """A config as plain values."""
+    return load_config(name, overrides).model_dump(mode="json")
 
 
 def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from scalevit.models.costs import ModelCosts
 
 
+EXAMPLES = """\
+  scalevit describe --config grouped
+  scalevit describe --config baseline reduction.strategy=shallow model.image_size=384"""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
 

@@ -3,27 +3,25 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from scalevit.cli.local_ranks import add_ranks, start_ranks
 from scalevit.cli.parsing import add_config
+from scalevit.cli.weights_target import config_of_target
 from scalevit.config.loading import load_config
 from scalevit.config.tree import Config
 from scalevit.errors import UserError
 
 _PRINTED_FAULTS = 5
-# Of a run folder, the first that exists.
-_BEST = ("best_ema.safetensors", "best.safetensors", "final_ema.safetensors", "final.safetensors")
-_EXAMPLES = """\
-examples:
-  scalevit evaluate runs/quickstart                                  the best weights of a run, with its config
+EXAMPLES = """\
+  scalevit evaluate runs/quickstart    # the best weights of a run, with its config
   scalevit evaluate runs/quickstart/final.safetensors evaluation.batch=64
   scalevit evaluate --config grouped model.initial_weights=best_ema.safetensors --ranks all
+
+under a launcher:
   torchrun --nproc-per-node 8 -m scalevit evaluate runs/vit_base_grouped"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = _EXAMPLES
     add_config(parser, required=False)
     add_ranks(parser)
 
@@ -66,21 +64,11 @@ def _config(config: str | None, target: str | None, overrides: list[str]) -> Con
     Raises:
         UserError: nothing says what to evaluate, or with which config.
     """
-    if target is None:
-        if config is None:
-            raise UserError("name a run folder or a weights file, or give --config and model.initial_weights=FILE")
-        found = load_config(config, overrides)
-        if found.model.initial_weights is None:
-            raise UserError("config: model.initial_weights = null: name the weights to evaluate")
-        return found
-    path = Path(target)
-    folder = path if path.is_dir() else path.parent
-    weights = next((folder / name for name in _BEST if (folder / name).is_file()), None) if path.is_dir() else path
-    if weights is None:
-        raise UserError(f"run folder {path}: has none of {', '.join(_BEST)}")
-    if not weights.is_file():
-        raise UserError(f"weights {weights}: no such file")
-    recorded = folder / "config.json"
-    if config is None and not recorded.is_file():
-        raise UserError(f"{weights}: there is no config.json beside it: give --config")
-    return load_config(config or recorded, [*overrides, f"model.initial_weights={json.dumps(str(weights))}"])
+    if target is not None:
+        return config_of_target(target, config, overrides)
+    if config is None:
+        raise UserError("name a run folder or a weights file, or give --config and model.initial_weights=FILE")
+    found = load_config(config, overrides)
+    if found.model.initial_weights is None:
+        raise UserError("config: model.initial_weights = null: name the weights to evaluate")
+    return found

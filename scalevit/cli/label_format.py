@@ -23,4 +23,4 @@ def label_format(arguments: argparse.Namespace) -> LabelFormat:
         UserError: the file of class names cannot be read.
     """
     names = None if arguments.class_names is None else tuple(read_class_names(arguments.class_names))
-    return LabelFormat(arguments.label_key, names)
+    return LabelFormat(arguments.label_key or DEFAULT_KEY, names)

@@ -1,10 +1,10 @@
 """The `scalevit` command: finds the module of a command, has it parse the rest, runs it.
 
-A command is a module of this package named after it, with `add_arguments(parser)` and `run(arguments)`, and a line
-below. Only the module of the command that was given is imported, so that help is quick.
+A command is a module of this package named after it, as `CommandTable` describes, and a line below.
 """
 
 import argparse
+import io
 import os
 import select
 import sys
@@ -12,21 +12,35 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from scalevit import __version__
-from scalevit.cli.parsing import CommandParser, run_module
-from scalevit.errors import UserError, nearest_hint, one_line_errors
+from scalevit.cli.commands import CommandTable
+from scalevit.cli.parsing import CommandParser, help_texts
+from scalevit.errors import one_line_errors
 from scalevit.launchers import reporting_rank
 
-_COMMANDS = {
-    "train": "train a model",
-    "evaluate": "evaluate weights on the validation images",
-    "config": "explain, compare and check settings",
-    "describe": "parameters and multiply-accumulates of a model",
-    "plan": "estimate memory, traffic and throughput of a run",
-    "shards": "write, index and verify WebDataset shards",
-    "checkpoint": "inspect and convert checkpoints",
-    "bench": "measure the speed of loaders, kernels and training",
-    "schema": "print the JSON schema of config files",
-}
+COMMANDS = CommandTable(
+    "scalevit",
+    "command",
+    {
+        name: (f"scalevit.cli.{name}", purpose)
+        for name, purpose in {
+            "train": "train a model",
+            "evaluate": "evaluate weights on the validation images",
+            "predict": "print classes and probabilities of images",
+            "config": "explain, compare and check settings",
+            "describe": "count the parameters and multiply-accumulates of a model",
+            "plan": "estimate memory, traffic and throughput of a run",
+            "shards": "write, split, show, index and verify WebDataset shards",
+            "checkpoint": "inspect and convert checkpoints",
+            "bench": "measure the speed of loaders, kernels and training",
+            "schema": "print the JSON schema of config files",
+            "completion": "print the script with which a shell completes commands, options and settings",
+        }.items()
+    },
+)
+_EXAMPLES = """\
+  scalevit train --config quickstart
+  scalevit shards write --source photos/train --destination data/train
+  scalevit plan --config grouped --gpus 8"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -35,13 +49,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: the arguments after the program's name; those of this process by default.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may be no text
     with one_line_errors(rank=reporting_rank(os.environ)), _quiet_without_reader():
-        arguments = _parser().parse_args(argv)
-        name = arguments.command
-        if name not in _COMMANDS:
-            hint = nearest_hint(name, _COMMANDS)
-            raise UserError(f"scalevit has no command {name!r}{hint} (commands: {', '.join(_COMMANDS)})")
-        run_module(f"scalevit.cli.{name}", f"scalevit {name}", _COMMANDS[name], arguments.rest)
+        parser = top_parser()
+        COMMANDS.add_to(parser)
+        arguments = parser.parse_args(argv)
+        COMMANDS.run(arguments.name, arguments.rest)
 
 
 @contextmanager
@@ -59,19 +74,13 @@ def _quiet_without_reader() -> Iterator[None]:
         sys.exit(1)
 
 
-def _parser() -> argparse.ArgumentParser:
-    width = max(map(len, _COMMANDS)) + 2
+def top_parser() -> CommandParser:
+    """The parser of `scalevit` itself, without commands."""
     parser = CommandParser(
         prog="scalevit",
         usage="scalevit [-h] [--version] COMMAND ...",
-        description="Train parameter-reduced Vision Transformers.\n\ncommands:\n"
-        + "\n".join(f"  {name:{width}}{text}" for name, text in _COMMANDS.items()),
-        epilog="`scalevit COMMAND --help` lists the arguments of a command.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **help_texts("train parameter-reduced Vision Transformers", _EXAMPLES),
     )
     parser.add_argument("--version", action="version", version=f"scalevit {__version__}")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher
-    parser.add_argument("command", metavar="COMMAND", help=argparse.SUPPRESS)
-    rest = parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    rest.required = False  # or a missing name is reported with this one
     return parser

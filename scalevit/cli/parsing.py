@@ -1,10 +1,11 @@
-"""What the commands share: arguments of a config, integers in a range, and running a module with its own arguments."""
+"""What the commands share: arguments of a config, integers in a range, help with examples, and running a module."""
 
 import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from types import ModuleType
 from typing import Any, NoReturn
 
 from scalevit.errors import UserError, nearest_hint
@@ -13,7 +14,9 @@ from scalevit.errors import UserError, nearest_hint
 def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Adds `--config` and the overrides, for `scalevit.config.loading.load_config`."""
     parser.add_argument(
-        "--config", required=required, help="a JSON file, or a preset by name: quickstart, baseline, grouped, ..."
+        "--config",
+        required=required,
+        help="a JSON file, a run folder, or a preset by name: quickstart, baseline, grouped, ...",
     )
     add_overrides(parser)
 
@@ -49,24 +52,64 @@ def integer(lowest: int, highest: int | None = None) -> Callable[[str], int]:
     return parse
 
 
+def fraction(text: str) -> float:
+    """The `type` of an argument that is a number between 0 and 1, both excluded."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{value:g}: must be between 0 and 1")
+    return value
+
+
 def run_module(module: str, program: str, purpose: str, argv: Sequence[str]) -> None:
-    """Parses the arguments of a module with `add_arguments` and `run`, and runs it.
+    """Parses the arguments of a module with `add_arguments`, `run` and `EXAMPLES`, and runs it.
 
     Args:
         program: shown in its help, e.g. "scalevit train".
         purpose: what it does, in a few words.
     """
+    command, arguments = parse_module(module, program, purpose, argv)
+    if status := command.run(arguments):
+        sys.exit(status)
+
+
+def parse_module(module: str, program: str, purpose: str, argv: Sequence[str]) -> tuple[ModuleType, argparse.Namespace]:
+    """The module and its arguments, for `run_module`."""
     command = import_module(module)
-    parser = CommandParser(
-        prog=program,
-        description=f"{purpose[0].upper()}{purpose[1:]}.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = CommandParser(prog=program, **help_texts(purpose, command.EXAMPLES))
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher
     command.add_arguments(parser)
-    parse = parser.parse_intermixed_args if parser.intermixed else parser.parse_args
-    if status := command.run(parse(argv)):
-        sys.exit(status)
+    return command, parser.parse_args(argv)
+
+
+def add_action(actions: Any, name: str, purpose: str, examples: str, details: str = "") -> argparse.ArgumentParser:
+    """Adds an action to what `add_subparsers` returned, and returns its parser.
+
+    Args:
+        purpose: what it does, in a few words that begin with a verb.
+        examples: as in `help_texts`.
+        details: more about it, in lines.
+    """
+    parser: argparse.ArgumentParser = actions.add_parser(name, help=purpose, **help_texts(purpose, examples, details))
+    return parser
+
+
+def help_texts(purpose: str, examples: str, details: str = "") -> dict[str, Any]:
+    """What a parser needs to begin its help with a sentence and to end it with examples.
+
+    Args:
+        purpose: in a few words that begin with a verb.
+        examples: indented lines, each a command and perhaps a comment. Other text may follow after an empty line.
+        details: what the help says after the sentence, in lines.
+    """
+    sentence = f"{purpose[0].upper()}{purpose[1:]}."
+    return {
+        "description": f"{sentence}\n\n{details}" if details else sentence,
+        "epilog": f"examples:\n{examples}",
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+    }
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -75,16 +118,25 @@ class CommandParser(argparse.ArgumentParser):
     Parses overrides also between options (intermixed), where argparse supports it: not beside actions.
     """
 
-    intermixed = True
+    _intermixed = True
 
     def add_subparsers(self, **settings: Any) -> Any:
-        self.intermixed = False
+        self._intermixed = False
         return super().add_subparsers(**settings)
 
     def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
         if settings.get("nargs") == argparse.REMAINDER:
-            self.intermixed = False
+            self._intermixed = False
         return super().add_argument(*names, **settings)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if not self._intermixed:
+            return super().parse_known_args(args, namespace)
+        self._intermixed = False  # argparse parses intermixed arguments by calls of this method
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._intermixed = True
 
     def error(self, message: str) -> NoReturn:
         hint = ""
@@ -96,12 +148,19 @@ class CommandParser(argparse.ArgumentParser):
 
     def _setting_hint(self, option: str) -> str:
         """For `--epochs 3`, where settings are given as `train.epochs=3`."""
-        if not any(action.dest == "overrides" for action in self._actions):
+        if not self._takes_settings():
             return ""
         from scalevit.config.keys import find_key  # takes 0.2 s
 
         found = find_key(option.lstrip("-").replace("-", "_"))
         return f"; settings are given as {found}=VALUE" if found else ""
+
+    def _takes_settings(self) -> bool:
+        """Or one of its actions, because it reports their unknown options too."""
+        nested = [action.choices for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        return any(action.dest == "overrides" for action in self._actions) or any(
+            parser._takes_settings() for choices in nested for parser in choices.values()
+        )
 
     def _option_names(self) -> list[str]:
         """Of this parser and, because it reports their unknown options too, of its actions."""

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from scalevit.planning.estimate import RunEstimate
 
 
+EXAMPLES = """\
+  scalevit plan --config grouped --gpus 8
+  scalevit plan --config grouped --gpus 1,2,8 --device h100      # compare numbers of GPUs
+  scalevit plan --config fsdp --gpus 16 --nodes 2 train.micro_batch=128"""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     parser.add_argument(

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.table import Table
+
+from scalevit.terminal import narrow_table
 
 if TYPE_CHECKING:
     from scalevit.planning.estimate import EstimateRow, RunEstimate
@@ -72,8 +73,10 @@ def suggestion(estimate: "RunEstimate") -> str:
     what = f"{strategy} with {engine} on {estimate.gpus} {'rank' if estimate.gpus == 1 else 'ranks'}"
     if row.largest_micro_batch is None:
         return f"{what}: not even one image fits; use more ranks, ZeRO 3, FSDP2 or train.activation_checkpointing=true"
-    configured = estimate.config.train.micro_batch
-    if configured != "auto" and configured <= row.largest_micro_batch:
+    configured, whole = estimate.config.train.micro_batch, -(-estimate.config.train.global_batch // estimate.gpus)
+    if configured != "auto" and row.largest_micro_batch >= min(configured, whole):
+        if configured >= whole:
+            return f"{what}: train.micro_batch={configured} fits; a rank has {whole} images per step"
         return f"{what}: train.micro_batch={configured} fits, and so does {row.largest_micro_batch}"
     if configured == "auto":
         shown = f"{row.accumulation} x {row.micro_batch} images per rank and step, padding {row.padding:.1%}"
@@ -97,8 +100,9 @@ def notes(estimate: "RunEstimate") -> Iterator[str]:
         "data loading is not included."
     )
     yield (
-        "Images per rank: micro-batches per step x images; results do not depend on them. Padding: rows of weight 0 "
-        "where ranks and micro-batches do not divide the global batch."
+        "Images per rank: micro-batches per step x images; results do not depend on them. The largest micro-batch that "
+        "fits is at most a rank's part of the global batch. Padding: rows of weight 0 where ranks and micro-batches do "
+        "not divide it."
     )
     if estimate.not_estimated:
         yield f"not estimated, the numbers are those without: {', '.join(estimate.not_estimated)}"
@@ -150,11 +154,4 @@ def _own_row(estimate: "RunEstimate") -> "EstimateRow":
 
 
 def _table(title: str, *headings: str) -> Table:
-    """The first column is text, the others are numbers unless they are strategies, engines or answers."""
-    table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0)
-    )
-    for heading in headings:
-        text = heading in ("strategy", "engine", "MLP", "fits", "bound by")
-        table.add_column(heading, justify="left" if text else "right")
-    return table
+    return narrow_table(*headings, text=("strategy", "engine", "MLP", "fits", "bound by"), title=title)

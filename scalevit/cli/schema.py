@@ -3,6 +3,10 @@
 import argparse
 import json
 
+EXAMPLES = """\
+  scalevit schema > schema.json             # for an editor that completes and checks config files
+  scalevit schema --markdown > config.md"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--markdown", action="store_true", help="print a table of all settings instead")

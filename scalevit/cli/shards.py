@@ -1,4 +1,7 @@
-"""`scalevit shards`: write, index, verify and plan. Arguments, library calls and printing; must not import torch."""
+"""`scalevit shards`: write, split, show, index, verify and plan. Arguments, library calls and printing.
+
+Must not import torch at module level.
+"""
 
 import argparse
 import json
@@ -8,9 +11,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import TextIO
 
-from scalevit.cli import shards_write
+from scalevit.cli import shards_show, shards_split, shards_write
 from scalevit.cli.label_format import add_label_format, label_format
-from scalevit.cli.parsing import integer
+from scalevit.cli.parsing import add_action, integer
 from scalevit.data.order.read_plan import ReadPlan, plan_reads
 from scalevit.data.order.shuffle import CHUNK, LANES
 from scalevit.data.shards.discovery import find_shards
@@ -21,24 +24,41 @@ from scalevit.terminal import format_bytes
 
 _PRINTED_FAULTS = 20
 _HIGH_AMPLIFICATION = 1.05
+_INDEX = """\
+  scalevit shards index data/train --checksums"""
+_VERIFY = """\
+  scalevit shards verify data/train --num-classes 1000 --workers 8
+  scalevit shards verify 'data/train/{000..146}.tar' --report faults.jsonl"""
+_PLAN = """\
+  scalevit shards plan data/train --nodes 4
+  scalevit shards plan --samples 1281167 --image-bytes 110000 --nodes 4    # before it is written"""
+EXAMPLES = f"""\
+  scalevit shards write --source photos/train --destination data/train
+  scalevit shards split data/photos --destination data/split --validation 0.1
+  scalevit shards show data/train --sheet samples.png
+{_INDEX}
+{_VERIFY}
+{_PLAN}"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the actions of `scalevit shards` to its parser."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    write = actions.add_parser(
-        "write",
-        help="write shards from images, archives, a table, other shards or a data set",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    shards_write.add_arguments(write)
+    purpose = "write shards from images, archives, a table, other shards or a data set"
+    shards_write.add_arguments(add_action(actions, "write", purpose, shards_write.EXAMPLES))
 
-    index = actions.add_parser("index", help="index shards, so that runs start without reading all headers")
+    purpose = "split a set into training and validation, the same share of each class"
+    shards_split.add_arguments(add_action(actions, "split", purpose, shards_split.EXAMPLES))
+
+    purpose = "print classes, sizes and kinds of images, and draw samples before and after augmentation"
+    shards_show.add_arguments(add_action(actions, "show", purpose, shards_show.EXAMPLES))
+
+    index = add_action(actions, "index", "index shards, so that runs start without reading all headers", _INDEX)
     _add_shards(index)
     index.add_argument("--checksums", action="store_true", help="compute and save the checksums of all images")
     index.set_defaults(run_action=_index)
 
-    verify = actions.add_parser("verify", help="check headers, counts, checksums, labels and images of shards")
+    verify = add_action(actions, "verify", "check headers, counts, checksums, labels and images of shards", _VERIFY)
     _add_shards(verify)
     verify.add_argument("--num-classes", type=integer(1), help="labels must be below it")
     verify.add_argument("--no-decode", action="store_true", help="check headers and metadata only")
@@ -46,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verify.add_argument("--report", help="file for all faults, one JSON object per line")
     verify.set_defaults(run_action=_verify)
 
-    planning = actions.add_parser("plan", help="what reading a set will cost: index, cache, reads per node")
+    planning = add_action(actions, "plan", "estimate what reading a set costs: index, cache, reads per node", _PLAN)
     planning.add_argument("shards", nargs="?", help="existing shards; or describe a set by the next two")
     planning.add_argument("--samples", type=integer(1), help="number of images")
     planning.add_argument("--image-bytes", type=integer(1), default=110_000, help="mean size (default: %(default)s)")

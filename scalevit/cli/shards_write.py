@@ -1,7 +1,9 @@
 """`scalevit shards write`: from images of any origin to shards. Arguments, library calls and printing."""
 
 import argparse
+import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -12,8 +14,9 @@ from scalevit.data.shards.labels import DEFAULT_KEY
 from scalevit.data.writing.sources.archives import class_archives, flat_images
 from scalevit.data.writing.sources.base import Source
 from scalevit.data.writing.sources.classes import ClassOrder, ClassSettings, read_class_names, read_label_map
-from scalevit.data.writing.sources.datasets import DatasetsSource
+from scalevit.data.writing.sources.datasets import SAVED_FILES, DatasetsSource
 from scalevit.data.writing.sources.files import image_folder, table_file
+from scalevit.data.writing.sources.idx import IdxSource, is_idx
 from scalevit.data.writing.sources.shards import ShardSource
 from scalevit.data.writing.writer import DEFAULT_SHARD_SIZE, WriteSettings, check_destination, write_shards
 from scalevit.errors import SettingError, UserError
@@ -28,18 +31,30 @@ _OPTIONS = {
     "path_column": "--image-column",
     "label_column": "--label-column",
 }
-_EXAMPLES = """\
-examples:
+_CLASSES = ("class_order", "class_names", "label_map", "convert")
+_COLUMNS = ("image_column", "label_column")
+# The options that each source uses.
+_USED = {
+    "source": _CLASSES,
+    "table": (*_CLASSES, *_COLUMNS),
+    "class_archives": _CLASSES,
+    "images": (*_CLASSES, "labels"),
+    "shards": ("class_names", "label_key"),
+    "datasets": (*_CLASSES, *_COLUMNS, "split"),
+    "parquet": (*_CLASSES, *_COLUMNS),
+}
+EXAMPLES = """\
   scalevit shards write --source photos/train --destination data/train --workers 8
   scalevit shards write --table list.csv --image-column file --label-column class --destination data/train
   scalevit shards write --class-archives ILSVRC2012_img_train.tar --destination data/imagenet/train
   scalevit shards write --images ILSVRC2012_img_val.tar --labels ILSVRC2012_devkit_t12.tar.gz --destination \\
-      data/imagenet/validation"""
+      data/imagenet/validation
+  scalevit shards write --parquet 'train-*.parquet' --label-column fine_label --destination data/train
+  scalevit shards write --images images-idx3-ubyte.gz --labels labels-idx1-ubyte.gz --destination data/train"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the action."""
-    parser.epilog = _EXAMPLES
     _add_sources(parser)
     parser.add_argument("--destination", required=True, help="folder to create; must not exist or be empty")
     _add_classes(parser)
@@ -81,25 +96,28 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--source", help="folder with one subfolder of images per class")
     source.add_argument("--table", "--csv", help=".csv or .tsv file with a column of paths (relative to it) and labels")
     source.add_argument("--class-archives", help="ImageNet's archives: a folder, or a tar, with one tar per class")
-    source.add_argument("--images", help="folder or tar of images without classes, which --labels has")
+    source.add_argument("--images", help="folder, tar or IDX file of images without classes, which --labels has")
     source.add_argument("--shards", help="existing shards, whatever tool wrote them: folder, pattern or address")
-    source.add_argument("--datasets", help="folder of a Hugging Face data set (save_to_disk)")
+    source.add_argument("--datasets", help="Hugging Face data set: a folder (save_to_disk), or OWNER/NAME on the hub")
+    source.add_argument("--parquet", help="Parquet files with a column of images: a file, folder or pattern")
     parser.add_argument(
-        "--labels", help="--images: ImageNet's development kit, or a text file with an image and its class per line"
+        "--labels",
+        help="--images: ImageNet's development kit, a text file with an image and its class per line, or an IDX file",
     )
-    parser.add_argument("--label-key", default=DEFAULT_KEY, help="--shards: key in .json members (default: label)")
+    parser.add_argument("--label-key", help=f"--shards: key in .json members (default: {DEFAULT_KEY})")
     parser.add_argument("--split", help="--datasets: which split")
-    parser.add_argument("--image-column", help="--table, --datasets: column of paths or images (default: path, image)")
-    parser.add_argument("--label-column", default="label", help="likewise, column of labels (default: %(default)s)")
+    parser.add_argument(
+        "--image-column", help="--table: column of paths (default: path); --datasets, --parquet: of images (image)"
+    )
+    parser.add_argument("--label-column", help="likewise, column of labels (default: label)")
 
 
 def _add_classes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--class-order",
         choices=get_args(ClassOrder),
-        default=get_args(ClassOrder)[0],
-        help="how class names are sorted before they are numbered; torchvision: 0, 1, 10, 2; natural, as in timm: "
-        "0, 1, 2, 10 (default: %(default)s)",
+        help="how class names are sorted before they are numbered; torchvision (default): 0, 1, 10, 2; natural, as in "
+        "timm: 0, 1, 2, 10",
     )
     parser.add_argument("--class-names", metavar="FILE", help="names of labels 0, 1, ..., one per line, instead")
     parser.add_argument(
@@ -115,21 +133,22 @@ def _write(arguments: argparse.Namespace) -> None:
     settings = WriteSettings(arguments.shard_size, arguments.seed, resize, arguments.max_faults, check=arguments.check)
     try:
         source = _source(arguments)
-        write_shards(source, arguments.destination, settings, workers=arguments.workers)
+        bad = write_shards(source, arguments.destination, settings, workers=arguments.workers)
     except SettingError as error:
         raise UserError(f"{_OPTIONS[error.argument]} = {error.value}: {error.reason}") from None
-    _report(source)
+    _report(source, bad, arguments.destination)
 
 
 def _source(arguments: argparse.Namespace) -> Source:
     if (arguments.images is None) != (arguments.labels is None):
         raise UserError("--images and --labels belong together: images without class folders, and their classes")
     classes = ClassSettings(
-        arguments.class_order,
+        arguments.class_order or get_args(ClassOrder)[0],
         None if arguments.class_names is None else read_class_names(arguments.class_names),
         None if arguments.label_map is None else read_label_map(arguments.label_map),
     )
-    convert, label = arguments.convert, arguments.label_column
+    _refuse_unused(arguments)
+    convert, label = arguments.convert, arguments.label_column or "label"
     if arguments.source:
         return image_folder(arguments.source, classes, convert=convert)
     if arguments.table:
@@ -137,21 +156,52 @@ def _source(arguments: argparse.Namespace) -> Source:
         return table_file(arguments.table, classes, path_column=path, label_column=label, convert=convert)
     if arguments.class_archives:
         return class_archives(arguments.class_archives, classes, convert=convert)
+    if arguments.images and is_idx(arguments.images):
+        return IdxSource(arguments.images, arguments.labels, classes)
     if arguments.images:
         return flat_images(arguments.images, arguments.labels, classes, convert=convert)
     if arguments.shards:
-        return ShardSource(arguments.shards, label_format(arguments))
-    return DatasetsSource(arguments.datasets, arguments.split, arguments.image_column or "image", label)
+        return ShardSource(arguments.shards, label_format(arguments), max_faults=arguments.max_faults)
+    columns = {"image": arguments.image_column or "image", "label": label, "classes": classes, "convert": convert}
+    if arguments.parquet:
+        return DatasetsSource.from_parquet(arguments.parquet, **columns)
+    saved = any(os.path.exists(os.path.join(arguments.datasets, name)) for name in SAVED_FILES)
+    read = DatasetsSource.from_disk if saved else DatasetsSource.from_hub
+    return read(arguments.datasets, arguments.split, **columns)
 
 
-def _report(source: Source) -> None:
+def _refuse_unused(arguments: argparse.Namespace) -> None:
+    """Finds options that the chosen source does not use.
+
+    Raises:
+        UserError: names the first.
+    """
+    source = next(name for name in _USED if getattr(arguments, name))
+    for option in dict.fromkeys(option for options in _USED.values() for option in options):
+        if getattr(arguments, option) and option not in _USED[source]:
+            shown, users = (
+                text.replace("_", "-")
+                for text in (option, ", --".join(name for name, options in _USED.items() if option in options))
+            )
+            raise UserError(f"--{shown} is not used with --{source.replace('_', '-')}, only with --{users}")
+
+
+def _report(source: Source, bad: Sequence[str], destination: str) -> None:
     for reason, count in Counter(entry.reason for entry in source.left_out).most_common():
         print(f"left out: {count} x {reason}")
-    for entry in source.left_out[:_PRINTED_LEFT_OUT]:
-        print(f"  {entry.path}")
-    if more := len(source.left_out[_PRINTED_LEFT_OUT:]):
-        print(f"  ... and {more} more, all in set.json")
+    _print_first([entry.path for entry in source.left_out])
+    if bad:
+        print(f"bad images, left out: {len(bad)}")
+        _print_first(bad)
+    print(f"{len(source) - len(bad):,} images in {destination}")
     if source.classes is not None:
         numbered = [f"{number} = {name}" for number, name in enumerate(source.classes[:_PRINTED_CLASSES])]
         more_names = ", ..." if len(source.classes) > _PRINTED_CLASSES else ""
         print(f"labels of the {len(source.classes)} classes (all in set.json): {', '.join(numbered)}{more_names}")
+
+
+def _print_first(lines: Sequence[str]) -> None:
+    for line in lines[:_PRINTED_LEFT_OUT]:
+        print(f"  {line}")
+    if more := len(lines[_PRINTED_LEFT_OUT:]):
+        print(f"  ... and {more} more, all in set.json")

@@ -16,7 +16,7 @@ def print_summary(summary: Summary, folder: Path) -> None:
         folder: the run's.
     """
     table = Table(title=f"{summary.name}: {summary.reduction}, {summary.parameters:,} parameters")
-    for heading in ("", "best top-1", "top-5", "epoch", "last top-1", "gap"):
+    for heading in ("", "best top-1", "top-5", "epoch", "last top-1", "best - last"):
         table.add_column(heading, justify="right" if heading else "left")
     for label, result in (("weights", summary.weights), ("EMA", summary.ema)):
         if result is not None:

@@ -6,18 +6,18 @@ from scalevit.cli.local_ranks import add_ranks, start_ranks
 from scalevit.cli.parsing import add_config
 from scalevit.config.loading import load_config
 
-_EXAMPLES = """\
-examples:
-  scalevit train --config quickstart                                      one process
-  scalevit train --config grouped --ranks all                             all GPUs of this machine
-  deepspeed --module scalevit train --config grouped train.epochs=90      the same with deepspeed
-  torchrun --nproc-per-node 8 -m scalevit train --config fsdp             the same with torchrun
+EXAMPLES = """\
+  scalevit train --config quickstart                             # one process
+  scalevit train --config grouped --ranks all train.epochs=90    # all GPUs of this machine
+
+under a launcher:
+  deepspeed --module scalevit train --config grouped train.epochs=90
+  torchrun --nproc-per-node 8 -m scalevit train --config fsdp
 
 The same command resumes an interrupted run."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = _EXAMPLES
     add_config(parser)
     add_ranks(parser)
 

@@ -83,8 +83,8 @@ class TrainConfig(Section):
     false: start a new run; a run folder that has checkpoints is an error."""
     resume_changes: Literal["refuse", "allow"] | tuple[str, ...] = "refuse"
     """Settings that may differ from those of the checkpoint although the run's results depend on them: optimizer,
-    schedule, loss, task, EMA, augmentation, drop-path, epochs. refuse: none; allow: all; or a list of keys or sections,
-    e.g. `["optimizer.lr"]`. Every change is listed, and recorded in the run folder."""
+    schedule, loss, task, EMA, augmentation, validation set, drop-path, epochs. refuse: none; allow: all; or a list of
+    keys or sections, e.g. `["optimizer.lr"]`. Every change is listed, and recorded in the run folder."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     log_every_steps: PositiveInt = 50
     """Optimizer steps between training records in metrics.jsonl and the trackers."""

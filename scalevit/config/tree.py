@@ -86,7 +86,7 @@ class Config(Section):
         train, schedule = self.train, self.schedule
         if schedule.warmup_epochs >= train.epochs:
             raise ValueError(
-                f"schedule.warmup_epochs = {schedule.warmup_epochs} must be below train.epochs = {train.epochs}"
+                f"schedule.warmup_epochs = {schedule.warmup_epochs:g}: must be below train.epochs = {train.epochs}"
             )
         self.engine.check_training(precision=train.precision, meta_init=train.meta_init)
         self.loss.check_classes(self.model.num_classes)

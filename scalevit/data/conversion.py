@@ -3,6 +3,7 @@
 docs/data.md has the table of conversions.
 """
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+_XMP = b"http://ns.adobe.com/xap/1.0/\0"
+_XMP_ORIENTATION = re.compile(rb"tiff:Orientation(=\"|>)([1-8])")
 BACKGROUND = (255, 255, 255)
 """White, behind transparent pixels."""
 _WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
@@ -25,7 +28,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
         ValueError: integers outside 0..65535, or floats outside 0..1.
     """
     if image.mode.startswith("I"):
-        return Image.fromarray(_to_8_bits(np.asarray(image).astype(np.int64), 65535)).convert("RGB")
+        values = np.asarray(image).astype(np.int64)
+        grey = _to_8_bits(values, 65535)
+        if isinstance(transparent := image.info.get("transparency"), int):
+            grey[values == transparent] = 255
+        return Image.fromarray(grey).convert("RGB")
     if image.mode == "F":
         return Image.fromarray(_to_8_bits(np.asarray(image, np.float64), 1.0)).convert("RGB")
     if image.mode in _WITH_ALPHA or "transparency" in image.info:
@@ -59,9 +66,22 @@ def upright(image: Image.Image) -> Image.Image:
         return image
 
 
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation of an open image, 1 to 8, or 1 (upright) where it has none."""
+    try:
+        with _without_warnings():
+            value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # as in `upright`
+        return 1
+    return value if value in range(1, 9) else 1
+
+
 def jpeg_orientation(payload: bytes) -> int:
-    """The EXIF orientation of a JPEG, 1 to 8, or 1 (upright) where it has none. Reads the segments before the image."""
-    position = 2
+    """The EXIF orientation of a JPEG, 1 to 8, or 1 (upright) where it has none. Reads the segments before the image.
+
+    Where EXIF has none, XMP's is taken, as Pillow does.
+    """
+    position, xmp = 2, 1
     while payload[position : position + 1] == b"\xff":
         marker, size = payload[position + 1 : position + 2], int.from_bytes(payload[position + 2 : position + 4], "big")
         if marker == b"\xff":  # a byte that only fills up
@@ -70,25 +90,39 @@ def jpeg_orientation(payload: bytes) -> int:
         if marker == b"\xda" or size < 2:  # the image begins, or the file is damaged
             break
         if marker == b"\xe1" and payload[position + 4 : position + 10] == b"Exif\0\0":
-            return _orientation(payload[position + 4 : position + 2 + size])
+            found = _orientation(payload[position + 4 : position + 2 + size])
+            if found is not None:
+                return found
+        if marker == b"\xe1" and payload[position + 4 : position + 33] == _XMP:
+            match = _XMP_ORIENTATION.search(payload, position, position + 2 + size)
+            xmp = int(match[2]) if match else xmp
         position += 2 + size
-    return 1
+    return xmp
 
 
-def _orientation(record: bytes) -> int:
+def _orientation(record: bytes) -> int | None:
+    """Of an EXIF record; None where it has none."""
     exif = Image.Exif()
     try:
         with _without_warnings():
             exif.load(record)
-            value = exif.get(ExifTags.Base.Orientation, 1)
+            value = exif.get(ExifTags.Base.Orientation)
     except Exception:  # as in `upright`
         return 1
-    return value if value in range(1, 9) else 1
+    return value if value is None or value in range(1, 9) else 1
 
 
 def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """(H, W, 3) pixels, stored with an EXIF orientation from 1 to 8, upright; a view."""
-    if orientation >= 5:
-        pixels = pixels.swapaxes(0, 1)
-    flip_rows, flip_columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
-    return pixels[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
+    """(H, W, 3) pixels, stored with an EXIF orientation from 2 to 8, upright. Pillow's transposes are blockwise."""
+    return np.array(Image.fromarray(pixels).transpose(_UPRIGHT[orientation]))
+
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}

@@ -39,8 +39,12 @@ def decode(payload: bytes, *, orient: bool = True) -> Image.Image:
     Raises:
         UndecodableImage: with the decoder's reason.
     """
+    return _decode(payload, orient, _FORMATS)
+
+
+def _decode(payload: bytes, orient: bool, formats: tuple[str, ...]) -> Image.Image:
     pixels = _decode_jpeg(payload, orient)
-    return _decode_with_pillow(payload, orient) if pixels is None else Image.fromarray(pixels)
+    return _decode_with_pillow(payload, orient, formats) if pixels is None else Image.fromarray(pixels)
 
 
 def decode_pixels(payload: bytes, *, orient: bool = True) -> np.ndarray:
@@ -57,7 +61,7 @@ def decode_pixels(payload: bytes, *, orient: bool = True) -> np.ndarray:
         UndecodableImage: with the decoder's reason; also for sizes above the limits, which are not decoded.
     """
     pixels = _decode_jpeg(payload, orient)
-    return np.array(_decode_with_pillow(payload, orient)) if pixels is None else pixels
+    return np.array(_decode_with_pillow(payload, orient, _FORMATS)) if pixels is None else pixels
 
 
 def _decode_jpeg(payload: bytes, orient: bool) -> np.ndarray | None:
@@ -72,11 +76,11 @@ def _decode_jpeg(payload: bytes, orient: bool) -> np.ndarray | None:
     except ValueError:
         return None
     orientation = jpeg_orientation(payload) if orient else 1
-    return pixels if orientation == 1 else np.ascontiguousarray(turn(pixels, orientation))
+    return pixels if orientation == 1 else turn(pixels, orientation)
 
 
-def _decode_with_pillow(payload: bytes, orient: bool) -> Image.Image:
-    with open_image(payload) as image:
+def _decode_with_pillow(payload: bytes, orient: bool, formats: tuple[str, ...]) -> Image.Image:
+    with open_image(payload, formats=formats) as image:
         return to_rgb(upright(image) if orient else image)
 
 
@@ -153,16 +157,17 @@ class Resize:
 
 
 def shrink(payload: bytes, resize: Resize) -> bytes | None:
-    """The image as a smaller JPEG, upright, or None if it is not larger than requested.
+    """The image, also one of `CONVERTIBLE`, as a smaller JPEG, upright, or None if it is not larger than requested.
 
     Images of up to a thousand megapixels are accepted, more than `decode` takes.
 
     Raises:
         UndecodableImage: as `decode`.
     """
-    image = _decode_huge(payload, resize) or decode(payload)
+    image = _decode_huge(payload, resize) or _decode(payload, True, _CONVERTIBLE_FORMATS)
     factor = resize.side / (min(image.size) if resize.which == "shortest" else max(image.size))
     if factor >= 1:
+        check_size(*image.size)
         return None
     width, height = (max(1, round(side * factor)) for side in image.size)
     file = io.BytesIO()
@@ -172,7 +177,8 @@ def shrink(payload: bytes, resize: Resize) -> bytes | None:
 
 def _decode_huge(payload: bytes, resize: Resize) -> Image.Image | None:
     """An image above the limit of `decode`, a JPEG at a fraction of its size; None for others."""
-    with _without_pillows_limit(), open_image(payload, limit=_MAX_SHRINKABLE) as image:
+    formats = _CONVERTIBLE_FORMATS
+    with _without_pillows_limit(), open_image(payload, formats=formats, limit=_MAX_SHRINKABLE) as image:
         if image.width * image.height <= _MAX_PIXELS:
             return None
         # libjpeg scales by 1/2, 1/4 or 1/8 while it decodes; twice the target keeps the quality.
@@ -188,6 +194,13 @@ def kind_of(payload: bytes) -> str | None:
     if payload[:8] == b"\x89PNG\r\n\x1a\n":
         return "png"
     return "webp" if payload[:4] == b"RIFF" and payload[8:12] == b"WEBP" else None
+
+
+def convertible_kind_of(payload: bytes) -> str | None:
+    """The extension that matches the first bytes, one of `CONVERTIBLE`, or None."""
+    if payload[:4] in (b"II*\0", b"MM\0*"):
+        return "tiff"
+    return "gif" if payload[:4] == b"GIF8" else "bmp" if payload[:2] == b"BM" else None
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from scalevit.models.fused_mlp import fuse_mlps
 from scalevit.models.mlps import mlp_views
 from scalevit.models.reductions.apply import factory_arguments, reduce_model
 from scalevit.models.reductions.base import Reduction
-from scalevit.models.weights.match import load_initial_weights
+from scalevit.models.weights.match import Coverage, load_initial_weights, match_weights
 
 _RESERVED = {
     "num_classes": "is given by model.num_classes",
@@ -48,8 +48,8 @@ def build_model(
         device: where it is built; "meta" builds shapes only.
         kernels: how its MLPs are computed; None for timm's own modules.
         run_device: where it will run, for the choice of kernels; where it is built by default.
-        need_classifier: refuse initial weights whose classifier has another number of classes, instead of keeping the
-            initialisation of this one.
+        need_classifier: refuse initial weights whose classifier is missing or has another number of classes, instead
+            of keeping the initialisation of this one.
 
     Raises:
         SettingError: an unknown or unsuitable model, arguments that timm refuses, a reduction that does not fit the
@@ -70,6 +70,18 @@ def build_model(
     if kernels is not None:
         fuse_mlps(network, kernels, torch.device(device) if run_device is None else run_device)
     return network
+
+
+def initial_weights_of(model: ModelConfig, reduction: Reduction) -> Coverage | None:
+    """What `model.initial_weights` give to the model and what not, found on shapes; None without such weights.
+
+    Raises:
+        SettingError, UserError: as `build_model`.
+    """
+    if model.initial_weights is None:
+        return None
+    with torch.device("meta"), settings_of("reduction"):
+        return match_weights(create_unreduced(model, reduction), Path(model.initial_weights), reduction).coverage
 
 
 def create_unreduced(model: ModelConfig, reduction: Reduction) -> nn.Module:

@@ -3,8 +3,6 @@
 Knows timm's `Mlp` and the face of `scalevit.kernels`. Must not know engines or reductions.
 """
 
-import warnings
-
 import torch
 from timm.layers import GELU, GELUTanh, Mlp
 from torch import Tensor, nn
@@ -49,7 +47,7 @@ def fuse_mlps(model: nn.Module, kernels: KernelsConfig, device: torch.device) ->
     """Replaces every MLP by a `FusedMlp`, in place; blocks that shared an MLP share the new module.
 
     An MLP that the kernels cannot compute (an activation other than GELU, a norm or dropout between its layers) is
-    left as it is, with one warning that says why.
+    left as it is; `describe_mlps` says why.
 
     Args:
         model: reduced already, if it is to be.
@@ -81,28 +79,34 @@ def describe_mlps(model: nn.Module, kernels: KernelsConfig, device: torch.device
         model: after `fuse_mlps`, perhaps inside an engine.
         device: where it runs.
     """
-    fused = any(isinstance(module, FusedMlp) for module in model.modules())
-    obstacle = unsupported_reason(device)
-    if not fused or obstacle:
-        reason = "" if kernels.mlp == "eager" else f": {obstacle or 'the kernels cannot compute them'}"
-        return f"eager PyTorch{reason}"
+    if kernels.mlp == "eager":
+        return "eager PyTorch"
+    if device.type == "cpu" and unsupported_reason(device):
+        return "eager PyTorch: the kernels need a GPU"
+    mlps = [module for module in model.modules() if isinstance(module, Mlp)]
+    if obstacle := unsupported_reason(device) or (mlps and _obstacle(mlps[0])):
+        return f"eager PyTorch: {obstacle}"
     return f"fused Triton kernels, save={kernels.save}"
 
 
 def _fuse(mlp: Mlp, kernels: KernelsConfig) -> nn.Module:
-    activation = _activation(mlp.act)
-    if activation is None:
-        obstacle = f"its activation is {type(mlp.act).__name__}, not GELU"
-    elif not isinstance(mlp.norm, nn.Identity):
-        obstacle = "a norm lies between its layers"
-    elif mlp.drop1.p > 0:
-        obstacle = "dropout lies between its layers"
-    else:
+    obstacle = _obstacle(mlp)
+    if obstacle is None:
+        activation = _activation(mlp.act)
+        assert activation is not None, "see _obstacle"
         return FusedMlp(mlp, activation=activation, save=kernels.save, backend=kernels.mlp)
     if kernels.mlp == "triton":
         raise SettingError("kernels.mlp", kernels.mlp, f"this model's MLP cannot be fused: {obstacle}")
-    warnings.warn(f"MLPs run in eager PyTorch: {obstacle}", stacklevel=2)
     return mlp
+
+
+def _obstacle(mlp: Mlp) -> str | None:
+    """Why the kernels cannot compute an MLP; None if they can."""
+    if _activation(mlp.act) is None:
+        return f"its activation is {type(mlp.act).__name__}, not GELU"
+    if not isinstance(mlp.norm, nn.Identity):
+        return "a norm lies between its layers"
+    return "dropout lies between its layers" if mlp.drop1.p > 0 else None
 
 
 def _activation(act: nn.Module) -> str | None:

@@ -44,7 +44,8 @@ def initial_values(model: ModelConfig, reduction: Reduction, *, seed: int) -> It
     if model.initial_weights is not None:
         with torch.device("meta"):
             other = create_unreduced(model, reduction)  # which may become reduced
-        weights, already_reduced = match_weights(other, Path(model.initial_weights), reduction)
+        matched = match_weights(other, Path(model.initial_weights), reduction)
+        weights, already_reduced = matched.tensors, matched.coverage.already_reduced
     if argument := family.initialised_late(network):
         raise UserError(f"model {model.name}: meta initialisation cannot be combined with model.kwargs.{argument}")
     mlps: set[nn.Module] = {view.module for view in mlp_views(network) if view is not None}

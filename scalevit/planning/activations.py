@@ -163,7 +163,6 @@ def _fake_mode(network: nn.Module) -> Iterator[None]:
     """The mode of a network's fake tensors. Without garbage collection: when it runs would decide what is allocated."""
     parameter = next(network.parameters())
     assert isinstance(parameter, FakeTensor)
-    gc.collect()
     gc.disable()
     try:
         with parameter.fake_mode:

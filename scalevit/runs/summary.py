@@ -30,6 +30,16 @@ def best_epoch(epochs: Sequence[Record], weight_set: str, metric: str = SELECTIO
     return max(_evaluated_with(epochs, weight_set), key=lambda record: record[key])
 
 
+def is_ema_best(records: Sequence[Record]) -> bool:
+    """Whether the EMA's best evaluation is at least as good as that of the plain weights; True without evaluations."""
+    epochs = [record for record in records if record.get("kind") == "evaluation"]
+    plain, ema = (_evaluated_with(epochs, weight_set) for weight_set in (WEIGHTS, EMA))
+    if not plain or not ema:
+        return bool(ema) or not plain
+    best = [best_epoch(epochs, weight_set)[record_key(weight_set, SELECTION_METRIC)] for weight_set in (WEIGHTS, EMA)]
+    return best[1] >= best[0]
+
+
 def _evaluated_with(epochs: Sequence[Record], weight_set: str) -> list[Record]:
     """The records that have this weight set: an EMA may be turned on in the middle of a run."""
     return [record for record in epochs if record_key(weight_set, SELECTION_METRIC) in record]

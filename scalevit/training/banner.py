@@ -9,10 +9,20 @@ from scalevit.data.loading.base import TrainingBatches
 from scalevit.distributed import World
 from scalevit.models.costs import ModelCosts
 from scalevit.models.fused_mlp import describe_mlps
+from scalevit.models.weights.match import Coverage
+from scalevit.models.weights.read import read_classes
 from scalevit.training.open_data import RunData
 
 
-def banner(config: Config, world: World, data: RunData, costs: ModelCosts, model: nn.Module, folder: Path) -> str:
+def banner(
+    config: Config,
+    world: World,
+    data: RunData,
+    costs: ModelCosts,
+    model: nn.Module,
+    folder: Path,
+    weights: Coverage | None,
+) -> str:
     """A few lines, one for each matter.
 
     Args:
@@ -22,6 +32,7 @@ def banner(config: Config, world: World, data: RunData, costs: ModelCosts, model
         costs: of the model.
         model: with its kernels.
         folder: of the run.
+        weights: what the initial weights gave to the model, where there are any.
     """
     lines = {
         "run": f"{config.name}, in {folder}",
@@ -32,10 +43,27 @@ def banner(config: Config, world: World, data: RunData, costs: ModelCosts, model
         "data": _data(config, data),
         "steps": _steps(config, data.train),
     }
-    if config.model.initial_weights is not None:
-        lines["weights"] = f"from {config.model.initial_weights}"
+    if weights is not None:
+        lines["weights"] = weights_line(config, weights) + _other_classes(config, weights, data)
     width = max(map(len, lines))
     return "\n".join(f"{name:>{width}}  {text}" for name, text in lines.items())
+
+
+def weights_line(config: Config, weights: Coverage) -> str:
+    """What the config's initial weights gave to the model."""
+    line = f"{config.model.initial_weights}: {weights}"
+    if not config.reduction.changes_model or config.reduction.factory_arguments():
+        return line
+    return f"{line}; {'reduced already' if weights.already_reduced else 'then reduced'}"
+
+
+def _other_classes(config: Config, weights: Coverage, data: RunData) -> str:
+    """A remark where the classifier is taken over from other classes, of which there are as many."""
+    assert config.model.initial_weights is not None
+    before = read_classes(Path(config.model.initial_weights))
+    if weights.fresh or before is None or data.classes is None or before == data.classes:
+        return ""
+    return f"; the classifier is of other classes ({', '.join(before[:3])}, ...)"
 
 
 def _ranks(world: World) -> str:

@@ -34,11 +34,15 @@ class RunData:
     train: TrainingBatches
     evaluation: EvaluationLoader
     mixing: BatchMixing
+    num_classes: int
+    """Of the model."""
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """Names of labels 0..., where the sets have them."""
-        return self.train.classes or self.evaluation.dataset.index.classes
+        """Names of labels 0..., where the training set has them; else the validation set's, if it has all."""
+        validation = self.evaluation.dataset.index.classes
+        whole = validation if validation is not None and len(validation) == self.num_classes else None
+        return self.train.classes or whole
 
     @property
     def index_faults(self) -> list[Fault]:
@@ -65,6 +69,7 @@ def open_data(config: Config, world: World) -> RunData:
             group=augmentation.mixing_group,
             seed=config.seed,
         ),
+        num_classes=config.model.num_classes,
     )
 
 
@@ -79,18 +84,18 @@ def open_evaluation(config: Config, world: World, *, classes: Sequence[str] | No
         UserError, SettingError: as `open_data`.
     """
     return EvaluationLoader(
-        _open_dataset(config, config.data.validation, _evaluation_transform(config), classes=classes),
+        _open_dataset(config, config.data.validation, evaluation_transform_of(config), classes=classes),
         batch=config.evaluation.batch,
         **_placement(config, world),
-        finish=_device_transform(config),
+        finish=device_transform_of(config),
     )
 
 
 def _open_training(config: Config, world: World) -> TrainingBatches:
     data, train = config.data, config.train
-    finish = _device_transform(config, random_erasing=data.augmentation.random_erasing)
+    finish = device_transform_of(config, random_erasing=data.augmentation.random_erasing)
     if data.stream_samples_per_epoch is None:
-        dataset = _open_dataset(config, data.train, _training_transform(config), seed=config.seed)
+        dataset = _open_dataset(config, data.train, training_transform_of(config), seed=config.seed)
         _check_size(train.global_batch, len(dataset))
         return TrainLoader(
             dataset,
@@ -106,7 +111,7 @@ def _open_training(config: Config, world: World) -> TrainingBatches:
     _check_size(train.global_batch, data.stream_samples_per_epoch)
     return StreamLoader(
         data.train,
-        _training_transform(config),
+        training_transform_of(config),
         samples=data.stream_samples_per_epoch,
         num_classes=config.model.num_classes,
         seed=config.seed,
@@ -144,7 +149,8 @@ def _label_format(config: Config) -> LabelFormat:
     return LabelFormat(config.data.label_key, None if names is None else tuple(read_class_names(names)))
 
 
-def _training_transform(config: Config) -> Transform:
+def training_transform_of(config: Config) -> Transform:
+    """What becomes of a training image before it is on the device. The config has its model's defaults."""
     augmentation = config.data.augmentation
     mean, _ = _normalisation(config)
     build = FastTraining if config.data.transforms == "fast" else training_transform
@@ -161,7 +167,8 @@ def _training_transform(config: Config) -> Transform:
     return build(settings)
 
 
-def _evaluation_transform(config: Config) -> Transform:
+def evaluation_transform_of(config: Config) -> Transform:
+    """Likewise for a validation image."""
     assert config.data.crop_pct is not None, "see with_model_defaults"
     build = FastEvaluation if config.data.transforms == "fast" else evaluation_transform
     return build(image_size=config.model.image_size, crop_pct=config.data.crop_pct)
@@ -174,7 +181,8 @@ def _normalisation(config: Config) -> tuple[Channels, Channels]:
     return mean, std
 
 
-def _device_transform(config: Config, random_erasing: float = 0.0) -> DeviceTransform:
+def device_transform_of(config: Config, random_erasing: float = 0.0) -> DeviceTransform:
+    """What becomes of the results of both on the device."""
     mean, std = _normalisation(config)
     return DeviceTransform(mean=mean, std=std, random_erasing=random_erasing)
 

@@ -3,6 +3,7 @@
 Reads records, no tensors. The order of the data is compared by `check_fingerprint` once the loader is open.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -64,16 +65,27 @@ def check_same_run(before: Mapping[str, Any], now: Config, where: str) -> None:
         UserError: they differ; names the first section that does.
     """
     present = now.model_dump(mode="json")
+    models = _fixed_part(before["model"]), _fixed_part(present["model"])
     same = {
-        "model": _fixed_part(before["model"]) == _fixed_part(present["model"]),
+        "model": models[0] == models[1],
         "reduction": before["reduction"] == present["reduction"] or _same_structure(before["reduction"], now),
         "seed": before["seed"] == present["seed"],
     }
     for section, is_same in same.items():
         if not is_same:
+            earlier, wanted = models if section == "model" else (before[section], present[section])
             raise UserError(
-                f"{where}: was made with another {section} ({before[section]}): choose another name, or remove it"
+                f"{where}: was made with another {section} ({_differences(section, earlier, wanted)}): choose another "
+                "name, or remove it"
             )
+
+
+def _differences(key: str, before: Any, now: Any) -> str:
+    """For example "model.image_size: 160 then, 224 now"."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        return ", ".join(_differences(f"{key}.{name}", before.get(name), now.get(name)) for name in names)
+    return f"{key}: {json.dumps(before)} then, {json.dumps(now)} now"
 
 
 def _fixed_part(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Everything that can be wrong is found by `prepare`, before any process group exists, the cheapest to find first.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -14,9 +15,13 @@ import timm
 from scalevit.config.tree import SECTIONS, Config
 from scalevit.cpu import prepare_cpu
 from scalevit.data.loading.evaluation_loader import EvaluationLoader
+from scalevit.data.shards.discovery import class_names, find_shards
 from scalevit.distributed import World
+from scalevit.engines.base import Engine
 from scalevit.errors import UserError, naming_settings, settings_of
+from scalevit.models.build import initial_weights_of
 from scalevit.models.costs import ModelCosts, model_costs
+from scalevit.models.weights.match import Coverage
 from scalevit.models.weights.read import read_classes
 from scalevit.runs.environment import describe_environment
 from scalevit.runs.folder import RunFolder
@@ -46,6 +51,8 @@ class PreparedRun:
     """What it may resume from, the newest first."""
     data: RunData
     build_engine: EngineBuilder
+    initial_weights: Coverage | None
+    """What `model.initial_weights` gave to the model, where there are any and the run does not resume."""
 
     @contextmanager
     def trainer(self) -> Iterator[Trainer]:
@@ -57,8 +64,7 @@ class PreparedRun:
             with naming_out_of_memory(split.size, TRAINING_KNOBS):
                 engine = self.build_engine(micro_batch=split.size, accumulation=split.accumulation)
                 if self.world.is_first:
-                    shown = banner(self.config, self.world, self.data, self.costs, engine.module, self.folder.path)
-                    print(shown, flush=True)
+                    print(self._banner(engine), flush=True)
                 yield Trainer(
                     self.config,
                     self.world,
@@ -68,7 +74,12 @@ class PreparedRun:
                     self.tracking,
                     self.costs,
                     describe_environment(self.world.size, self.world.device_name),
+                    self.initial_weights,
                 )
+
+    def _banner(self, engine: Engine) -> str:
+        config, folder = self.config, self.folder.path
+        return banner(config, self.world, self.data, self.costs, engine.module, folder, self.initial_weights)
 
     def train(self) -> Summary:
         """Trains to the end.
@@ -128,7 +139,8 @@ def prepare(config: Config) -> PreparedRun:
     with naming_data_settings():
         data = open_data(config, world)
     build_engine = EngineBuilder(config, world, scope)
-    return PreparedRun(config, world, folder, tracking, costs, checkpoints, data, build_engine)
+    weights = None if checkpoints else initial_weights_of(config.model, config.reduction)
+    return PreparedRun(config, world, folder, tracking, costs, checkpoints, data, build_engine, weights)
 
 
 def prepare_evaluation(config: Config) -> PreparedEvaluation:
@@ -145,8 +157,24 @@ def prepare_evaluation(config: Config) -> PreparedEvaluation:
     scope = check_engine(config, world)
     build_engine = EngineBuilder(config, world, scope, need_classifier=True)
     with naming_data_settings():
-        data = open_evaluation(config, world, classes=read_classes(Path(weights)))
+        data = open_evaluation(config, world, classes=_classes_of_weights(config, Path(weights), world))
     return PreparedEvaluation(config, world, data, build_engine)
+
+
+def _classes_of_weights(config: Config, weights: Path, world: World) -> tuple[str, ...] | None:
+    """Names of the labels that the weights were trained with: in their file, or else those of the training set."""
+    classes = read_classes(weights)
+    if classes is None:
+        try:
+            classes = class_names(find_shards(config.data.train))
+        except UserError:  # there are none on this machine, which an evaluation does not need
+            classes = None
+        if classes is None and class_names(find_shards(config.data.validation)) is not None and world.is_first:
+            print(
+                f"warning: {weights} names no classes: labels of data.validation are taken as they are numbered there",
+                file=sys.stderr,
+            )
+    return classes
 
 
 def with_model_defaults(config: Config) -> Config:

@@ -22,6 +22,8 @@ _OF_THE_RESULT = (
     "ema",
     "data.augmentation",
     "data.transforms",
+    "data.validation",
+    "data.crop_pct",
     "data.exif_orientation",
     "data.mean",
     "data.std",

@@ -7,6 +7,7 @@ and after any interruption. Names no Part.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from scalevit.distributed import World
 from scalevit.engines.base import Engine
 from scalevit.errors import UserError
 from scalevit.models.costs import ModelCosts
+from scalevit.models.weights.match import Coverage
 from scalevit.runs.folder import RunFolder
 from scalevit.runs.records import Record
 from scalevit.runs.summary import Summary, best_epoch
@@ -60,6 +62,7 @@ class Trainer:
         tracking: Tracking,
         costs: ModelCosts,
         environment: Mapping[str, Any],
+        initial_weights: Coverage | None = None,
     ):
         """
         Args:
@@ -71,9 +74,11 @@ class Trainer:
             tracking: where records go; only rank 0 opens it.
             costs: of the model.
             environment: versions and machine, for the run folder.
+            initial_weights: what they gave to the model, for the record.
         """
         self.config, self.world, self.engine, self.data = config, world, engine, data
         self.folder, self.costs, self.environment = folder, costs, environment
+        self.initial_weights = initial_weights
         train, loader = config.train, data.train
         self.total_steps = int(min(loader.steps_in(train.epochs), train.max_steps or math.inf))
         self.state = RunState()
@@ -135,6 +140,8 @@ class Trainer:
         self.output.open(self.state, self.environment)
         if resumed is not None:
             self.output.log(resumed)
+        elif self.initial_weights is not None:
+            self.output.log({"kind": "initial_weights", "step": 0, **asdict(self.initial_weights)})
         self.output.record_faults(self.state.step)
 
     def _resume(self, checkpoint: Path) -> Record:
@@ -159,11 +166,14 @@ class Trainer:
     def _run_steps(self) -> None:
         state, world, loader = self.state, self.world, self.data.train
         first_step, seconds_before = state.step, self.throughput.seconds
+        shown = world.is_first and first_step < self.total_steps
+        if world.is_first and not shown:
+            print(f"{self.folder.path} is finished: {first_step:,} of {self.total_steps:,} steps are done", flush=True)
         micro_batches = loader.batches(first_step)
         with (
             Profiler(self.config.train, self.folder.profile, world, first_step=first_step) as profiler,
             PreemptionHandler(verbose=world.is_first) as preemption,
-            ProgressBar(self.config.name, self.total_steps, "steps", done=first_step, visible=world.is_first) as bar,
+            ProgressBar(self.config.name, self.total_steps, "steps", done=first_step, visible=shown) as bar,
         ):
             self.engine.train()
             while state.step < self.total_steps:

@@ -31,6 +31,16 @@ def test_one_key_and_a_section(capsys: pytest.CaptureFixture[str]) -> None:
     assert "(with engine.name = fsdp)" in section
     assert "optimizer.lr" not in section
     assert said(capsys, "show", "model.kwargs").startswith("model.kwargs: a section")
+    assert "schedule.args: a section" in said(capsys, "show", "schedule"), "an object of free keys is listed too"
+    several = said(capsys, "show", "optimizer.lr", "data.workers")
+    assert ("optimizer.lr: " in several, "data.workers: " in several) == (True, True)
+
+
+def test_a_config_selects_the_types_that_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = said(capsys, "show", "reduction", "--config", "grouped")
+    assert "reduction.group_size: " in shown
+    assert "(with reduction.strategy = shallow)" not in shown
+    assert shown.count("reduction.strategy: ") == 1
 
 
 def test_what_differs_between_configs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -45,7 +55,7 @@ def test_what_differs_between_configs(capsys: pytest.CaptureFixture[str], tmp_pa
 
 
 def test_a_config_is_checked(capsys: pytest.CaptureFixture[str]) -> None:
-    assert said(capsys, "check", "grouped", "train.epochs=9") == "grouped: valid\n"
+    assert said(capsys, "check", "grouped", "train.epochs=9").startswith("grouped: valid (data and weights")
 
 
 @pytest.mark.parametrize(
@@ -70,3 +80,6 @@ def test_an_option_that_is_a_setting(capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit):
         main(["train", "--config", "quickstart", "--epochs", "3"])
     assert "unrecognized arguments: --epochs; settings are given as train.epochs=VALUE" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["config", "check", "quickstart", "--epochs", "3"])
+    assert "settings are given as train.epochs=VALUE" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import pytest
 
 from launching import QUICKSTART, Outcome, run
 from scalevit.cli.main import main
+from scalevit.cli.weights_target import config_of_target
 from scalevit.config.loading import load_config
 from scalevit.data.shards.index import load_index
 from scalevit.models.build import build_model
@@ -86,6 +87,13 @@ def test_a_run_or_a_file_needs_no_config(workplace: Path, tmp_path: Path) -> Non
         assert outcome.status == 0, outcome.errors
         results.append(json.loads(outcome.output))
     assert [Path(result["weights"]).name for result in results] == ["best.safetensors", "final.safetensors"]
+    # With an EMA that was better or worse in the run.
+    shutil.copy(workplace / "weights.safetensors", run_folder / "best_ema.safetensors")
+    for ema_top1, expected in ((80.0, "best_ema.safetensors"), (60.0, "best.safetensors")):
+        record = {"kind": "evaluation", "step": 1, "top1": 70.0, "ema_top1": ema_top1}
+        (run_folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+        chosen = config_of_target(str(run_folder), None, []).model.initial_weights
+        assert chosen == str(run_folder / expected)
     expected = json.loads(evaluate(workplace, f"data.max_faults={DAMAGED}").output)["loss"]
     assert [result["loss"] for result in results] == [expected, expected]
 

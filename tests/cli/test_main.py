@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import re
+import shlex
 import subprocess
 import sys
 from importlib import import_module
@@ -11,13 +13,15 @@ import pytest
 
 from launching import ROOT, environment
 from scalevit.cli import bench, main, parsing
+from scalevit.cli.commands import CommandTable
+from scalevit.config.loading import load_config, preset_names
 from scalevit.terminal import format_bytes
 
-COMMANDS = list(main._COMMANDS)
-BENCHMARKS = list(bench._BENCHMARKS)
+COMMANDS = list(main.COMMANDS.commands)
+BENCHMARKS = list(bench.COMMANDS.commands)
 ACTIONS = [
     *("config show", "config diff", "config check"),
-    *("shards write", "shards index", "shards verify", "shards plan"),
+    *("shards write", "shards split", "shards show", "shards index", "shards verify", "shards plan"),
     *("checkpoint inspect", "checkpoint convert"),
 ]
 
@@ -30,10 +34,37 @@ def ended(arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str,
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS, *ACTIONS, *(f"bench {name}" for name in BENCHMARKS)])
-def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_has_help_with_a_sentence_and_examples_that_parse(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     status, out, err = ended(f"{command} --help", capsys)
     assert (status, err) == (0, "")
     assert out.startswith(f"usage: scalevit {command}".strip())
+    assert re.search(r"^[A-Z][^\n]+\.$", out.split("\n\n")[1]), "the usage is followed by a sentence"
+    found = examples(out)
+    assert found
+    for example in found:
+        assert example.startswith(f"scalevit {command}".strip())
+        arguments = shlex.split(example.partition(" > ")[0], comments=True)
+        parsed(main.COMMANDS, arguments[1:])
+
+
+def examples(text: str) -> list[str]:
+    """The examples of a help text: the lines after "examples:", which are the last paragraph but for remarks."""
+    _, heading, after = text.replace("\\\n", " ").partition("\n\nexamples:\n")
+    assert heading
+    return [line.strip() for line in after.split("\n\n")[0].splitlines()]
+
+
+def parsed(table: CommandTable, arguments: list[str]) -> None:
+    module, namespace = parsing.parse_module(*table.find(arguments[0]), arguments[1:])
+    if nested := getattr(module, "COMMANDS", None):
+        parsed(nested, [namespace.name, *namespace.rest])
+    config = getattr(namespace, "config", None)
+    overrides = [
+        given for given in getattr(namespace, "overrides", []) if "=" in given
+    ]  # `evaluate` takes a folder too
+    load_config(config if config in preset_names() else None, overrides)
 
 
 def test_the_package_runs_as_a_module() -> None:
@@ -147,7 +178,9 @@ def test_the_launch_scripts_run_from_a_checkout_alone(script: str, tmp_path: Pat
 
 
 def test_a_status_of_a_command_is_the_process_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a_command.py").write_text("def add_arguments(parser): ...\ndef run(arguments): return 3\n")
+    (tmp_path / "a_command.py").write_text(
+        "EXAMPLES = ''\ndef add_arguments(parser): ...\ndef run(arguments): return 3\n"
+    )
     monkeypatch.syspath_prepend(os.fspath(tmp_path))
     with pytest.raises(SystemExit, match="3"):
         parsing.run_module("a_command", "a command", "ends with 3", [])

@@ -98,7 +98,8 @@ def test_unpacked_and_with_other_lists_of_labels(imagenet: Path, tmp_path: Path)
     names = {number: name for name, number in SYNSETS.items()}
     rows = [(f"ILSVRC2012_val_{n:08d}", names[number]) for n, number in enumerate(TRUTH, 1)]
     kaggle = tmp_path / "LOC_val_solution.csv"
-    kaggle.write_text("".join(f"{image},{name} 85 1 499 272\n" for image, name in rows))
+    heading = "ImageId,PredictionString\n"
+    kaggle.write_text(heading + "".join(f"{image},{name} 85 1 499 272 1 1 9 9\n" for image, name in rows))
     columns = tmp_path / "columns.txt"
     columns.write_text("".join(f"{image}.JPEG {name}\n" for image, name in rows))
     expected = [label for _, label in VALIDATION]
@@ -114,11 +115,16 @@ def test_a_folder_with_a_tar_per_class(imagenet: Path, tmp_path: Path) -> None:
         file.extractall(tmp_path, filter="data")
     (tmp_path / "empty.tar").write_bytes(tar({"readme.txt": b"hello"}))
     (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "._n01440764.tar").write_bytes(b"of macOS")
     source = class_archives(tmp_path)
     whole = class_archives(imagenet / "ILSVRC2012_img_train.tar")
     assert [source.load(n) for n in range(6)] == [whole.load(n) for n in range(6)]
     assert source.classes == whole.classes == list(SYNSETS)
-    assert {entry.reason for entry in source.left_out} == {"no image, by its name", "a tar without images", "no .tar"}
+    assert {entry.reason for entry in source.left_out} == {
+        "no image, by its name",
+        "a tar without images",
+        "no .tar, by its name",
+    }
 
 
 @pytest.mark.parametrize(
@@ -152,7 +158,11 @@ def test_an_archive_that_ends_early_is_refused(imagenet: Path, tmp_path: Path) -
     ("labels", "message"),
     [
         ("a b\n", "have none for image ILSVRC2012_val_00000001"),
-        ("a\n", "each line must have an image and its class"),
+        ("ILSVRC2012_val_00000001\n", "line 1: image ILSVRC2012_val_00000001 has no class"),
+        (
+            "ILSVRC2012_val_00000001 a\nILSVRC2012_val_00000001 b\n",
+            "line 2: image ILSVRC2012_val_00000001 is 'b' here and 'a' before",
+        ),
         (None, "cannot be read"),
     ],
 )
@@ -176,3 +186,35 @@ def test_images_without_labels_are_one_line(imagenet: Path, capsys: pytest.Captu
     with pytest.raises(SystemExit):
         main(["shards", "write", "--images", str(imagenet), "--destination", "out"])
     assert "--images and --labels belong together" in capsys.readouterr().err
+
+
+def test_labels_of_flat_images_are_whole_names_or_integers(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for n in range(3):
+        (tmp_path / "images" / f"my image {n}.jpg").write_bytes(jpeg(n))
+    labels = tmp_path / "labels.csv"
+    labels.write_text("name,class\n" + "".join(f"my image {n}.jpg,golden {'er'[n % 2]}\n" for n in range(3)))
+    source = flat_images(tmp_path / "images", labels)
+    assert (source.classes, [source.load(n)[3] for n in range(3)]) == (["golden e", "golden r"], [0, 1, 0])
+    labels.write_text("".join(f"my image {n}.jpg\t{10 - n}\n" for n in range(3)))
+    source = flat_images(tmp_path / "images", labels)
+    assert (source.classes, [source.load(n)[3] for n in range(3)]) == (None, [10, 9, 8])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("ILSVRC2012_validation_ground_truth.txt", b"3 1 2 1 9", "meta.mat has no class of the number 9"),
+        ("ILSVRC2012_validation_ground_truth.txt", b"3 1 2 1 x", "meta.mat has no class of the number x"),
+        ("meta.mat", b"damaged", "meta.mat cannot be read"),
+    ],
+)
+def test_damaged_development_kits_are_one_line(
+    imagenet: Path, tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    with tarfile.open(imagenet / "ILSVRC2012_devkit_t12.tar.gz") as file:
+        file.extractall(tmp_path, filter="data")
+    (tmp_path / "ILSVRC2012_devkit_t12" / "data" / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        flat_images(imagenet / "ILSVRC2012_img_val.tar", tmp_path / "ILSVRC2012_devkit_t12")
+    assert "\n" not in str(caught.value)

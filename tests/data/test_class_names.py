@@ -8,6 +8,7 @@ import pytest
 
 from scalevit.data.images import encode_png
 from scalevit.data.shards.index import Index, load_index
+from scalevit.data.shards.labels import LabelFormat
 from scalevit.data.writing.writer import write_samples
 from scalevit.errors import UserError
 
@@ -59,3 +60,25 @@ def test_a_class_that_the_other_set_lacks_is_an_error(tmp_path: Path) -> None:
 def test_without_names_labels_stay(tmp_path: Path) -> None:
     index = write(tmp_path / "set", None, [0, 2])
     assert index.numbered_as(["cat", "dog"]) is index
+
+
+def test_given_names_number_a_set_that_has_its_own(tmp_path: Path) -> None:
+    write(tmp_path / "set", ["dog", "x"], [0, 1, 1])
+    for names, labels in ((("cat", "dog", "x"), [1, 2, 2]), (("x", "dog"), [1, 0, 0])):
+        index = load_index(tmp_path / "set", labels=LabelFormat(names=names))
+        assert (index.label.tolist(), index.classes) == (labels, names)
+    with pytest.raises(UserError, match=r"class 'x' of 2 is not among the 2 classes of the file of class names"):
+        load_index(tmp_path / "set", labels=LabelFormat(names=("cat", "dog")))
+
+
+def test_shards_of_folders_with_other_classes_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a", ["cat", "dog"], [0, 1, 0])
+    write(tmp_path / "b", ["cat", "dog"], [1])
+    both = load_index(tmp_path / "{a,b}" / "*.tar")
+    assert (both.classes, len(both)) == (("cat", "dog"), 4)
+    write(tmp_path / "c", None, [0])
+    assert load_index(tmp_path / "{a,c}" / "*.tar").classes is None
+    write(tmp_path / "d", ["dog", "x"], [0])
+    for folders in ("a,d", "c,a,d"):
+        with pytest.raises(UserError, match=r"shards at .*a and .*d: their classes differ"):
+            load_index(tmp_path / f"{{{folders}}}" / "*.tar")

@@ -138,3 +138,21 @@ def test_command_refuses(option):
     name, _, value = option.partition("=")
     with pytest.raises(UserError, match=f"argument {name}: {value}: must be at "):
         run(parser.parse_args(["write", "--source", "a", "--destination", "b", option]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--source", "x", "--split", "train"], "--split is not used with --source, only with --datasets"),
+        (["--shards", "x", "--label-map", "m"], "--label-map is not used with --shards, only with --source, --table"),
+        (["--source", "x", "--label-column", "c"], "--label-column is not used with --source, only with --table"),
+        (["--table", "x.csv", "--label-key", "c"], "--label-key is not used with --table, only with --shards"),
+        (["--class-archives", "x", "--labels", "c"], "--images and --labels belong together"),
+    ],
+)
+def test_options_of_another_source_are_refused(tmp_path, arguments, message):
+    for name, content in (("m", "a b"),):
+        (tmp_path / name).write_text(content)
+    arguments = [str(tmp_path / "m") if argument == "m" else argument for argument in arguments]
+    with pytest.raises(UserError, match=re.escape(message)):
+        command("write", *arguments, "--destination", tmp_path / "out")

@@ -112,3 +112,26 @@ def test_postscript_starts_no_program(tmp_path, monkeypatch):
     with pytest.raises(UndecodableImage, match="unknown image format"):
         decode(payload)
     assert not called.exists()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ['tiff:Orientation="{}"', "<tiff:Orientation>{}</tiff:Orientation>"])
+def test_xmps_orientation_is_taken_where_exif_has_none(orientation, form):
+    """As Pillow does, whichever decoder reads the file."""
+    xmp = f"<x:xmpmeta>{form.format(orientation)}</x:xmpmeta>".encode()
+    color = Image.fromarray(RAMP).convert("RGB")
+    payload = encoded(color, "JPEG", xmp=xmp)
+    assert jpeg_orientation(payload) == orientation
+    np.testing.assert_array_equal(
+        decode_pixels(payload), np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(payload))))
+    )
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 3
+    assert jpeg_orientation(encoded(color, "JPEG", xmp=xmp, exif=exif)) == 3
+
+
+def test_a_transparent_value_of_16_bits_is_white():
+    values = np.array([[0, 514], [65535, 514]], np.uint16)
+    payload = encoded(Image.fromarray(values), transparency=514)
+    assert Image.open(io.BytesIO(payload)).info["transparency"] == 514
+    assert grey(payload).tolist() == [[0, 255], [255, 255]]

@@ -277,7 +277,7 @@ def test_label_out_of_range(folder):
     rewrite(path, members)
     count, (fault,) = verified(folder)
     assert (count, fault.key, fault.reason) == (17, "n08", "label 3 is not in 0..2")
-    with pytest.raises(UserError, match=r"key 'n08'.*label 3 is not in 0\.\.2 \(1 of 18 samples\)"):
+    with pytest.raises(UserError, match=r"key 'n08'.*label 3 is not in 0\.\.2 \(1 of 18 samples; "):
         run(folder)
 
 

@@ -139,6 +139,8 @@ def test_the_command_lists_what_it_leaves_out(folder: Path, tmp_path: Path, caps
     assert "left out: 3 x no image, by its name\n" in said
     assert "left out: 1 x a .gif, which --convert writes as .png\n" in said
     assert f"  {folder / 'all' / 'notes.txt'}\n" in said
+    assert "bad images, left out: 5\n" in said
+    assert f"  image {folder / 'all' / 'empty.jpg'}: cannot be decoded (unknown image format)\n" in said
     with pytest.raises(SystemExit):
         main([*arguments[:5], str(tmp_path / "strict"), "--workers", "0"])
     assert "cannot be decoded" in capsys.readouterr().err
@@ -178,3 +180,19 @@ def test_a_huge_image_can_be_shrunk(folder: Path, tmp_path: Path) -> None:
     dataset = ShardDataset(load_index(tmp_path / "set"), lambda image: image)
     sizes = sorted(decode_pixels(dataset.read(sample)).shape for sample in range(2))
     assert sizes == [(64, 77, 3), (64, 85, 3)]
+
+
+def test_shrinking_converts_and_keeps_the_limit(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "source" / "only"
+    source.mkdir(parents=True)
+    (source / "huge.tiff").write_bytes(encoded(Image.new("1", (12_000, 10_000)), "TIFF", compression="group4"))
+    (source / "small.bmp").write_bytes((folder / "all" / "bitmap.bmp").read_bytes())
+    arguments = ["shards", "write", "--source", str(source.parent), "--workers", "0", "--convert"]
+    main([*arguments, "--destination", str(tmp_path / "set"), "--shortest-side", "64"])
+    dataset = ShardDataset(load_index(tmp_path / "set"), lambda image: image)
+    assert sorted(decode_pixels(dataset.read(sample)).shape for sample in range(2)) == [(32, 48, 3), (64, 77, 3)]
+    with pytest.raises(SystemExit):  # not smaller than asked for, and larger than a run reads
+        main([*arguments, "--destination", str(tmp_path / "large"), "--shortest-side", "11000"])
+    assert "12000 x 10000 = 120000000 pixels, limit is" in capsys.readouterr().err

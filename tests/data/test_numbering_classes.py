@@ -86,3 +86,22 @@ def test_bad_label_maps(tmp_path: Path, content: str | None, message: str) -> No
     with pytest.raises(UserError, match=message) as caught:
         read_label_map(tmp_path / "map")
     assert "\n" not in str(caught.value)
+
+
+def test_renamed_classes_are_in_the_order_of_the_sources_names() -> None:
+    """So that WordNet's names keep ImageNet's numbers when words replace them."""
+    settings = ClassSettings(renamed={"n01": "tench", "n02": "crane", "n03": "goldfish", "n04": "crane"})
+    classes, labels = settings.numbered(["n04", "n03", "n01", "n02"])
+    assert classes == ["tench", "crane", "goldfish"]
+    assert labels == {"n01": 0, "n02": 1, "n03": 2, "n04": 1}
+
+
+def test_labels_as_integers_or_names() -> None:
+    assert ClassSettings().labelled(["3", "-1", "3"]) == (None, [3, -1, 3])
+    assert ClassSettings(names=["a", "b"]).labelled(["1", "0"]) == (["a", "b"], [1, 0])
+    assert ClassSettings(names=["1", "0"]).labelled(["1", "0"]) == (["1", "0"], [0, 1])
+    assert ClassSettings().labelled(["1", "x", "y"]) == (["1", "x", "y"], [0, 1, 2])
+    with pytest.raises(UserError, match=r"labels are integers, but not 'unknown' \(1 of 3\)"):
+        ClassSettings().labelled(["3", "unknown", "1"])
+    with pytest.raises(UserError, match=r"label 2 has no name: the file of class names has 2 lines"):
+        ClassSettings(names=["a", "b"]).labelled(["1", "2"])

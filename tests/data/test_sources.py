@@ -18,7 +18,7 @@ from scalevit.data.writing.sources.files import image_folder as read_folder
 from scalevit.data.writing.sources.files import table_file
 from scalevit.data.writing.sources.shards import ShardSource
 from scalevit.data.writing.writer import WriteSettings, write_image_folder, write_samples, write_shards
-from scalevit.errors import SettingError, UserError
+from scalevit.errors import UserError
 
 NUMBERED = [(f"n{number}", "png", b"%d" % number, number) for number in range(12)]
 
@@ -114,32 +114,7 @@ def test_datasets_is_named_where_it_is_missing(tmp_path, monkeypatch):
     with pytest.raises(
         UserError, match=r"'datasets' is not installed; install the extra: pip install 'scalevit\[datasets\]'"
     ):
-        DatasetsSource(str(tmp_path))
-
-
-def test_datasets_on_disk(image_folder, tmp_path):
-    import datasets  # takes seconds
-
-    paths = sorted(path for path in image_folder.rglob("*.*") if path.parent.name != "cow")
-    content = {
-        "image": [{"bytes": path.read_bytes(), "path": path.name} for path in paths],
-        "label": [int(path.parent.name == "bee") for path in paths],
-    }
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["ant", "bee"])})
-    # Some versions of datasets and pyarrow cannot hash a table, so it is given a fingerprint.
-    table = datasets.table.InMemoryTable.from_pydict(content, schema=features.arrow_schema)
-    split = datasets.Dataset(table, fingerprint="0" * 16)
-    datasets.DatasetDict({"train": split}).save_to_disk(tmp_path / "hf")
-    with pytest.raises(SettingError, match=r"^split = null: .* has the splits train"):
-        DatasetsSource(str(tmp_path / "hf"))
-    with pytest.raises(SettingError, match=r'^label = "target": .* has the columns image, label'):
-        DatasetsSource(str(tmp_path / "hf"), "train", label="target")
-    source = DatasetsSource(str(tmp_path / "hf"), "train")
-    assert source.classes == ["ant", "bee"]
-    assert sorted(source.load(n)[2:] for n in range(len(source))) == sorted(zip(*reversed(
-        (content["label"], [image["bytes"] for image in content["image"]])), strict=True))  # fmt: skip
-    write_shards(source, tmp_path / "set", WriteSettings(4), workers=1)
-    assert len(load_index(tmp_path / "set")) == 15
+        DatasetsSource.from_disk(str(tmp_path))
 
 
 def make_bad_source(kind, folder):
@@ -180,3 +155,28 @@ def test_csv_class_names_in_either_order(tmp_path):
     assert table_file(tmp_path / "list.csv").classes == ["n10", "n9"]
     source = table_file(tmp_path / "list.csv", ClassSettings("natural"))
     assert (source.classes, [file.label for file in source.files]) == (["n9", "n10"], [1, 0, 1])
+
+
+def test_links_are_followed_once(tmp_path):
+    for name in ("cat", "more"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (1, 1)).save(tmp_path / name / f"{name}.png")
+    (tmp_path / "train").mkdir()
+    for name, target in (("cat", "cat"), ("dog", "more")):
+        (tmp_path / "train" / name).symlink_to(tmp_path / target)
+    (tmp_path / "cat" / "loop").symlink_to(tmp_path / "cat")
+    (tmp_path / "cat" / "further").symlink_to(tmp_path / "more")
+    source = read_folder(tmp_path / "train")
+    names = [os.path.basename(file.path) for file in source.files]
+    assert names == ["cat.png", "more.png", "more.png"]
+
+
+def test_shards_with_bad_samples_are_written_anew_within_a_limit(tmp_path):
+    (tmp_path / "set").mkdir()
+    with webdataset.ShardWriter(str(tmp_path / "set" / "%03d.tar"), verbose=0) as writer:
+        for number, label in enumerate((b"0", b"cat", b"1")):
+            writer.write({"__key__": str(number), "png": b"x", "cls": label})
+    with pytest.raises(UserError, match=r"1 such samples\): fix or remove them, or allow them by --max-faults"):
+        ShardSource(str(tmp_path / "set"))
+    source = ShardSource(str(tmp_path / "set"), max_faults=1)
+    assert (len(source), [entry.reason for entry in source.left_out]) == (2, ["a sample that cannot be used"])

@@ -8,13 +8,14 @@ import sys
 import tarfile
 import time
 
+import numpy as np
 import pytest
 import torchvision
 import webdataset
 from PIL import Image
 
 from launching import SECONDS
-from scalevit.data.images import Resize
+from scalevit.data.images import Resize, encode_png
 from scalevit.data.shards.index import load_index
 from scalevit.data.writing.sources.files import image_folder as image_folder_source
 from scalevit.data.writing.sources.memory import MemorySource
@@ -212,3 +213,13 @@ def test_a_destination_with_files_is_refused(image_folder, shards):
     with pytest.raises(UserError, match=r"shards at .*: not an empty folder; .*another destination"):
         write_image_folder(image_folder, shards)
     assert contents(shards) == before
+
+
+def test_a_shard_of_bad_images_only_is_left_out(tmp_path):
+    good = encode_png(np.zeros((4, 4), np.uint8))
+    samples = [("a", "png", good, 0), ("b", "png", good, 1), ("c", "png", b"bad", 1)]
+    write_shards(MemorySource(samples), tmp_path / "set", WriteSettings(2, seed=None, max_faults=1))
+    assert sorted(path.name for path in (tmp_path / "set").glob("shard-*")) == ["shard-000000.json", "shard-000000.tar"]
+    about = json.loads((tmp_path / "set" / "set.json").read_text())
+    assert (about["shards"], about["samples"], len(about["faults"])) == (["shard-000000.tar"], 2, 1)
+    assert len(load_index(tmp_path / "set")) == 2

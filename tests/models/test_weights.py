@@ -10,10 +10,11 @@ from safetensors.torch import save_file
 
 from scalevit.config.model import ModelConfig
 from scalevit.errors import UserError
-from scalevit.models.build import build_model
+from scalevit.models.build import build_model, initial_weights_of
 from scalevit.models.reductions.grouped import GroupedReduction
 from scalevit.models.reductions.none import NoReduction
 from scalevit.models.reductions.shallow import ShallowReduction
+from scalevit.models.weights.match import Coverage
 from scalevit.models.weights.read import is_reduced, read_classes, read_weights
 from scalevit.models.weights.write import write_weights
 from scalevit.tying import canonical_state, tied_names
@@ -91,6 +92,45 @@ def test_a_classifier_of_another_size_starts_anew(tmp_path: Path) -> None:
     loaded = initialised_from(path, GroupedReduction(), num_classes=3)
     assert loaded["head.weight"].shape == (3, 48)
     assert torch.equal(loaded["norm.weight"], before["norm.weight"])
+
+
+def test_what_weights_cover(tmp_path: Path) -> None:
+    path, state = saved(tmp_path, GroupedReduction())
+
+    def covered(**changes) -> Coverage | None:
+        model = MODEL.model_copy(update={"initial_weights": str(path), **changes})
+        return initial_weights_of(model, GroupedReduction())
+
+    assert covered(initial_weights=None) is None
+    whole = len(read_weights(path).tensors)
+    assert whole < len(state), "shared tensors are counted once"
+    assert covered() == Coverage(whole, already_reduced=True, fresh=(), resampled=())
+    assert str(covered()) == f"all {whole} tensors"
+    assert covered(image_size=48) == Coverage(whole, already_reduced=True, fresh=(), resampled=("pos_embed",))
+    other = covered(num_classes=3)
+    assert other == Coverage(whole - 2, already_reduced=True, fresh=("head.bias", "head.weight"), resampled=())
+
+
+def test_a_missing_classifier_keeps_its_initialisation_unless_it_is_needed(tmp_path: Path) -> None:
+    backbone = timm.create_model(MODEL.name, num_classes=0, img_size=32, **MODEL.kwargs).state_dict()
+    path = tmp_path / "backbone.pth"
+    torch.save(backbone, path)
+    loaded = initialised_from(path, ShallowReduction())
+    assert torch.equal(loaded["norm.weight"], backbone["norm.weight"])
+    assert loaded["head.weight"].shape == (7, 48)
+    with pytest.raises(UserError, match=r"lacks head\.bias and 1 more"):
+        build_model(
+            MODEL.model_copy(update={"initial_weights": str(path)}), NoReduction(), seed=0, need_classifier=True
+        )
+
+
+@pytest.mark.parametrize("reduction", [NoReduction(), GroupedReduction(), ShallowReduction()], ids=lambda r: r.strategy)
+def test_another_image_size_resamples_the_position_embeddings(tmp_path: Path, reduction) -> None:
+    path, before = saved(tmp_path, reduction)
+    loaded = initialised_from(path, reduction, image_size=48)
+    assert before["pos_embed"].shape == (1, 5, 48)
+    assert loaded["pos_embed"].shape == (1, 10, 48)
+    assert all(torch.equal(loaded[name], before[name]) for name in before if name != "pos_embed")
 
 
 def test_names_of_classes_are_in_the_file(tmp_path: Path) -> None:

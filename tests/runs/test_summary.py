@@ -9,7 +9,7 @@ import pytest
 from scalevit.errors import UserError
 from scalevit.runs.environment import describe_environment, package_versions
 from scalevit.runs.folder import RunFolder
-from scalevit.runs.summary import AccuracySummary, Summary, best_epoch
+from scalevit.runs.summary import AccuracySummary, Summary, best_epoch, is_ema_best
 
 EPOCHS: list[dict[str, Any]] = [
     {"epoch": 1, "top1": 50.0, "top5": 90.0, "loss": 1.0},
@@ -82,3 +82,17 @@ def test_a_package_that_is_not_installed_has_no_version() -> None:
     environment = describe_environment(2, "cpu")
     assert environment["packages"]["torch"]
     assert (environment["world_size"], environment["device"]) == (2, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("epochs", "expected"),
+    [
+        ([], True),
+        (EPOCHS, False),
+        (EPOCHS[:1], False),
+        ([{**EPOCHS[1], "ema_top1": 70.0}], True),
+        ([{"epoch": 1, "loss": 0.1, "kind": "train"}], True),
+    ],
+)
+def test_which_weights_were_better(epochs: list[dict[str, Any]], expected: bool) -> None:
+    assert is_ema_best([{"kind": "evaluation", **record} for record in epochs]) is expected

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Literal
 
 import pytest
 
+from launching import SECONDS, environment
 from scalevit.config.loading import load_config
 from scalevit.errors import SettingError, UserError, require
 from scalevit.runs.records import Record, read_records
@@ -251,10 +253,50 @@ def test_wandb_offline_returns_an_id_that_a_resumed_run_hands_back(
     tokens = Tracking([WandbTracker(mode="offline")]).open(info(tmp_path), {})
     assert tokens == {"wandb": "abc"}
     Tracking([WandbTracker(mode="offline")]).open(info(tmp_path, step=3), tokens)
-    assert [arguments["id"] for arguments in runs] == [None, "abc"]
+    Tracking([WandbTracker()]).open(info(tmp_path, step=3), tokens)
+    assert [(arguments["id"], arguments["mode"]) for arguments in runs] == [
+        *((None, "offline"), ("abc", "offline")),
+        ("abc", None),
+    ]
     wandb.init = lambda **arguments: (_ for _ in ()).throw(wandb.Error("no\nnetwork"))  # type: ignore[attr-defined]
     with pytest.raises(SettingError, match=r'wandb\.mode = "online": wandb cannot start a run \(no network\)'):
-        Tracking([WandbTracker()]).open(info(tmp_path), {})
+        Tracking([WandbTracker(mode="online")]).open(info(tmp_path), {})
+
+
+@pytest.mark.parametrize(
+    ("variable", "mode", "files"),
+    [("disabled", None, False), ("offline", None, True), ("disabled", "offline", True), ("of", None, None)],
+)
+def test_wandb_follows_its_environment_variable_unless_the_config_has_a_mode(
+    variable: str, mode: str | None, files: bool | None, tmp_path: Path
+) -> None:
+    """In a process of its own, because wandb reads its environment once."""
+    pytest.importorskip("wandb")
+    program = (
+        "from pathlib import Path; from scalevit.runs.tracking import Tracking\n"
+        "from scalevit.runs.trackers.base import RunInfo\n"
+        "from scalevit.runs.trackers.wandb_tracker import WandbTracker\n"
+        f"tracking = Tracking([WandbTracker(enabled=True, mode={mode!r})])\n"
+        "assert tracking.open(RunInfo('a', Path(), {}, 0), {'wandb': 'abc'}) == {'wandb': 'abc'}\n"
+        "tracking.log({'kind': 'train', 'step': 1, 'loss': 0.5}); tracking.close(None)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=environment(WANDB_MODE=variable),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    if files is None:
+        last = done.stderr.splitlines()[-1]
+        assert "SettingError: " in last
+        assert "wandb.mode = null: wandb cannot start a run" in last
+        assert "Input should be 'online', 'offline'" in last
+    else:
+        assert done.returncode == 0, done.stderr
+        assert "failed" not in done.stderr
+        assert bool(list(tmp_path.glob("wandb/offline-run-*"))) == files
 
 
 def test_every_tracker_is_off_and_has_its_section(tmp_path: Path) -> None:

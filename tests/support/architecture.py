@@ -41,6 +41,7 @@ DATA = {
     "shards": {"storage"},
     "loading": {"storage", "shards", "order", "transforms"},
     "writing": {"storage", "shards", "order", "transforms", "loading"},
+    "inspection": {"storage", "shards", "order", "transforms", "loading"},
 }
 TORCHLESS = {"config", "sections", "runs", "cluster"}
 # Rooms that are handed the whole config.

@@ -58,6 +58,17 @@ def test_another_structure_or_seed_is_another_run(before: list[str], now: list[s
         check_same_run(config(*before), load_config(None, now), "run folder x")
 
 
+def test_the_message_has_what_differs() -> None:
+    with pytest.raises(UserError) as error:
+        check_same_run(
+            config("model.image_size=32", 'model.kwargs={"depth": 2}'), load_config(None, []), "run folder x"
+        )
+    assert str(error.value) == (
+        "run folder x: was made with another model (model.image_size: 32 then, 224 now, model.kwargs.depth: 2 then, "
+        "null now): choose another name, or remove it"
+    )
+
+
 def test_changed_settings_are_listed_by_their_keys() -> None:
     changes = changed_settings(config(), config("optimizer.lr=0.5", "train.max_steps=9", "train.resume=false"))
     assert described(changes) == ["optimizer.lr: 0.001 -> 0.5", "train.max_steps: null -> 9"]

@@ -97,6 +97,11 @@ class StreamLoader(TrainingBatches):
         return ()
 
     @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of labels 0..., where they were given."""
+        return self._stream.labels.names
+
+    @property
     def fingerprint(self) -> Fingerprint:
         """States that a stream cannot be resumed exactly."""
         return {"streaming": "not exactly resumable", "samples": self.samples, "seed": self.seed}

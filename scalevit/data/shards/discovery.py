@@ -50,19 +50,30 @@ def class_names(shards: Sequence[str]) -> tuple[str, ...] | None:
         shards: paths or addresses, as `find_shards` returns them.
 
     Raises:
-        UserError: the `set.json` is damaged.
+        UserError: a `set.json` is damaged, or the shards are of folders whose classes differ.
     """
-    folders = {os.path.dirname(path) for path in shards}
-    if len(folders) > 1:
-        return None
-    path = os.path.join(folders.pop(), SET_FILE)
+    files_of: dict[str, list[str]] = {}
+    for path in shards:
+        files_of.setdefault(os.path.dirname(path), []).append(file_name(path))
+    names_of = {folder: _names_in(folder, files) for folder, files in files_of.items()}
+    folder_of = {names: folder for folder, names in names_of.items() if names is not None}
+    if len(folder_of) > 1:
+        raise UserError(
+            f"shards at {' and '.join(list(folder_of.values())[:2])}: their classes differ, so that a label would mean "
+            "two things; write both anew from the same classes"
+        )
+    return None if None in names_of.values() else next(iter(folder_of))
+
+
+def _names_in(folder: str, files: Sequence[str]) -> tuple[str, ...] | None:
+    path = os.path.join(folder, SET_FILE)
     content = read_if_present(path)
     if content is None:
         return None
     try:
         about = json.loads(content)
         names = about.get("classes")
-        if not {file_name(shard) for shard in shards} <= set(about["shards"]) or names is None:
+        if not set(files) <= set(about["shards"]) or names is None:
             return None
     except (ValueError, LookupError, TypeError, AttributeError):
         raise _damaged(path) from None
@@ -100,6 +111,14 @@ def _find_local(pattern: str) -> list[str]:
         found = [] if missing else found
         folder = os.path.dirname(pattern) if pattern.endswith(".tar") or has_wildcard(pattern) else pattern
     if not found:
+        inside = sorted({os.path.dirname(path) for path in glob.glob(os.path.join(glob.escape(pattern), "*", "*.tar"))})
+        if inside:
+            raise UserError(f"no shards at {pattern}, but in {', '.join(inside)}: name one of them")
+        if os.path.isdir(pattern) and any(entry.is_dir() for entry in os.scandir(pattern)):
+            raise UserError(
+                f"no shards at {pattern}, a folder of folders: if they have images, create shards with "
+                f"`scalevit shards write --source {pattern} --destination SHARDS`, and name SHARDS"
+            )
         raise UserError(
             f"no shards at {pattern}: create them with `scalevit shards write --source IMAGES --destination {folder}`"
         )

@@ -76,6 +76,11 @@ class Index:
         with closing(open_shard(self.shards[self.shard[sample]].path)) as file:
             return tar.key_before(file, int(self.offset[sample]))
 
+    def class_of(self, label: int) -> str:
+        """The name of a label; "label 7" where it has none."""
+        named = self.classes is not None and 0 <= label < len(self.classes)
+        return self.classes[label] if named and self.classes else f"label {label}"
+
     def fault(self, sample: int, reason: str) -> Fault:
         """A `Fault` for a sample, with its shard and key."""
         try:
@@ -84,14 +89,15 @@ class Index:
             key = "?"
         return Fault(self.shards[self.shard[sample]].path, key, int(self.offset[sample]), reason)
 
-    def numbered_as(self, classes: Sequence[str]) -> "Index":
-        """The same samples with the label numbers of another set's classes, by name.
+    def numbered_as(self, classes: Sequence[str], *, of: str = "the training set") -> "Index":
+        """The same samples with the label numbers of other classes, by name.
 
         Args:
-            classes: of the other set, all different.
+            classes: all different.
+            of: what has these classes, for the message.
 
         Raises:
-            UserError: this set has images of a class that the other has not.
+            UserError: this set has images of a class that is not among them.
         """
         if self.classes is None or self.classes == tuple(classes):
             return self
@@ -106,7 +112,7 @@ class Index:
             more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
             raise UserError(
                 f"shards at {os.path.dirname(self.shards[0].path)}: class {name!r}{more} of {len(self.classes)} is not "
-                f"among the {len(classes)} classes of the training set{nearest_hint(name, classes)}"
+                f"among the {len(classes)} classes of {of}{nearest_hint(name, classes)}"
             )
         return replace(self, label=label, classes=tuple(classes))
 
@@ -119,8 +125,9 @@ class Index:
         wrong = np.flatnonzero((self.label < 0) | (self.label >= num_classes))
         if len(wrong):
             label = self.label[wrong[0]]
+            span = f"labels go from {self.label.min()} to {self.label.max()}, of {len(np.unique(self.label))} classes"
             fault = self.fault(wrong[0], f"label {label} is not in 0..{num_classes - 1}")
-            raise SettingError("num_classes", num_classes, f"{fault} ({len(wrong)} of {len(self)} samples)")
+            raise SettingError("num_classes", num_classes, f"{fault} ({len(wrong)} of {len(self)} samples; {span})")
 
 
 def load_index(pattern: str | os.PathLike[str], *, labels: LabelFormat = INTEGERS, checksums: bool = False) -> Index:
@@ -128,11 +135,11 @@ def load_index(pattern: str | os.PathLike[str], *, labels: LabelFormat = INTEGER
 
     Args:
         pattern: as in `find_shards`.
-        labels: how they are written.
+        labels: how they are written. A set that has names of its own is numbered like these by name.
         checksums: read all images whose checksums are unknown, and save the checksums.
 
     Raises:
-        UserError: as `find_shards` and `build_index`.
+        UserError: as `find_shards`, `build_index`, `class_names` and `Index.numbered_as`.
     """
     paths = find_shards(pattern)
     # At an address, each takes a round trip.
@@ -145,7 +152,11 @@ def load_index(pattern: str | os.PathLike[str], *, labels: LabelFormat = INTEGER
     if checksums and (index.crc32 < 0).any():
         index = add_checksums(index)
         _save(index, labels)
-    return replace(index, classes=labels.names or class_names(paths))
+    own = class_names(paths)
+    if own is None or labels.names is None:
+        return replace(index, classes=own or labels.names)
+    # The labels are numbers in the order of the set's own names.
+    return replace(index, classes=own).numbered_as(labels.names, of="the file of class names")
 
 
 def build_index(

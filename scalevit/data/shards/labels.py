@@ -88,5 +88,6 @@ def _integer(content: bytes, source: str) -> int:
     digits = text.removeprefix(b"-")
     if len(content) > 64 or not digits.isdigit() or len(digits) > _MAX_DIGITS:
         start = text[:20].decode("ascii", "replace")
-        raise NoLabel(f"the label {start!r} of {source} is not an integer")
+        names = "; names need a file of class names" if text else ""
+        raise NoLabel(f"the label {start!r} of {source} is not an integer{names}")
     return int(text)

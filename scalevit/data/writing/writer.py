@@ -83,7 +83,7 @@ def write_shards(
     settings: WriteSettings,
     *,
     workers: int = 0,
-) -> None:
+) -> list[str]:
     """Writes a set of shards, or resumes one that was interrupted.
 
     Args:
@@ -91,6 +91,9 @@ def write_shards(
         destination: folder to create; must not exist or be empty.
         settings: how they are written.
         workers: processes that write a shard each; 0 writes in this one. The result does not depend on it.
+
+    Returns:
+        The bad images that were left out, each with its reason.
 
     Raises:
         SettingError: `max_faults`: there are more bad images.
@@ -109,9 +112,10 @@ def write_shards(
             done = [number for number in range(count) if _is_done(folder, number)]
             job = WriteJob(source, folder, order, settings)
             _write_all(job, [number for number in range(count) if number not in set(done)], done, workers)
-            _finish(folder, job, count, plan)
+            faults = _finish(folder, job, count, plan)
             os.rename(folder, target)
             fsync_path(target.parent)
+            return faults
     except OSError as error:
         raise UserError(f"shards at {target}: cannot be written ({error.strerror or error})") from None
 
@@ -225,25 +229,37 @@ def _write_all(job: WriteJob, numbers: Sequence[int], done: Sequence[int], worke
 
 def _check_faults(faults: int, job: WriteJob) -> None:
     if faults > job.settings.max_faults:
-        reason = f"found {faults} bad images, listed in the .json files of {job.folder}"
+        reason = (
+            f"found {faults} bad images (listed in the .json files of {job.folder}): replace or remove them, or raise "
+            "the limit"
+        )
         raise SettingError("max_faults", job.settings.max_faults, reason)
 
 
-def _finish(folder: Path, job: WriteJob, count: int, plan: dict[str, Any]) -> None:
-    shards = [_read_metadata(folder, number) for number in range(count)]
+def _finish(folder: Path, job: WriteJob, count: int, plan: dict[str, Any]) -> list[str]:
+    """Describes the set; returns the reasons of its bad images."""
+    shards = {_shard_name(number): _read_metadata(folder, number) for number in range(count)}
+    faults = [fault for shard in shards.values() for fault in shard["faults"]]
+    written = [name for name, shard in shards.items() if shard["count"]]
+    if not written:
+        raise UserError(f"shards at {folder}: none of the {len(job.source)} images can be used; {faults[0]['reason']}")
     about = {
         "format": 1,
-        "samples": sum(shard["count"] for shard in shards),
-        "shards": [_shard_name(number) for number in range(count)],
+        "samples": sum(shard["count"] for shard in shards.values()),
+        "shards": written,
         "classes": None if job.source.classes is None else list(job.source.classes),
         "settings": plan,
-        "faults": [fault for shard in shards for fault in shard["faults"]],
+        "faults": faults,
         "left_out": [entry._asdict() for entry in job.source.left_out],
     }
     write_whole(folder / SET_FILE, _json(about))
+    for name in shards.keys() - set(written):  # all of its images are bad, and readers refuse a shard without samples
+        (folder / name).unlink()
+        (folder / name).with_suffix(".json").unlink()
     (folder / _SETTINGS_FILE).unlink()
     _remove_temporary_files(folder)
     fsync_path(folder)
+    return [fault["reason"] for fault in faults]
 
 
 def _read_metadata(folder: Path, number: int) -> dict[str, Any]:
@@ -286,7 +302,7 @@ def _write_shard(job: WriteJob, number: int, advance: Callable[[], None]) -> int
                 key, extension, payload, label = _prepared(job, int(source_number))
             except UserError as error:
                 if job.settings.max_faults == 0:
-                    raise
+                    raise UserError(f"{error}; replace or remove it, or allow bad images by --max-faults") from None
                 faults.append({"sample": str(source_number), "reason": str(error)})
             else:
                 tar.add(f"{key}.{extension}", payload)
@@ -312,15 +328,13 @@ def _prepared(job: WriteJob, number: int) -> Sample:
     key, extension, payload, label = job.source.load(number)
     resize, check = job.settings.resize, job.settings.check
     try:
-        if extension in images.CONVERTIBLE:
-            payload, extension = images.to_png(payload), "png"
         smaller = images.shrink(payload, resize) if resize else None
+        if smaller is None and extension in images.CONVERTIBLE:
+            payload, extension = images.to_png(payload), "png"
         if resize is None and check != "none":
             (images.check_whole if check == "whole" else images.check_header)(payload)
     except images.UndecodableImage as error:
-        raise UserError(
-            f"image {job.source.origin(number)}: cannot be decoded ({error}); replace or remove it"
-        ) from None
+        raise UserError(f"image {job.source.origin(number)}: cannot be decoded ({error})") from None
     return (key, extension, payload, label) if smaller is None else (key, "jpg", smaller, label)
 
 

@@ -4,7 +4,9 @@ So weights are never reduced twice. Knows names and shapes, not file formats.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,36 @@ from scalevit.models.reductions.apply import reduce_model
 from scalevit.models.reductions.base import Reduction
 from scalevit.models.weights.read import Weights, read_weights
 from scalevit.tying import canonical_state, tied_names
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What a weights file gives to a model, and what not."""
+
+    tensors: int
+    """Of the model, that are taken from the file."""
+    already_reduced: bool
+    """Whether they, and the model now, are reduced."""
+    fresh: tuple[str, ...]
+    """Names that keep their initialisation: a classifier that is missing or for another number of classes."""
+    resampled: tuple[str, ...]
+    """Names of position embeddings and patch filters that had another size in the file."""
+
+    def __str__(self) -> str:
+        taken, whole = self.tensors, self.tensors + len(self.fresh)
+        parts = [f"{taken} of {whole} tensors" if self.fresh else f"all {taken} tensors"]
+        parts += [f"{', '.join(names)} {what}" for names, what in self._others() if names]
+        return "; ".join(parts)
+
+    def _others(self) -> list[tuple[tuple[str, ...], str]]:
+        return [(self.fresh, "initialised anew"), (self.resampled, "resampled")]
+
+
+class MatchedWeights(NamedTuple):
+    """The tensors of a file for a model, by the model's canonical names, and what they cover."""
+
+    tensors: dict[str, Tensor]
+    coverage: Coverage
 
 
 def load_initial_weights(model: nn.Module, path: Path, reduction: Reduction, *, need_classifier: bool = False) -> bool:
@@ -30,28 +62,25 @@ def load_initial_weights(model: nn.Module, path: Path, reduction: Reduction, *, 
     Raises:
         UserError: as `match_weights`.
     """
-    tensors, already_reduced = match_weights(model, path, reduction, need_classifier=need_classifier)
+    matched = match_weights(model, path, reduction, need_classifier=need_classifier)
     with torch.no_grad():
         for name, tensor in canonical_state(model).items():
-            if name in tensors and tensor.device.type != "meta":
-                tensor.copy_(tensors[name])
-    return already_reduced
+            if name in matched.tensors and tensor.device.type != "meta":
+                tensor.copy_(matched.tensors[name])
+    return matched.coverage.already_reduced
 
 
 def match_weights(
     model: nn.Module, path: Path, reduction: Reduction, *, need_classifier: bool = False
-) -> tuple[dict[str, Tensor], bool]:
+) -> MatchedWeights:
     """Reads weights for an unreduced model, and reduces it where they are reduced already.
 
     Plain weights (of timm, or a run without reduction) fit the model as it is; the caller then reduces it. Position
-    embeddings and patch filters of another size are resampled as timm does. A classifier for another number of
-    classes is left out: it keeps its initialisation.
+    embeddings and patch filters of another size are resampled as timm does. A classifier that is missing, or for
+    another number of classes, is left out: it keeps its initialisation.
 
     Args:
-        need_classifier: refuse a classifier for another number of classes.
-
-    Returns:
-        Tensors by canonical name, and whether they, and the model now, are reduced.
+        need_classifier: refuse weights whose classifier is missing or for another number of classes.
 
     Raises:
         UserError: the file's reduction is not the requested one, or its tensors do not fit.
@@ -68,18 +97,18 @@ def match_weights(
                 f"weights {path}: made with reduction {there}, which has another structure than {here}{models}"
             )
         reduce_model(model, reduction)
-        tensors = weights.tensors
-    else:
-        tensors = family.converted(weights.tensors, model)
+    tensors = family.converted(weights.tensors, model)
 
     own = canonical_state(model)
     classifier = {name for name in own if name.startswith(family.classifiers)}
-    fresh = {name for name in classifier if name in tensors and tensors[name].shape[:1] != own[name].shape[:1]}
+    fresh = {name for name in classifier & tensors.keys() if tensors[name].shape[:1] != own[name].shape[:1]}
     if fresh and need_classifier:
         held, wanted = (each[min(fresh)].shape[0] for each in (tensors, own))
         raise UserError(
             f"weights {path}: have a classifier of {held} classes, but model.num_classes = {wanted}{models}"
         )
+    if not need_classifier and not classifier & tensors.keys():  # of a backbone, such as DINOv2's
+        fresh = classifier
     missing = sorted(own.keys() - tensors.keys() - fresh)
     unknown = sorted(tensors.keys() - own.keys() - tied_names(model).keys())
     other_shape = sorted(n for n in own.keys() & tensors.keys() - fresh if own[n].shape != tensors[n].shape)
@@ -91,7 +120,11 @@ def match_weights(
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise UserError(f"weights {path}: {problem} {names[0]}{more} of this model{models}")
-    return {name: tensors[name] for name in own if name not in fresh}, weights.reduction is not None
+    taken = {name: tensors[name] for name in own if name not in fresh}
+    before = weights.tensors
+    resampled = tuple(name for name, tensor in taken.items() if name in before and before[name].shape != tensor.shape)
+    coverage = Coverage(len(taken), weights.reduction is not None, tuple(sorted(fresh)), resampled)
+    return MatchedWeights(taken, coverage)
 
 
 def differing_models(weights: Weights, model: nn.Module) -> str:

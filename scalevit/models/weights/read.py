@@ -1,6 +1,7 @@
 """Reads weights files: ours (safetensors with metadata) and plain state dicts. Never executes what it reads."""
 
 import json
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,10 @@ def read_weights(path: Path) -> Weights:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # Neither library limits the exceptions that a damaged or foreign file raises.
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"weights {path}: cannot be read ({reason[:200]})") from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        if isinstance(error, pickle.UnpicklingError):  # whose text advises to load it with `weights_only=False`
+            reason = "it is damaged, or contains more than tensors: save model.state_dict()"
+        raise UserError(f"weights {path}: cannot be read ({reason})") from error
     model = _stated_model(content, metadata)
     for key in ("state_dict", "model", "state_dict_ema"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):

@@ -14,8 +14,9 @@ class WandbTracker(Tracker):
     """Weights & Biases. Needs the extra `wandb`."""
 
     name: Literal["wandb"] = "wandb"
-    mode: Literal["online", "offline"] = "online"
-    """offline writes files that `wandb sync` uploads later."""
+    mode: Literal["online", "offline"] | None = None
+    """offline writes files that `wandb sync` uploads later. null follows the environment variable WANDB_MODE (online,
+    offline or disabled), and is online without one."""
     project: str = "scalevit"
     """The wandb project."""
     entity: str | None = None
@@ -43,10 +44,12 @@ class WandbTracker(Tracker):
                 dir=str(run.folder),
                 config=dict(run.config),
             )
-        except wandb.Error as error:
+        except (wandb.Error, ValueError) as error:  # the latter for an unknown WANDB_MODE
             reason = " ".join(str(error).split())
             raise SettingError(
-                "mode", self.mode, f"wandb cannot start a run ({reason}); offline needs no network"
+                "mode",
+                self.mode,
+                f"wandb cannot start a run ({reason}); offline, or WANDB_MODE=offline, needs no network",
             ) from None
         return str(self._run.id)
 

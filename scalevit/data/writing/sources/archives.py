@@ -20,6 +20,8 @@ from scalevit.errors import UserError
 
 _GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _META = "meta.mat"
+# A class and its boxes, as in Kaggle's LOC_val_solution.csv: "n01751748 111 108 230 366".
+_BOXES = re.compile(r"n\d{8}(\s+\d+)+")
 
 
 class Member(NamedTuple):
@@ -36,9 +38,8 @@ class Member(NamedTuple):
 class ArchiveSource:
     """Images inside tars, which are not unpacked."""
 
-    def __init__(self, members: Sequence[Member], classes: Sequence[str], left_out: Sequence[LeftOut]) -> None:
-        self.members, self.left_out = members, left_out
-        self.classes: Sequence[str] | None = classes
+    def __init__(self, members: Sequence[Member], classes: Sequence[str] | None, left_out: Sequence[LeftOut]) -> None:
+        self.members, self.left_out, self.classes = members, left_out, classes
 
     def __len__(self) -> int:
         return len(self.members)
@@ -105,8 +106,9 @@ def flat_images(
     Args:
         path: of the folder or the tar.
         labels: ImageNet's development kit (ILSVRC2012_devkit_t12.tar.gz or its folder), or a text file with a name and
-            its class in each line (as Kaggle's LOC_val_solution.csv, or two columns).
-        classes: how classes are numbered; by default their names are sorted.
+            its class in each line (as Kaggle's LOC_val_solution.csv, or two columns). Lines of other names, such as a
+            heading, are not used.
+        classes: how classes are numbered: see `ClassSettings.labelled`.
         convert: as for `files.image_folder`.
 
     Raises:
@@ -131,26 +133,25 @@ def flat_images(
     for stem in stems:
         if stem not in class_of:
             raise UserError(f"labels {labels}: have none for image {stem}")
-    names, numbers = (classes or ClassSettings()).numbered(class_of.values())
-    members = [Member(*each, numbers[class_of[stem]]) for each, stem in zip(kept, stems, strict=True)]
-    return ArchiveSource(members, names, left_out)
+    names, numbers = (classes or ClassSettings()).labelled([class_of[stem] for stem in stems])
+    return ArchiveSource([Member(*each, number) for each, number in zip(kept, numbers, strict=True)], names, left_out)
 
 
 def _inner_tars(path: Path, left_out: list[LeftOut]) -> Iterator[tuple[str, int, str]]:
     """The file, the offset in it and the name of each tar in a folder or a tar."""
     if path.is_dir():
         for entry in sorted(path.iterdir()):
-            if entry.suffix == ".tar":
+            if entry.suffix == ".tar" and not entry.name.startswith("."):
                 yield str(entry), 0, entry.name
-            elif not entry.name.startswith("."):
-                left_out.append(LeftOut(str(entry), "no .tar"))
+            else:
+                left_out.append(LeftOut(str(entry), "no .tar, by its name"))
         return
     with _open_tar(path, 0, str(path)) as outer:
         for member in _members(outer, str(path)):
-            if member.name.endswith(".tar"):
+            if member.name.endswith(".tar") and not os.path.basename(member.name).startswith("."):
                 yield str(path), member.offset_data, member.name
             else:
-                left_out.append(LeftOut(f"{member.name} in {path}", "no .tar"))
+                left_out.append(LeftOut(f"{member.name} in {path}", "no .tar, by its name"))
 
 
 def _images_in(
@@ -208,27 +209,54 @@ def _classes_of(labels: Path, stems: Sequence[str]) -> dict[str, str]:
         lines = labels.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"labels {labels}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    rows = [next(csv.reader([line], delimiter=",")) if "," in line else line.split() for line in lines if line.strip()]
-    found = {Path(row[0]).stem: row[1].split()[0] for row in rows if len(row) > 1 and row[1].strip()}
-    if len(found) < len(rows):
-        raise UserError(f"labels {labels}: each line must have an image and its class, and no image twice")
+    wanted, found = set(stems), dict[str, str]()
+    for number, line in enumerate(lines, 1):
+        columns = next((row for row in _columns(line) if Path(row[0].strip()).stem in wanted), None)
+        if columns is None:
+            continue
+        stem, value = Path(columns[0].strip()).stem, columns[1].strip() if len(columns) > 1 else ""
+        value = value.split()[0] if _BOXES.fullmatch(value) else value
+        if not value or found.setdefault(stem, value) != value:
+            reason = "has no class" if not value else f"is {value!r} here and {found[stem]!r} before"
+            raise UserError(f"labels {labels}, line {number}: image {stem} {reason}")
     return found
+
+
+def _columns(line: str) -> Iterator[list[str]]:
+    """The readings of a line as columns that are separated by tabs, commas or spaces."""
+    if "\t" in line:
+        yield line.split("\t")
+    if "," in line:
+        yield next(csv.reader([line]))
+    if line.strip():
+        yield line.split(maxsplit=1)
 
 
 def _of_development_kit(kit: Path, stems: Sequence[str]) -> dict[str, str]:
     """The n-th image by name has the n-th number in the ground truth, which the kit's meta.mat names."""
-    from scipy.io import loadmat
-
     files = _kit_files(kit)
-    numbers = files[_GROUND_TRUTH].split()
-    synsets = loadmat(io.BytesIO(files[_META]), squeeze_me=True)["synsets"]
-    wordnet = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}
+    wordnet = _wordnet_names(kit, files[_META])
+    numbers = files[_GROUND_TRUTH].decode("ascii", "replace").split()
+    unknown = next((number for number in numbers if number not in wordnet), None)
+    if unknown is not None:
+        raise UserError(f"labels {kit}: {_META} has no class of the number {unknown}")
     in_order = sorted(stems)
     if len(numbers) != len(in_order):
         raise UserError(f"labels {kit}: name {len(numbers)} images, but there are {len(in_order)}")
     if not all(re.search(r"\d+$", stem) for stem in in_order):
         raise UserError(f"labels {kit}: number images, but the names of some do not end with a number")
-    return {stem: wordnet[int(number)] for stem, number in zip(in_order, numbers, strict=True)}
+    return {stem: wordnet[number] for stem, number in zip(in_order, numbers, strict=True)}
+
+
+def _wordnet_names(kit: Path, meta: bytes) -> dict[str, str]:
+    """WordNet's name of a class by its number, in digits."""
+    from scipy.io import loadmat
+
+    try:
+        synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
+        return {str(int(synset["ILSVRC2012_ID"])): str(synset["WNID"]) for synset in synsets}
+    except Exception as error:  # scipy does not limit what a damaged file raises
+        raise UserError(f"labels {kit}: {_META} cannot be read ({type(error).__name__}: {error})") from error
 
 
 def _kit_files(kit: Path) -> dict[str, bytes]:

@@ -15,6 +15,8 @@ ClassOrder = Literal["torchvision", "natural"]
 """How class names are sorted before they are numbered: torchvision's ImageFolder compares them as text ("0", "1", "10",
 "2"), timm's readers compare numbers in them as numbers ("0", "1", "2", "10") and ignore case."""
 
+_INTEGER = re.compile(r"-?\d{1,18}")
+
 
 @dataclass(frozen=True)
 class ClassSettings:
@@ -24,7 +26,8 @@ class ClassSettings:
     names: Sequence[str] | None = None
     """Of labels 0, 1, ...; None: the names that are found, in `order`."""
     renamed: Mapping[str, str] | None = None
-    """Class by the name that the source has for it; several may be one class. None: the source's names."""
+    """Class by the name that the source has for it; several may be one class. Classes are in the order of the source's
+    names. None: the source's names."""
 
     def numbered(self, found: Iterable[str]) -> tuple[list[str], dict[str, int]]:
         """Numbers the names of a source.
@@ -35,13 +38,41 @@ class ClassSettings:
         Raises:
             UserError: a name is not in the label map, or a class not among the class names.
         """
-        classes_of = {name: self._class_of(name) for name in found}
-        classes = sorted_classes(classes_of.values(), self.order) if self.names is None else list(self.names)
+        classes_of = {name: self._class_of(name) for name in sorted_classes(found, self.order)}
+        classes = list(dict.fromkeys(classes_of.values())) if self.names is None else list(self.names)
         numbers = {name: number for number, name in enumerate(classes)}
         for name in classes_of.values():
             if name not in numbers:
                 raise UserError(f"class {name!r} is not in the file of class names{nearest_hint(name, classes)}")
         return classes, {name: numbers[own] for name, own in classes_of.items()}
+
+    def labelled(self, values: Sequence[str]) -> tuple[list[str] | None, list[int]]:
+        """Labels of samples whose classes are written as integers or as names, e.g. in a column of a table.
+
+        Integers are the labels themselves, and `names` their names; unless a label map is given, or they are names.
+
+        Returns:
+            The classes in the order of their labels (None: integers without names), and the label of each sample.
+
+        Raises:
+            UserError: as `numbered`, or an integer has no name.
+        """
+        numbers = self.renamed is None and all(_INTEGER.fullmatch(value) for value in values)
+        if numbers and (self.names is None or not set(values) <= set(self.names)):
+            labels = [int(value) for value in values]
+            for label in labels:
+                if self.names is not None and not 0 <= label < len(self.names):
+                    raise UserError(f"label {label} has no name: the file of class names has {len(self.names)} lines")
+            return (None if self.names is None else list(self.names)), labels
+        integers = sum(1 for value in values if _INTEGER.fullmatch(value))
+        if self.names is None and self.renamed is None and 2 * integers > len(values):
+            odd = next(value for value in values if not _INTEGER.fullmatch(value))
+            raise UserError(
+                f"labels are integers, but not {odd!r} ({len(values) - integers} of {len(values)}): correct it, or "
+                "name all classes by a file of class names"
+            )
+        classes, label_of = self.numbered(values)
+        return classes, [label_of[value] for value in values]
 
     def _class_of(self, name: str) -> str:
         if self.renamed is None:
@@ -96,9 +127,12 @@ def read_label_map(path: str | os.PathLike[str]) -> dict[str, str]:
     text = _read(path)
     if text.lstrip().startswith("{"):
         try:
-            pairs = [(name, str(value)) for name, value in json.loads(text).items()]
+            pairs = list(json.loads(text).items())
         except ValueError:
             raise UserError(f"label map {path}: is not an object in JSON") from None
+        for name, value in pairs:
+            if not isinstance(value, str):
+                raise UserError(f"label map {path}: the class of {name!r} must be text, not {json.dumps(value)[:40]}")
     else:
         pairs = [_two_columns(line, number, path) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     found: dict[str, str] = {}

@@ -2,8 +2,7 @@
 
 import csv
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,9 +76,7 @@ def image_folder(
     if not source.is_dir():
         raise UserError(f"images at {source}: no such folder; give a folder with one subfolder of images per class")
     left_out = [
-        LeftOut(str(entry), "beside the class folders")
-        for entry in sorted(source.iterdir())
-        if not entry.is_dir() and not entry.name.startswith(".")
+        LeftOut(str(entry), "beside the class folders") for entry in sorted(source.iterdir()) if not entry.is_dir()
     ]
     found: dict[str, list[str]] = {}
     for entry in sorted(source.iterdir()):
@@ -100,15 +97,25 @@ def image_folder(
 
 def _images_below(root: Path, left_out: list[LeftOut], *, convert: bool) -> list[str]:
     found = []
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        subfolders.sort()
-        for name in sorted(names):
-            path = os.path.join(folder, name)
-            if reason := why_no_image(name, convert=convert):
-                left_out.append(LeftOut(path, reason))
-            else:
-                found.append(path)
+    for path in files_below(root):
+        if reason := why_no_image(os.path.basename(path), convert=convert):
+            left_out.append(LeftOut(path, reason))
+        else:
+            found.append(path)
     return found
+
+
+def files_below(root: str | os.PathLike[str]) -> Iterator[str]:
+    """The files of a folder and its subfolders, by name. Follows links, but visits no folder twice."""
+    visited = set()
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in visited:
+            subfolders.clear()
+            continue
+        visited.add(real)
+        subfolders.sort()
+        yield from (os.path.join(folder, name) for name in sorted(names))
 
 
 def table_file(
@@ -121,7 +128,7 @@ def table_file(
 ) -> FileSource:
     """A CSV or TSV file with a column of paths (relative to its folder) and one of labels.
 
-    If all labels are integers and `classes` names none, they are used as they are; otherwise they are class names.
+    Labels are integers or class names: see `ClassSettings.labelled`.
 
     Args:
         path: of the file; the columns of a .tsv are separated by tabs.
@@ -145,12 +152,8 @@ def table_file(
             kept.append((os.path.join(os.path.dirname(os.fspath(path)), name), label))
     if not kept:
         raise UserError(f"{path}: names no images")
-    settings = classes or ClassSettings()
-    numbers = settings.names is None and settings.renamed is None
-    if numbers and all(re.fullmatch(r"-?\d{1,18}", label) for _, label in kept):
-        return FileSource([File(name, int(label)) for name, label in kept], None, left_out)
-    names, labels = settings.numbered(label for _, label in kept)
-    return FileSource([File(name, labels[label]) for name, label in kept], names, left_out)
+    names, labels = (classes or ClassSettings()).labelled([label for _, label in kept])
+    return FileSource([File(name, label) for (name, _), label in zip(kept, labels, strict=True)], names, left_out)
 
 
 def _read_table(path: str | os.PathLike[str], columns: Mapping[str, str]) -> list[tuple[str, str, int]]:

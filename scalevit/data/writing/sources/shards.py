@@ -18,25 +18,30 @@ class ShardSource:
     Args:
         pattern: as in `discovery.find_shards`.
         labels: how they are written.
+        max_faults: maximum number of samples that cannot be used; they are left out.
 
     Raises:
-        UserError: the shards are missing or damaged, or contain samples that cannot be used.
+        UserError: the shards are missing or damaged, or contain more samples that cannot be used.
     """
 
-    left_out: Sequence[LeftOut] = ()
-
-    def __init__(self, pattern: str, labels: LabelFormat = INTEGERS) -> None:
-        self._index = load_index(pattern, labels=labels)
-        self.classes: Sequence[str] | None = self._index.classes
-        if self._index.faults:
-            raise UserError(f"{self._index.faults[0]} ({len(self._index.faults)} such samples): fix or remove them")
-        self._reader = open_reader(self._index)
+    def __init__(self, pattern: str, labels: LabelFormat = INTEGERS, *, max_faults: int = 0) -> None:
+        self.index = load_index(pattern, labels=labels)
+        self.classes: Sequence[str] | None = self.index.classes
+        faults = self.index.faults
+        if len(faults) > max_faults:
+            raise UserError(
+                f"{faults[0]} ({len(faults)} such samples): fix or remove them, or allow them by --max-faults"
+            )
+        self.left_out: Sequence[LeftOut] = [
+            LeftOut(f"{fault.key} in {fault.shard}", "a sample that cannot be used") for fault in faults
+        ]
+        self._reader = open_reader(self.index)
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self.index)
 
     def load(self, number: int) -> Sample:
-        index = self._index
+        index = self.index
         try:
             payload = self._reader.read(number)
         except SampleReadError as error:
@@ -47,7 +52,7 @@ class ShardSource:
         return unique_key(number, key), images.KINDS[index.kind[number]], payload, int(index.label[number])
 
     def origin(self, number: int) -> str:
-        return f"{self._index.key(number)} of {self._index.shards[self._index.shard[number]].path}"
+        return f"{self.index.key(number)} of {self.index.shards[self.index.shard[number]].path}"
 
     def fingerprint(self) -> str:
-        return self._index.fingerprint
+        return self.index.fingerprint

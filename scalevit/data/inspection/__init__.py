@@ -1,0 +1,1 @@
+"""What a set of shards holds: a survey of its images, and a sheet of samples as a run sees them."""
