@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from launching import ROOT, environment
 from scalevit.cli import bench, main, parsing
@@ -184,3 +185,19 @@ def test_a_status_of_a_command_is_the_process_status(tmp_path: Path, monkeypatch
     monkeypatch.syspath_prepend(os.fspath(tmp_path))
     with pytest.raises(SystemExit, match="3"):
         parsing.run_module("a_command", "a command", "ends with 3", [])
+
+
+def test_names_that_are_no_text_are_printed(tmp_path: Path) -> None:
+    """A strict UTF-8 output cannot encode the bytes of such a name."""
+    folder = tmp_path / "photos" / os.fsdecode(b"caf\xe9")
+    folder.mkdir(parents=True)
+    Image.new("L", (4, 4)).save(folder / "1.png")
+    arguments = ["shards", "write", "--source", str(tmp_path / "photos"), "--destination", str(tmp_path / "set")]
+    done = subprocess.run(
+        [sys.executable, "-m", "scalevit", *arguments, "--workers", "0"],
+        env=environment(PYTHONIOENCODING="utf-8:strict"),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert r"0 = caf\udce9" in done.stdout

@@ -87,6 +87,8 @@ def test_changed_settings_are_listed_by_their_keys() -> None:
         "ema.decay=0.9",
         "model.drop_path=0.3",
         "train.epochs=30",
+        "data.validation=elsewhere",
+        "data.crop_pct=0.8",
     ],
 )
 def test_settings_of_the_result_change_only_with_consent(change: str) -> None:
