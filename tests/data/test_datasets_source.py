@@ -162,11 +162,24 @@ GOOD_IMAGES, GOOD_LABELS = idx(np.zeros((2, 3, 3), np.uint8)), idx(np.zeros(2, n
         (GOOD_IMAGES, idx(np.zeros(3, np.uint8)), r"have the shape \(3,\) for 2 images"),
         (GOOD_LABELS, GOOD_LABELS, r"must be \(N, H, W\)"),
         (GOOD_IMAGES, b"0\n1\n", "is no IDX file"),
-        (GOOD_IMAGES, gzip.compress(GOOD_LABELS)[:-9], "labels: cannot be read"),
+        (GOOD_IMAGES, gzip.compress(GOOD_LABELS, mtime=0)[:-9], "labels: cannot be read"),
         (GOOD_IMAGES, None, "labels: cannot be read"),
         (idx(np.zeros((0, 3, 3), np.uint8)), idx(np.zeros(0, np.uint8)), r"there are none \(\(0, 3, 3\)\)"),
         (idx(np.zeros((2, 0, 3), np.uint8)), GOOD_LABELS, "there are none"),
         (GOOD_IMAGES, idx(np.array([0, 2], np.uint8)), "label 2 has no name: the file of class names has 2 lines"),
+    ],
+    # Names of tests must be equal in every process.
+    ids=[
+        "short images",
+        "short labels",
+        "other number",
+        "no images",
+        "no IDX",
+        "cut gzip",
+        "missing",
+        "none",
+        "height 0",
+        "name",
     ],
 )
 def test_bad_idx(tmp_path: Path, pixels: bytes, labels: bytes | None, message: str):
