@@ -3,6 +3,7 @@
 Knows every step's module. Must not know engines, ranks or data.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from scalevit.models.fused_mlp import fuse_mlps
 from scalevit.models.mlps import mlp_views
 from scalevit.models.reductions.apply import factory_arguments, reduce_model
 from scalevit.models.reductions.base import Reduction
-from scalevit.models.weights.match import Coverage, load_initial_weights, match_weights
+from scalevit.models.weights.match import Coverage, load_initial_weights
 
 _RESERVED = {
     "num_classes": "is given by model.num_classes",
@@ -38,6 +39,7 @@ def build_model(
     kernels: KernelsConfig | None = None,
     run_device: torch.device | None = None,
     need_classifier: bool = False,
+    on_weights: Callable[[Coverage], None] = lambda coverage: None,
 ) -> nn.Module:
     """A reduced Vision Transformer, initialised from a seed and, where given, from weights.
 
@@ -50,6 +52,7 @@ def build_model(
         run_device: where it will run, for the choice of kernels; where it is built by default.
         need_classifier: refuse initial weights whose classifier is missing or has another number of classes, instead
             of keeping the initialisation of this one.
+        on_weights: called with what the initial weights cover, where there are any.
 
     Raises:
         SettingError: an unknown or unsuitable model, arguments that timm refuses, a reduction that does not fit the
@@ -64,24 +67,14 @@ def build_model(
             already_reduced = False
             if model.initial_weights is not None:
                 path = Path(model.initial_weights)
-                already_reduced = load_initial_weights(network, path, reduction, need_classifier=need_classifier)
+                coverage = load_initial_weights(network, path, reduction, need_classifier=need_classifier)
+                on_weights(coverage)
+                already_reduced = coverage.already_reduced
             if not already_reduced:
                 reduce_model(network, reduction)
     if kernels is not None:
         fuse_mlps(network, kernels, torch.device(device) if run_device is None else run_device)
     return network
-
-
-def initial_weights_of(model: ModelConfig, reduction: Reduction) -> Coverage | None:
-    """What `model.initial_weights` give to the model and what not, found on shapes; None without such weights.
-
-    Raises:
-        SettingError, UserError: as `build_model`.
-    """
-    if model.initial_weights is None:
-        return None
-    with torch.device("meta"), settings_of("reduction"):
-        return match_weights(create_unreduced(model, reduction), Path(model.initial_weights), reduction).coverage
 
 
 def create_unreduced(model: ModelConfig, reduction: Reduction) -> nn.Module:

@@ -73,7 +73,7 @@ def fuse_mlps(model: nn.Module, kernels: KernelsConfig, device: torch.device) ->
 
 
 def describe_mlps(model: nn.Module, kernels: KernelsConfig, device: torch.device) -> str:
-    """How a model's MLPs are computed, in a few words for a person.
+    """How a model's MLPs are computed, in a few words, for the banner of a run.
 
     Args:
         model: after `fuse_mlps`, perhaps inside an engine.

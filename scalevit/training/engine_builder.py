@@ -13,6 +13,7 @@ from scalevit.models.build import build_model
 from scalevit.models.dropout import use_row_keys
 from scalevit.models.meta_init import initial_values
 from scalevit.models.mlps import transformer_blocks
+from scalevit.models.weights.match import Coverage
 from scalevit.training.optimizers import build_optimizer, check_optimizer
 from scalevit.training.schedules import Schedule
 from scalevit.training.setting_keys import OPTIMIZATION_KEYS
@@ -49,6 +50,8 @@ class EngineBuilder:
         """
         self._config, self._world, self._scope = config, world, scope
         self._need_classifier = need_classifier
+        self.initial_weights: Coverage | None = None
+        """What they gave to the model, where there are any."""
         self._model: nn.Module | None = self._build_model()
 
     def __call__(self, *, micro_batch: int, accumulation: int) -> Engine:
@@ -81,6 +84,9 @@ class EngineBuilder:
         with naming_settings(OPTIMIZATION_KEYS):
             return config.engine.build(model, spec)
 
+    def _keep_coverage(self, coverage: Coverage) -> None:
+        self.initial_weights = coverage
+
     def _build_model(self) -> nn.Module:
         config = self._config
         with naming_settings(SECTIONS):
@@ -92,6 +98,7 @@ class EngineBuilder:
                 kernels=config.kernels,
                 run_device=self._world.device,
                 need_classifier=self._need_classifier,
+                on_weights=self._keep_coverage,
             )
         use_row_keys(model)
         return model

@@ -19,7 +19,6 @@ from scalevit.data.shards.discovery import class_names, find_shards
 from scalevit.distributed import World
 from scalevit.engines.base import Engine
 from scalevit.errors import UserError, naming_settings, settings_of
-from scalevit.models.build import initial_weights_of
 from scalevit.models.costs import ModelCosts, model_costs
 from scalevit.models.weights.match import Coverage
 from scalevit.models.weights.read import read_classes
@@ -51,8 +50,11 @@ class PreparedRun:
     """What it may resume from, the newest first."""
     data: RunData
     build_engine: EngineBuilder
-    initial_weights: Coverage | None
-    """What `model.initial_weights` gave to the model, where there are any and the run does not resume."""
+
+    @property
+    def initial_weights(self) -> Coverage | None:
+        """What `model.initial_weights` gave to the model, where there are any and the run does not resume."""
+        return None if self.checkpoints else self.build_engine.initial_weights
 
     @contextmanager
     def trainer(self) -> Iterator[Trainer]:
@@ -139,8 +141,7 @@ def prepare(config: Config) -> PreparedRun:
     with naming_data_settings():
         data = open_data(config, world)
     build_engine = EngineBuilder(config, world, scope)
-    weights = None if checkpoints else initial_weights_of(config.model, config.reduction)
-    return PreparedRun(config, world, folder, tracking, costs, checkpoints, data, build_engine, weights)
+    return PreparedRun(config, world, folder, tracking, costs, checkpoints, data, build_engine)
 
 
 def prepare_evaluation(config: Config) -> PreparedEvaluation:
@@ -166,9 +167,10 @@ def _classes_of_weights(config: Config, weights: Path, world: World) -> tuple[st
     classes = read_classes(weights)
     if classes is None:
         try:
-            classes = class_names(find_shards(config.data.train))
+            shards = find_shards(config.data.train)
         except UserError:  # there are none on this machine, which an evaluation does not need
-            classes = None
+            shards = []
+        classes = class_names(shards) if shards else None
         if classes is None and class_names(find_shards(config.data.validation)) is not None and world.is_first:
             print(
                 f"warning: {weights} names no classes: labels of data.validation are taken as they are numbered there",

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from scalevit.config.model import ModelConfig
 from scalevit.errors import UserError
-from scalevit.models.build import build_model, initial_weights_of
+from scalevit.models.build import build_model
 from scalevit.models.reductions.grouped import GroupedReduction
 from scalevit.models.reductions.none import NoReduction
 from scalevit.models.reductions.shallow import ShallowReduction
@@ -99,7 +99,9 @@ def test_what_weights_cover(tmp_path: Path) -> None:
 
     def covered(**changes) -> Coverage | None:
         model = MODEL.model_copy(update={"initial_weights": str(path), **changes})
-        return initial_weights_of(model, GroupedReduction())
+        found: list[Coverage] = []
+        build_model(model, GroupedReduction(), seed=0, device="meta", on_weights=found.append)
+        return found[0] if found else None
 
     assert covered(initial_weights=None) is None
     whole = len(read_weights(path).tensors)

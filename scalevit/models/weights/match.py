@@ -40,7 +40,7 @@ class Coverage:
         return "; ".join(parts)
 
     def _others(self) -> list[tuple[tuple[str, ...], str]]:
-        return [(self.fresh, "initialised anew"), (self.resampled, "resampled")]
+        return [(self.fresh, "newly initialised"), (self.resampled, "resampled")]
 
 
 class MatchedWeights(NamedTuple):
@@ -50,14 +50,16 @@ class MatchedWeights(NamedTuple):
     coverage: Coverage
 
 
-def load_initial_weights(model: nn.Module, path: Path, reduction: Reduction, *, need_classifier: bool = False) -> bool:
+def load_initial_weights(
+    model: nn.Module, path: Path, reduction: Reduction, *, need_classifier: bool = False
+) -> Coverage:
     """Loads weights into an unreduced model; reduces it first where the file's weights are reduced already.
 
     Args:
         need_classifier: as for `match_weights`.
 
     Returns:
-        Whether the model is reduced now.
+        What they cover. Where they are reduced already, the model is so now.
 
     Raises:
         UserError: as `match_weights`.
@@ -67,7 +69,7 @@ def load_initial_weights(model: nn.Module, path: Path, reduction: Reduction, *, 
         for name, tensor in canonical_state(model).items():
             if name in matched.tensors and tensor.device.type != "meta":
                 tensor.copy_(matched.tensors[name])
-    return matched.coverage.already_reduced
+    return matched.coverage
 
 
 def match_weights(
