@@ -110,13 +110,16 @@ def _draw(config: Config, index: Index, arguments: argparse.Namespace) -> None:
     # Imported late: the table needs no torch, which takes seconds to load.
     from scalevit.data.inspection.contact_sheet import contact_sheet, spread_over_classes
     from scalevit.data.loading.dataset import ShardDataset
-    from scalevit.training.open_data import device_transform_of, evaluation_transform_of, training_transform_of
+    from scalevit.training.open_data import (
+        device_transform_of,
+        evaluation_transform_of,
+        normalisation_of,
+        training_transform_of,
+    )
     from scalevit.training.run import with_model_defaults
 
     config = with_model_defaults(config)
-    data = config.data
-    assert data.mean is not None, "see with_model_defaults"
-    assert data.std is not None, "see with_model_defaults"
+    data, (mean, std) = config.data, normalisation_of(config)
     transforms = training_transform_of(config), evaluation_transform_of(config)
     train, evaluation = (
         ShardDataset(index, each, config.seed, exif_orientation=data.exif_orientation) for each in transforms
@@ -128,8 +131,8 @@ def _draw(config: Config, index: Index, arguments: argparse.Namespace) -> None:
         samples,
         copies=arguments.copies,
         erase=device_transform_of(config, random_erasing=data.augmentation.random_erasing),
-        mean=data.mean,
-        std=data.std,
+        mean=mean,
+        std=std,
     )
     try:
         sheet.save(arguments.sheet)

@@ -34,6 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard-size", type=integer(1), default=DEFAULT_SHARD_SIZE, help="images per shard (default: %(default)s)"
     )
+    parser.add_argument(
+        "--max-faults",
+        type=integer(0),
+        default=0,
+        help="maximum number of samples that cannot be used and are left out (default: %(default)s)",
+    )
     parser.add_argument("--workers", type=integer(0), default=4, help="processes, 0 for none (default: %(default)s)")
     add_label_format(parser)
     parser.set_defaults(run_action=_split)
@@ -43,7 +49,7 @@ def _split(arguments: argparse.Namespace) -> None:
     destination = Path(arguments.destination)
     for name in ("train", "validation"):
         check_destination(destination / name)
-    source = ShardSource(arguments.shards, label_format(arguments))
+    source = ShardSource(arguments.shards, label_format(arguments), max_faults=arguments.max_faults)
     index = source.index
     validation = stratified(index.label, _contents(index), share=arguments.validation, seed=arguments.seed)
     if not validation.any():

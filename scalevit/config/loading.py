@@ -77,7 +77,7 @@ def preset_names() -> list[str]:
 
 
 def find_config(config: str | os.PathLike[str], folder: Path = Path()) -> Path:
-    """The file of a config: a path where a file exists, that of a run folder, or a preset of that name.
+    """The file of a config: a path where a file exists, a preset of that name, or that of a run folder.
 
     Args:
         folder: what a relative path is relative to.
@@ -89,10 +89,10 @@ def find_config(config: str | os.PathLike[str], folder: Path = Path()) -> Path:
     name = Path(config).as_posix().removesuffix(".json")
     if path.is_file():
         return path
-    if (path / "config.json").is_file():
-        return path / "config.json"
     if name in names:
         return PRESETS / f"{name}.json"
+    if (path / "config.json").is_file():
+        return path / "config.json"
     if path.exists():
         raise UserError(f"config {path}: is a folder without a config.json")
     hint = nearest_hint(name, names) or nearest_hint(Path(name).name, names)

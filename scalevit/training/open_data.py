@@ -152,7 +152,7 @@ def _label_format(config: Config) -> LabelFormat:
 def training_transform_of(config: Config) -> Transform:
     """What becomes of a training image before it is on the device. The config has its model's defaults."""
     augmentation = config.data.augmentation
-    mean, _ = _normalisation(config)
+    mean, _ = normalisation_of(config)
     build = FastTraining if config.data.transforms == "fast" else training_transform
     settings = TrainingAugmentation(
         image_size=config.model.image_size,
@@ -174,7 +174,8 @@ def evaluation_transform_of(config: Config) -> Transform:
     return build(image_size=config.model.image_size, crop_pct=config.data.crop_pct)
 
 
-def _normalisation(config: Config) -> tuple[Channels, Channels]:
+def normalisation_of(config: Config) -> tuple[Channels, Channels]:
+    """Mean and standard deviation. The config has its model's defaults."""
     mean, std = config.data.mean, config.data.std
     assert mean is not None, "see with_model_defaults"
     assert std is not None, "see with_model_defaults"
@@ -183,7 +184,7 @@ def _normalisation(config: Config) -> tuple[Channels, Channels]:
 
 def device_transform_of(config: Config, random_erasing: float = 0.0) -> DeviceTransform:
     """What becomes of the results of both on the device."""
-    mean, std = _normalisation(config)
+    mean, std = normalisation_of(config)
     return DeviceTransform(mean=mean, std=std, random_erasing=random_erasing)
 
 

@@ -25,8 +25,8 @@ SAVED_FILES = ("state.json", "dataset_dict.json")
 class DatasetsSource:
     """A split of a Hugging Face data set, with a column of images and one of labels.
 
-    Rows without an image or a label (hubs mark the labels of test sets by -1) are left out. Labels are integers, names,
-    or `ClassLabel`s, which have both and keep their numbers unless `classes` numbers them.
+    Rows without a label are left out; data sets of the hub mark the labels of test sets by -1. Labels are integers,
+    names, or `ClassLabel`s, which have both and keep their numbers unless `classes` numbers them.
 
     Args:
         rows: the split.
