@@ -1,4 +1,4 @@
-"""What a person sees of a long count."""
+"""The progress bar: counts, rate and remaining time."""
 
 import pytest
 

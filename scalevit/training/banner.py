@@ -1,4 +1,4 @@
-"""What a person is told when a run starts: device, model, data, steps, folder. Knows all of a run; computes nothing."""
+"""The lines that are printed when a run starts: run folder, device, model, kernels, data, steps, initial weights."""
 
 from pathlib import Path
 

@@ -62,7 +62,7 @@ def test_integers_stay_and_names_come_first() -> None:
         form.find({"json": json.dumps({"label": 1.5}).encode})
 
 
-def test_written_anew_they_have_numbers_and_names(shards: Path, tmp_path: Path) -> None:
+def test_rewritten_shards_have_numbers_and_names(shards: Path, tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("\n".join(NAMES))
     arguments = ["--shards", str(shards), "--class-names", str(tmp_path / "names.txt"), "--workers", "0"]
     main(["shards", "write", *arguments, "--destination", str(tmp_path / "new")])

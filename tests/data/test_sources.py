@@ -171,7 +171,7 @@ def test_links_are_followed_once(tmp_path):
     assert names == ["cat.png", "more.png", "more.png"]
 
 
-def test_shards_with_bad_samples_are_written_anew_within_a_limit(tmp_path):
+def test_shards_with_bad_samples_are_written_within_a_limit(tmp_path):
     (tmp_path / "set").mkdir()
     with webdataset.ShardWriter(str(tmp_path / "set" / "%03d.tar"), verbose=0) as writer:
         for number, label in enumerate((b"0", b"cat", b"1")):

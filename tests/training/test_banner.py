@@ -1,4 +1,4 @@
-"""What a person is told when a run starts."""
+"""The lines that are printed when a run starts."""
 
 from pathlib import Path
 
@@ -66,7 +66,7 @@ def test_a_banner_says_what_initial_weights_cover(
     else:
         shown = lines(tmp_path, digits, monkeypatch, *settings)["weights"]
         tensors = len(other.state_dict())
-        expected = f"timm.pth: {tensors - 2} of {tensors} tensors; head.bias, head.weight initialised anew"
+        expected = f"timm.pth: {tensors - 2} of {tensors} tensors; head.bias, head.weight newly initialised"
         assert shown == f"{expected}; pos_embed resampled{then}"
 
 

@@ -60,7 +60,7 @@ def class_names(shards: Sequence[str]) -> tuple[str, ...] | None:
     if len(folder_of) > 1:
         raise UserError(
             f"shards at {' and '.join(list(folder_of.values())[:2])}: their classes differ, so that a label would mean "
-            "two things; write both anew from the same classes"
+            "two things; write both again with the same classes"
         )
     return None if None in names_of.values() else next(iter(folder_of))
 
