@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from commands import refused
 from launching import QUICKSTART, Outcome, run
-from scalevit.cli.main import main
 from scalevit.cli.weights_target import config_of_target
 from scalevit.config.loading import load_config
 from scalevit.data.shards.index import load_index
@@ -119,9 +119,4 @@ def test_what_cannot_be_evaluated_is_one_line(
         (tmp_path / name).mkdir()
     (tmp_path / "alone" / "x.safetensors").touch()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as leaving:
-        main(["evaluate", *arguments])
-    errors = capsys.readouterr().err
-    assert leaving.value.code == 2
-    assert message in errors
-    assert errors.count("\n") == 1
+    assert message in refused(capsys, "evaluate", *arguments)

@@ -163,3 +163,14 @@ def test_files_that_cannot_be_read(tmp_path: Path, content: str, part: str) -> N
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert "no.json" in message(path=tmp_path / "no.json")
+
+
+def test_a_run_folder_is_a_config_and_a_preset_comes_before_one_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("grouped", "mine"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text('{"seed": 7}')
+    assert (load_config("mine").seed, load_config("grouped").seed) == (7, 42)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"config empty: is a folder without a config\.json"):
+        load_config("empty")

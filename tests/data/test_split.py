@@ -4,7 +4,9 @@ import json
 
 import numpy as np
 import pytest
+import webdataset
 
+from commands import refused
 from scalevit.cli.main import main
 from scalevit.data.shards.index import load_index
 from scalevit.data.writing.sources.subset import stratified
@@ -62,17 +64,15 @@ def test_split_command(whole, tmp_path, capsys):
 
 @pytest.mark.parametrize("share", ["0", "1", "x", "nan"])
 def test_bad_share(whole, tmp_path, capsys, share):
-    with pytest.raises(SystemExit) as ended:
-        main(["shards", "split", str(whole), "--destination", str(tmp_path), "--validation", share])
-    assert ended.value.code == 2
-    assert "argument --validation" in capsys.readouterr().err
+    arguments = ["shards", "split", whole, "--destination", tmp_path]
+    assert "argument --validation" in refused(capsys, *arguments, "--validation", share)
 
 
 def test_nothing_to_split(tmp_path, capsys):
     write_samples([("0", "png", b"x", 0), ("1", "png", b"x", 0)], tmp_path / "whole")
-    with pytest.raises(SystemExit):
-        main(["shards", "split", str(tmp_path / "whole"), "--destination", str(tmp_path / "new")])
-    assert "no class has two different images" in capsys.readouterr().err
+    capsys.readouterr()
+    arguments = ["shards", "split", tmp_path / "whole", "--destination", tmp_path / "new"]
+    assert "no class has two different images" in refused(capsys, *arguments)
     assert not (tmp_path / "new").exists()
 
 
@@ -83,3 +83,14 @@ def test_labels_without_a_name_are_numbers(tmp_path, capsys):
     assert (
         "2 classes have no two different images, and none for validation: label -1, label 5" in capsys.readouterr().out
     )
+
+
+def test_samples_that_cannot_be_used_are_left_out_within_a_limit(tmp_path, capsys):
+    (tmp_path / "whole").mkdir()
+    with webdataset.ShardWriter(str(tmp_path / "whole" / "%03d.tar"), verbose=0) as writer:
+        for number, label in enumerate((b"0", b"0", b"cat", b"1", b"1")):
+            writer.write({"__key__": str(number), "png": b"%d" % number, "cls": label})
+    arguments = ["shards", "split", str(tmp_path / "whole"), "--destination", str(tmp_path / "new"), "--workers", "0"]
+    assert "(1 such samples): fix or remove them, or allow them by --max-faults" in refused(capsys, *arguments)
+    main([*arguments, "--max-faults", "1"])
+    assert "2 images for training, 2 for validation, of 2 classes" in capsys.readouterr().out
