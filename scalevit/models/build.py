@@ -62,7 +62,8 @@ def build_model(
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
         network = create_unreduced(model, reduction)
-        mlp_views(network)  # refuse another kind of model before anything is done to it
+        if reduction.changes_model:
+            mlp_views(network)  # refuse another kind of model before anything is done to it
         with settings_of("reduction"):
             already_reduced = False
             if model.initial_weights is not None:
@@ -88,22 +89,50 @@ def create_unreduced(model: ModelConfig, reduction: Reduction) -> nn.Module:
     for key in model.kwargs.keys() & _RESERVED.keys():
         raise SettingError(f"model.kwargs.{key}", model.kwargs[key], _RESERVED[key])
     with settings_of("model.kwargs"):
-        arguments: dict[str, Any] = {
-            "num_classes": model.num_classes,
-            "drop_path_rate": model.drop_path,
-            "img_size": model.image_size,
-            **factory_arguments(reduction, model.kwargs),
-        }
+        arguments: dict[str, Any] = {"num_classes": model.num_classes, **factory_arguments(reduction, model.kwargs)}
+    optional = {"img_size": model.image_size, "drop_path_rate": model.drop_path}
     try:
-        network = timm.create_model(model.name, **arguments)
+        network = _create(model.name, arguments, optional)
     except Exception as error:
         # timm passes the user's arguments down to constructors that check little and fail in any way.
-        with torch.device("meta"):
-            mlp_views(timm.create_model(architecture))  # an unsupported kind of model explains it better
+        if reduction.changes_model:
+            with torch.device("meta"):
+                mlp_views(timm.create_model(architecture))  # an unsupported kind of model explains it better
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise SettingError("model.name", model.name, f"cannot be built with these arguments ({reason})") from error
+    if model.drop_path and "drop_path_rate" not in optional:
+        raise SettingError("model.drop_path", model.drop_path, f"timm's {architecture} has no stochastic depth: use 0")
+    _check_trainable(model.name, network)
     _check_patches(network, model.image_size)
     return network
+
+
+def _create(name: str, arguments: dict[str, Any], optional: dict[str, Any]) -> nn.Module:
+    """timm's model; those `optional` arguments that its constructor does not take are removed from the dict."""
+    while True:
+        try:
+            return timm.create_model(name, **arguments, **optional)
+        except TypeError as error:
+            unknown = [key for key in optional if f"unexpected keyword argument '{key}'" in str(error)]
+            if not unknown:
+                raise
+            del optional[unknown[0]]
+
+
+def _check_trainable(name: str, network: nn.Module) -> None:
+    """Refuses models that cannot be trained as classifiers with results that do not depend on the number of ranks.
+
+    Raises:
+        SettingError: an encoder without a classifier, or batch norms.
+    """
+    if not hasattr(network, "get_classifier"):
+        raise SettingError("model.name", name, "has no classifier")
+    if any(getattr(module, "running_mean", None) is not None for module in network.modules()):
+        raise SettingError(
+            "model.name",
+            name,
+            "has batch norms, whose statistics depend on how a batch is divided among ranks: take a model without",
+        )
 
 
 def _check_patches(network: nn.Module, image_size: int) -> None:

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from scalevit.config.model import ModelConfig
 from scalevit.errors import SettingError, settings_of
 from scalevit.models.build import build_model
-from scalevit.models.mlps import mlp_views
+from scalevit.models.mlps import NoMlp, mlp_places, transformer_blocks
 from scalevit.models.reductions.base import Reduction
 
 # Products with weights; what else torch counts (batched products, scaled_dot_product_attention) is attention.
@@ -95,7 +95,8 @@ def count_costs(module: nn.Module, image_size: int) -> ModelCosts:
     linear = sum(count for operation, count in flops.items() if operation in _LINEAR) // 2
     attention = sum(count for operation, count in flops.items() if operation not in _LINEAR) // 2
 
-    mlps = {view.module for view in mlp_views(module) if view is not None}
+    places = [place for block in transformer_blocks(module) for place in mlp_places(block)]
+    mlps = {place.module for place in places if not isinstance(place.module, NoMlp)}
     return ModelCosts(
         parameters=sum(p.numel() for p in module.parameters()),
         mlp_parameters=sum(p.numel() for mlp in mlps for p in mlp.parameters()),

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.layers import DropPath, PatchDropout
+from timm.layers import DropPath, PatchDropout, PatchDropoutWithIndices
 from torch import Tensor, nn
 
-from scalevit.models.mlps import transformer_blocks
+from scalevit.models.mlps import mlp_places, transformer_blocks
 from scalevit.randomness import mix64, uniforms
 
 _MULTIPLIER = 0x9E3779B1
@@ -82,22 +82,27 @@ class RowDropout(_KeyedLayer):
 
 
 class RowPatchDropout(_KeyedLayer):
-    """timm's PatchDropout: each row keeps the same number of its patches, and all prefix tokens."""
+    """timm's PatchDropout: each row keeps the same number of its patches, and all prefix tokens.
 
-    def __init__(self, layer: PatchDropout):
+    Models with rotary embeddings have PatchDropoutWithIndices, which returns the kept places too.
+    """
+
+    def __init__(self, layer: PatchDropout | PatchDropoutWithIndices):
         super().__init__()
+        self.with_indices = isinstance(layer, PatchDropoutWithIndices)
         self.prob, self.num_prefix_tokens, self.ordered = layer.prob, layer.num_prefix_tokens, layer.ordered
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (b, prefix + patches, D) -> (b, prefix + kept patches, D)."""
+    def forward(self, x: Tensor) -> Any:
+        """x: (b, prefix + patches, D) -> (b, prefix + kept patches, D), and their places (b, kept) if wanted."""
         if not self.training:
-            return x
+            return (x, None) if self.with_indices else x
         prefix, patches = x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :]
         kept = max(1, int(patches.shape[1] * (1.0 - self.prob)))
         places = self._uniforms(patches.shape[:2]).argsort(dim=1, stable=True)[:, :kept]
         if self.ordered:
             places = places.sort(dim=1).values
-        return torch.cat([prefix, patches.gather(1, places[:, :, None].expand(-1, -1, x.shape[2]))], dim=1)
+        kept_tokens = torch.cat([prefix, patches.gather(1, places[:, :, None].expand(-1, -1, x.shape[2]))], dim=1)
+        return (kept_tokens, places) if self.with_indices else kept_tokens
 
 
 _ROW_LAYERS = (RowDropPath, RowDropout, RowPatchDropout)
@@ -110,10 +115,11 @@ def use_row_keys(model: nn.Module) -> None:
     its own mask. Parameters and their names stay as they are.
     """
     for block in transformer_blocks(model):
-        mlp = block.mlp
-        if any(_replacement(layer) is not None for layer in mlp.children()):
-            block.mlp = copy.copy(mlp)
-            block.mlp._modules = dict(mlp._modules)
+        for place in mlp_places(block):
+            if any(_replacement(layer) is not None for layer in place.module.children()):
+                mlp = copy.copy(place.module)
+                mlp._modules = dict(place.module._modules)
+                place.put(mlp)
     for module in list(model.modules()):
         for name, layer in list(module.named_children()):
             replacement = _replacement(layer)
@@ -127,7 +133,7 @@ def use_row_keys(model: nn.Module) -> None:
 def _replacement(layer: nn.Module) -> nn.Module | None:
     if isinstance(layer, DropPath) and layer.drop_prob > 0:
         return RowDropPath(layer)
-    if isinstance(layer, PatchDropout) and layer.prob > 0:
+    if isinstance(layer, PatchDropout | PatchDropoutWithIndices) and layer.prob > 0:
         return RowPatchDropout(layer)
     return RowDropout(layer) if isinstance(layer, nn.Dropout) and layer.p > 0 else None
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from scalevit.config.model import KernelsConfig
 from scalevit.errors import SettingError
 from scalevit.kernels import fused_mlp, unsupported_reason
-from scalevit.models.mlps import mlp_views, transformer_blocks
+from scalevit.models.mlps import ReplacedMlp, mlp_places, transformer_blocks
 
 
-class FusedMlp(nn.Module):
+class FusedMlp(ReplacedMlp):
     """timm's `Mlp` computed by `scalevit.kernels.fused_mlp`; takes over its layers and parameter names.
 
     Its forward reads the parameters of fc1 and fc2 without calling these modules.
@@ -55,7 +55,6 @@ def fuse_mlps(model: nn.Module, kernels: KernelsConfig, device: torch.device) ->
 
     Raises:
         SettingError: such an MLP, or a device that cannot run the kernels, where `kernels.mlp` is "triton".
-        UserError: as `mlp_views`.
     """
     if kernels.mlp == "eager":
         return model
@@ -63,12 +62,12 @@ def fuse_mlps(model: nn.Module, kernels: KernelsConfig, device: torch.device) ->
     if kernels.mlp == "triton" and obstacle:
         raise SettingError("kernels.mlp", kernels.mlp, f"{obstacle}: use 'auto' or 'eager'")
     fused: dict[nn.Module, nn.Module] = {}
-    for block, view in zip(transformer_blocks(model), mlp_views(model), strict=True):
-        if view is None:
-            continue
-        if view.module not in fused:
-            fused[view.module] = _fuse(view.module, kernels)
-        block.mlp = fused[view.module]
+    for place in [place for block in transformer_blocks(model) for place in mlp_places(block)]:
+        mlp = place.module
+        if isinstance(mlp, Mlp):
+            if mlp not in fused:
+                fused[mlp] = _fuse(mlp, kernels)
+            place.put(fused[mlp])
     return model
 
 

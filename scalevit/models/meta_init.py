@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from scalevit.config.model import ModelConfig
 from scalevit.errors import UserError
 from scalevit.models.build import build_model, create_unreduced
-from scalevit.models.families import family_of
-from scalevit.models.mlps import mlp_views
+from scalevit.models.families import LayerInitialiser
+from scalevit.models.mlps import MlpView, mlp_places, transformer_blocks
 from scalevit.models.reductions.apply import mlp_sources
 from scalevit.models.reductions.base import Reduction
 from scalevit.models.weights.match import match_weights
@@ -38,7 +38,7 @@ def initial_values(model: ModelConfig, reduction: Reduction, *, seed: int) -> It
     shapes = _shapes(build_model(without_file, reduction, seed=seed, device="meta"))
     with torch.device("meta"):
         network = create_unreduced(model, reduction)
-    family = family_of(network)
+    initialise = LayerInitialiser(network)
     weights: dict[str, Tensor] = {}
     already_reduced = False
     if model.initial_weights is not None:
@@ -46,9 +46,7 @@ def initial_values(model: ModelConfig, reduction: Reduction, *, seed: int) -> It
             other = create_unreduced(model, reduction)  # which may become reduced
         matched = match_weights(other, Path(model.initial_weights), reduction)
         weights, already_reduced = matched.tensors, matched.coverage.already_reduced
-    if argument := family.initialised_late(network):
-        raise UserError(f"model {model.name}: meta initialisation cannot be combined with model.kwargs.{argument}")
-    mlps: set[nn.Module] = {view.module for view in mlp_views(network) if view is not None}
+    mlps: set[nn.Module] = {place.module for block in transformer_blocks(network) for place in mlp_places(block)}
     yielded: set[str] = set()
     for name, leaf, whole in _leaves(network, mlps):
         own = [key for key in _named(leaf, name, whole=whole) if key in shapes]
@@ -60,7 +58,7 @@ def initial_values(model: ModelConfig, reduction: Reduction, *, seed: int) -> It
             for tensor in _named(leaf, name, whole=whole).values():
                 if tensor.is_floating_point():
                     tensor.fill_(math.nan)  # finds what is never initialised
-            family.initialise(network, leaf, name, whole=whole)
+            initialise(leaf, name, whole=whole)
         # In the order of `build_model`: reduced weights are loaded after the reduction, others before.
         if not already_reduced:
             _load(leaf, name, weights, whole=whole)
@@ -89,7 +87,7 @@ def _leaves(module: nn.Module, mlps: set[nn.Module], name: str = "") -> Iterator
     Args:
         mlps: modules that are reduced, so initialised, as a whole.
     """
-    # A module's own init_weights may change its children's values after theirs; the root's is `Family.initialise`.
+    # A module's own init_weights may change its children's values after theirs; `LayerInitialiser` does the root's.
     if name and (hasattr(module, "init_weights") or module in mlps):
         yield name, module, True
         return
@@ -113,12 +111,12 @@ def _load(leaf: nn.Module, name: str, weights: dict[str, Tensor], *, whole: bool
 
 def _transform(network: nn.Module, leaf: nn.Module, reduction: Reduction) -> None:
     """Transforms the MLP that the leaf, with its children, is or holds, as `reduce_model` does."""
-    views = mlp_views(network)
+    blocks = transformer_blocks(network)
     inside = set(leaf.modules())
-    for block, source in enumerate(mlp_sources(reduction, len(views))):
-        view = views[block]
-        if source == block and view is not None and view.module in inside:
-            reduction.transform(view, block, len(views))
+    for block, source in enumerate(mlp_sources(reduction, len(blocks))):
+        for place in mlp_places(blocks[block]) if source == block else []:
+            if place.module in inside:
+                reduction.transform(MlpView(place.module), block, len(blocks))
 
 
 def _seed(seed: int, name: str) -> int:

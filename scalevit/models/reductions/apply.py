@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 
 from scalevit.config.base import parse_section
-from scalevit.errors import SettingError, nearest_hint
+from scalevit.errors import SettingError, UserError, nearest_hint
 from scalevit.models import reductions
-from scalevit.models.mlps import mlp_views, remove_mlp, transformer_blocks
+from scalevit.models.mlps import MlpView, mlp_places, mlp_views, transformer_blocks
 from scalevit.models.reductions.base import Reduction
 
 
@@ -21,27 +21,47 @@ def reduce_model(model: nn.Module, reduction: Reduction) -> nn.Module:
     `reduction.factory_arguments` must have been passed to the model's factory already.
 
     Args:
-        model: a timm Vision Transformer whose blocks carry timm's `Mlp`.
+        model: a timm transformer whose blocks have timm's `Mlp`, `GluMlp` or `SwiGLU`.
 
     Returns:
         The same model.
 
     Raises:
-        UserError: the model has no such blocks.
+        UserError: the model has no such blocks, or blocks that shall share an MLP have different ones.
         SettingError: the reduction does not fit the model. The model may then be partly reduced.
     """
-    blocks, views = transformer_blocks(model), mlp_views(model)
-    sources = mlp_sources(reduction, len(blocks))
-    for block, view in enumerate(views):
-        if view is not None and sources[block] == block:
-            reduction.transform(view, block, len(blocks))
+    if not reduction.changes_model:
+        return model
+    views = mlp_views(model)
+    places = [mlp_places(block) for block in transformer_blocks(model)]
+    sources = mlp_sources(reduction, len(places))
     for block, source in enumerate(sources):
-        if source is None:
-            remove_mlp(model, blocks[block])
-        elif source != block:
-            # The module is shared, never only its parameters: engines wrap modules.
-            blocks[block].mlp = blocks[source].mlp
+        if source is not None:
+            _check_same_mlps(model, views, block, source)
+    for block, own in enumerate(views):
+        for view in own if sources[block] == block else []:
+            reduction.transform(view, block, len(places))
+    for block, source in enumerate(sources):
+        for index, place in enumerate(places[block]):
+            if source is None:
+                place.remove()
+            elif source != block:
+                # The module is shared, never only its parameters: engines wrap modules.
+                place.put(places[source][index].module)
     return model
+
+
+def _check_same_mlps(model: nn.Module, views: list[list[MlpView]], block: int, source: int) -> None:
+    """Two blocks can share their MLPs if these are of the same kind and shapes."""
+    here, there = ([view.shapes for view in views[index]] for index in (block, source))
+    if here != there:
+        sizes = (
+            " and ".join(f"{view.width} x {view.hidden}" for view in views[index]) or "none" for index in (source, block)
+        )
+        raise UserError(
+            f"model {type(model).__name__}: blocks {source} and {block} cannot share their MLPs, whose shapes are "
+            + " and ".join(sizes)
+        )
 
 
 def mlp_sources(reduction: Reduction, depth: int) -> list[int | None]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from scalevit.errors import SettingError, UserError
-from scalevit.models.families import family_of
+from scalevit.models.families import classifier_names, converted
 from scalevit.models.mlps import transformer_blocks
 from scalevit.models.reductions.apply import reduce_model
 from scalevit.models.reductions.base import Reduction
@@ -89,7 +89,6 @@ def match_weights(
         SettingError: the requested reduction does not fit the model.
     """
     weights = read_weights(path)
-    family = family_of(model)
     models = differing_models(weights, model)
     if weights.reduction is not None:
         depth = len(transformer_blocks(model))
@@ -99,10 +98,10 @@ def match_weights(
                 f"weights {path}: made with reduction {there}, which has another structure than {here}{models}"
             )
         reduce_model(model, reduction)
-    tensors = family.converted(weights.tensors, model)
+    tensors = converted(weights.tensors, model)
 
     own = canonical_state(model)
-    classifier = {name for name in own if name.startswith(family.classifiers)}
+    classifier = classifier_names(model)
     fresh = {name for name in classifier & tensors.keys() if tensors[name].shape[:1] != own[name].shape[:1]}
     if fresh and need_classifier:
         held, wanted = (each[min(fresh)].shape[0] for each in (tensors, own))
