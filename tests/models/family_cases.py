@@ -147,7 +147,7 @@ def train(case: Case, reduction: Reduction) -> tuple[float, float, nn.Module]:
     model = build_model(config_of(case), reduction, seed=0)
     use_row_keys(model)
     keys = RowKeys(model.train())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     images = torch.randn(IMAGES, 3, case.size, case.size, generator=torch.Generator().manual_seed(0))
 
     def loss() -> Tensor:
