@@ -36,10 +36,8 @@ import torch
 
 from scalevit.cli.main import main
 from scalevit.data.images import encode_png
-from scalevit.models.build import build_model
 from scalevit.config.loading import load_config
 from scalevit.errors import UserError
-from scalevit.models.costs import model_costs
 from scalevit.training.run import prepare
 
 TINY = ["--config", "quickstart", "model.kwargs.depth=2", "model.kwargs.embed_dim=48", "train.max_steps=2",
