@@ -41,7 +41,9 @@ def test_an_offload_to_nvme_says_what_it_lacks(tmp_path: Path) -> None:
 def test_a_view_becomes_a_tensor_of_its_own() -> None:
     x = torch.ones(2, 6, requires_grad=True)
     y = without_view(lambda tensor: (2 * tensor).view(3, 4), x)
-    assert y.shape == (3, 4) and not y._is_view()
+    assert y.shape == (3, 4)
+    assert not y._is_view()
     y += 1  # through a view, FSDP's hook would be lost here
     y.sum().backward()
-    assert x.grad is not None and torch.equal(x.grad, torch.full((2, 6), 2.0))
+    assert x.grad is not None
+    assert torch.equal(x.grad, torch.full((2, 6), 2.0))
