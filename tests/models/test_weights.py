@@ -14,7 +14,7 @@ from scalevit.models.build import build_model
 from scalevit.models.reductions.grouped import GroupedReduction
 from scalevit.models.reductions.none import NoReduction
 from scalevit.models.reductions.shallow import ShallowReduction
-from scalevit.models.weights.match import Coverage
+from scalevit.models.weights.coverage import Coverage
 from scalevit.models.weights.read import is_reduced, read_classes, read_weights
 from scalevit.models.weights.write import write_weights
 from scalevit.tying import canonical_state, tied_names
