@@ -158,7 +158,7 @@ def test_weights_that_are_not_there_are_one_line(source: str, part: str, cache: 
 
 
 def test_a_model_without_pretrained_weights_is_one_line(cache: Path) -> None:
-    with pytest.raises(UserError, match="timm has no such pretrained weights of vit_giant_patch14_224$") as error:
+    with pytest.raises(UserError, match=r"timm has no such pretrained weights of vit_giant_patch14_224$") as error:
         find_weights("timm:vit_giant_patch14_224")
     assert "\n" not in str(error.value)
 
