@@ -95,6 +95,7 @@ def create_unreduced(model: ModelConfig, reduction: Reduction, *, input_channels
         UserError: a kind of model that is not supported.
     """
     pretrained_config(model.name)
+    architecture, _, _ = model.name.partition(".")
     for key in model.kwargs.keys() & _RESERVED.keys():
         raise SettingError(f"model.kwargs.{key}", model.kwargs[key], _RESERVED[key])
     with settings_of("model.kwargs"):
@@ -110,7 +111,7 @@ def create_unreduced(model: ModelConfig, reduction: Reduction, *, input_channels
     except Exception as error:
         # timm passes the user's arguments down to constructors that check little and fail in any way.
         with torch.device("meta"):
-            mlp_views(timm.create_model(model.name))  # an unsupported kind of model explains it better
+            mlp_views(timm.create_model(architecture))  # an unsupported kind of model explains it better
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise SettingError("model.name", model.name, f"cannot be built with these arguments ({reason})") from error
     _check_patches(network, model.image_size)

@@ -89,7 +89,7 @@ def match_weights(
     """
     weights = read_weights(source, weights_set=weights_set, model=model)
     models = differing_models(weights, model)
-    tensors = converted(weights.tensors, model)
+    tensors = fitted(weights.tensors, model)
     if weights.described:
         already_reduced = weights.reduction is not None
         if weights.reduction is not None:
@@ -124,7 +124,7 @@ def match_weights(
     return MatchedWeights(taken, coverage)
 
 
-def converted(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def fitted(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Weights of timm and of other programs under a model's names and in its sizes, as timm converts them.
 
     Position embeddings and patch filters of another size are resampled; filters for another number of input channels

@@ -74,26 +74,27 @@ def _parameters(model: nn.Module) -> dict[str, Tensor]:
     return dict(model.named_parameters(remove_duplicate=False))
 
 
-def _prefixes(model: nn.Module) -> list[str | None]:
-    """Of each block, where the names of its MLP's parameters begin, e.g. "blocks.0.mlp."; None without an MLP."""
+def _prefixes(model: nn.Module) -> list[list[str]]:
+    """Of each block, where the names of its MLPs' parameters begin, e.g. ["blocks.0.mlp."]."""
     names = {module: name for name, module in model.named_modules()}
-    return [None if view is None else f"{names[view.module]}." for view in mlp_views(model)]
+    return [[] if view is None else [f"{names[view.module]}."] for view in mlp_views(model)]
 
 
-def _layout(tensors: Mapping[str, Tensor], prefixes: Sequence[str | None]) -> Layout:
-    mlps = [
-        {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        if prefix
-        else {}
-        for prefix in prefixes
-    ]
+def _layout(tensors: Mapping[str, Tensor], prefixes: Sequence[Sequence[str]]) -> Layout:
+    """Of a block with several MLPs, which are reduced alike, the width and the hidden units of the first."""
+    blocks: list[dict[str, Tensor]] = [{} for _ in prefixes]
+    for block, own in enumerate(prefixes):
+        for index, prefix in enumerate(own):
+            for name in tensors:
+                if name.startswith(prefix):
+                    blocks[block][f"{index}.{name.removeprefix(prefix)}"] = tensors[name]
     result: list[BlockMlp] = []
-    for block, mlp in enumerate(mlps):
-        if "fc2.weight" not in mlp:
+    for block, mlp in enumerate(blocks):
+        if "0.fc2.weight" not in mlp:
             result.append(BlockMlp(None, 0, 0))
             continue
-        firsts = (other for other in range(block) if result[other].source == other and _equal(mlp, mlps[other]))
-        width, hidden = mlp["fc2.weight"].shape
+        firsts = (other for other in range(block) if result[other].source == other and _equal(mlp, blocks[other]))
+        width, hidden = mlp["0.fc2.weight"].shape
         result.append(BlockMlp(next(firsts, block), hidden, width))
     return tuple(result)
 
