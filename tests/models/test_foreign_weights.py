@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from scalevit.config.model import ModelConfig
 from scalevit.errors import UserError
+from scalevit.models import families
 from scalevit.models.build import build_model
 from scalevit.models.meta_init import initial_values
 from scalevit.models.reductions.base import Reduction
@@ -204,7 +205,7 @@ def test_mistakes_with_archives_are_one_line(archive: Path, tmp_path: Path) -> N
 
 # --- Facebook -----------------------------------------------------------------------------------------------------
 
-DINOV2, REGISTERS, DINOV3 = "vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3"
+DINOV2, REGISTERS = "vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2"
 
 
 @pytest.mark.parametrize("name", [DINOV2, REGISTERS])
@@ -226,4 +227,50 @@ def test_original_weights_of_dinov2(name: str, tmp_path: Path) -> None:
         torch.testing.assert_close(network.state_dict()[key], tensor, atol=1e-6, rtol=0)
     network, coverage = loaded(tmp_path / "dinov2.pth", name, 42, GroupedReduction())
     assert "pos_embed" in coverage.resampled
+    assert network.blocks[1].mlp is network.blocks[0].mlp
+
+
+# Facebook's name -> timm's, within a block.
+_DINOV3 = {
+    "ls1.gamma": "gamma_1",
+    "ls2.gamma": "gamma_2",
+    "mlp.w1": "mlp.fc1_g",
+    "mlp.w2": "mlp.fc1_x",
+    "mlp.w3": "mlp.fc2",
+}
+
+
+def dinov3(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a timm model in Facebook's layout: all biases of the attention in one, and a mask for it."""
+    gated = "blocks.0.mlp.fc1_g.weight" in model.state_dict()
+    names = {timms: theirs for theirs, timms in _DINOV3.items() if gated or "mlp" not in timms}
+    result = {"mask_token": torch.zeros(1, 48), "rope_embed.periods": torch.ones(4)}
+    for name, tensor in model.state_dict().items():
+        for timms, theirs in {**names, "reg_token": "storage_tokens"}.items():
+            name = name.replace(timms, theirs)
+        result[name] = tensor
+    for block in range(SIZES["depth"]):
+        own = f"blocks.{block}.attn"
+        zeros = torch.zeros(48)
+        biases = result.pop(f"{own}.q_bias", zeros), zeros, result.pop(f"{own}.v_bias", zeros)
+        result[f"{own}.qkv.bias"] = torch.cat(biases)
+        result[f"{own}.qkv.bias_mask"] = torch.cat([zeros + 1, zeros, zeros + 1])
+    return result
+
+
+@pytest.mark.skipif(not hasattr(families, "classifier_names"), reason="needs families other than VisionTransformer")
+@pytest.mark.parametrize(
+    "name", ["vit_small_patch16_dinov3", "vit_small_patch16_dinov3_qkvb", "vit_small_plus_patch16_dinov3"]
+)
+def test_original_weights_of_dinov3(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    source = source_model(name, 32, num_classes=0)
+    torch.save(dinov3(source), tmp_path / "dinov3.pth")
+    network, coverage = loaded(tmp_path / "dinov3.pth", name, 32)
+    assert coverage.fresh == ("head.bias", "head.weight")
+    assert {"mask_token", "rope_embed.periods"} <= set(coverage.unused)
+    network.reset_classifier(0)
+    assert_same(network, source)
+    assert capfd.readouterr().out == "", "timm prints what a model without biases lacks"
+    network, coverage = loaded(tmp_path / "dinov3.pth", name, 48, GroupedReduction())
+    assert not coverage.already_reduced
     assert network.blocks[1].mlp is network.blocks[0].mlp
