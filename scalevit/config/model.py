@@ -49,7 +49,7 @@ class ModelConfig(Section):
     @property
     def weights_source(self) -> str | None:
         """Where the initial weights are: a file, a folder or an address; None initialises from the seed."""
-        return f"timm:{self.name}" if self.pretrained else self.initial_weights
+        return self.initial_weights or (f"timm:{self.name}" if self.pretrained else None)
 
     def without_weights(self) -> "ModelConfig":
         """The same model without initial weights, for its shapes or for tensors that replace them."""

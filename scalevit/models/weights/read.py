@@ -85,15 +85,6 @@ def _read(file: WeightsFile, source: Source, weights_set: WeightsSet, model: nn.
     return Weights(tensors, reduction, metadata.get("tied", {}), stated, described="reduction" in metadata)
 
 
-def is_reduced(source: Source) -> bool:
-    """Whether a file says that its weights are those of a reduced model; reads no tensor.
-
-    Raises:
-        UserError: the file cannot be read, or its reduction is unknown.
-    """
-    return _reduction(source, _read_metadata(find_weights(source), source)) is not None
-
-
 def read_classes(source: Source) -> tuple[str, ...] | None:
     """The names of the classes that a file's classifier tells apart, or None if it does not say; reads no tensor.
 
