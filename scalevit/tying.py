@@ -6,7 +6,9 @@ the same parameter. Knows modules of any kind.
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -19,6 +21,30 @@ def tied_names(model: nn.Module) -> dict[str, str]:
         if first != name:
             tied[name] = first
     return tied
+
+
+def accept_shared_once(model: nn.Module) -> nn.Module:
+    """Makes a model's own `load_state_dict` take state dicts with each shared tensor under its canonical name only.
+
+    Our weights files are so. State dicts in which tensors differ that the model shares are refused.
+
+    Returns:
+        The same model.
+    """
+    if tied_names(model):
+        model.register_load_state_dict_pre_hook(_complete_shared)
+    return model
+
+
+def _complete_shared(
+    module: nn.Module, state: dict[str, Tensor], prefix: str, *others: Any
+) -> None:  # a hook of torch, whose last argument is the list of errors
+    for alias, name in tied_names(module).items():
+        given, shared = state.get(f"{prefix}{alias}"), state.get(f"{prefix}{name}")
+        if given is None and shared is not None:
+            state[f"{prefix}{alias}"] = shared
+        elif given is not None and shared is not None and not torch.equal(given, shared):
+            others[-1].append(f"{alias} and {name} differ, but this model shares them")
 
 
 def canonical_state(model: nn.Module) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from scalevit.config.model import ModelConfig
 from scalevit.models.build import build_model
 from scalevit.models.reductions.grouped import GroupedReduction
 from scalevit.models.reductions.none import NoReduction
-from scalevit.models.weights.match import Coverage
+from scalevit.models.weights.coverage import Coverage
 from scalevit.models.weights.write import write_weights
 from scalevit.training.banner import weights_line
 from scalevit.training.run import prepare, prepare_evaluation

@@ -12,6 +12,7 @@ import pytest
 
 import message_cases_data  # noqa: F401 (fills CASES)
 import message_cases_runs  # noqa: F401
+import message_cases_weights  # noqa: F401
 from message_case import CASES, Case, Place
 from scalevit.data.builtin import digits as digit_samples
 from scalevit.data.writing.writer import write_samples

@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"warning: bad sample: {fault}", file=sys.stderr)
         if more := len(result.faults[_PRINTED_FAULTS:]):
             print(f"warning: ... and {more} more; `scalevit shards verify` lists all", file=sys.stderr)
-        weights = config.model.initial_weights
+        weights = config.model.weights_source
         print(json.dumps({"weights": weights, **result.metrics, "data_faults": len(result.faults)}))
     return 0
 
@@ -69,6 +69,6 @@ def _config(config: str | None, target: str | None, overrides: list[str]) -> Con
     if config is None:
         raise UserError("name a run folder or a weights file, or give --config and model.initial_weights=FILE")
     found = load_config(config, overrides)
-    if found.model.initial_weights is None:
+    if found.model.weights_source is None:
         raise UserError("config: model.initial_weights = null: name the weights to evaluate")
     return found

@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     from scalevit.training.prediction import Predictor
 
     predictor = Predictor(config)
-    print(f"weights: {config.model.initial_weights}", file=sys.stderr)
+    print(f"weights: {config.model.weights_source}", file=sys.stderr)
     predictions = predictor.predict(paths, top=arguments.top, batch=arguments.batch)
     write = _write_json if arguments.json else _write_csv if arguments.csv else _write_text
     failed = write(zip(paths, predictions, strict=True), predictor.classes)

@@ -32,7 +32,8 @@ def config_of_target(target: str, config: str | None, overrides: list[str]) -> C
     recorded = folder / "config.json"
     if config is None and not recorded.is_file():
         raise UserError(f"{weights}: there is no config.json beside it: give --config")
-    return load_config(config or recorded, [*overrides, f"model.initial_weights={json.dumps(str(weights))}"])
+    own = ["model.pretrained=false", 'model.initial_weights_set="auto"']  # of what the run started from
+    return load_config(config or recorded, [*own, *overrides, f"model.initial_weights={json.dumps(str(weights))}"])
 
 
 def _best_weights(folder: Path) -> Path:

@@ -47,6 +47,7 @@ _SYNONYMS = {
     "model_name": "model.name",
     "checkpoint_path": "model.initial_weights",
     "initial_checkpoint": "model.initial_weights",
+    "use_ema": "model.initial_weights_set",
     "model_ema": "ema.enabled",
     "model_ema_decay": "ema.decay",
     "fsdp": "engine.name",

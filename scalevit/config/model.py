@@ -2,9 +2,16 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from scalevit.config.base import FilePath, Section
+
+WeightsSet = Literal["auto", "weights", "ema"]
+"""Which of a file's sets of weights is read; auto: the EMA where there is one."""
+
+
+WEIGHTS_SETTINGS = {"initial_weights", "initial_weights_set", "pretrained"}
+"""Settings of a model that say which weights it starts from; it is the same model with others."""
 
 
 class ModelConfig(Section):
@@ -20,10 +27,34 @@ class ModelConfig(Section):
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Stochastic depth rate of the last block; it grows linearly from 0 at the first."""
     initial_weights: FilePath | None = None
-    """Weights to start from: a `.safetensors` file written by scalevit (reduced or not), or a plain timm state dict.
-    Whether they are reduced already is read from the file, so they are never reduced twice."""
+    """Weights to start from: a file (`.safetensors`, `.pth`, timm's `.pth.tar`, JAX's `.npz`), a folder of the Hugging
+    Face form (config.json and model.safetensors; also `local-dir:PATH`), `hf-hub:ORG/NAME[@REVISION]` or
+    `timm:NAME.TAG`. Reduced weights are recognised, so they are never reduced twice."""
+    initial_weights_set: WeightsSet = "auto"
+    """Which weights of a file with several sets, such as timm's checkpoints: auto takes the EMA where there is one."""
+    pretrained: bool = False
+    """Starts from timm's pretrained weights of `name` (with its tag, if it has one): from the Hugging Face hub's cache,
+    else downloaded. The same as `initial_weights=timm:NAME`."""
     kwargs: dict[str, Any] = {}
     """More arguments of the timm factory, for example {"embed_dim": 96, "depth": 6}."""
+
+    @model_validator(mode="after")
+    def _one_source_of_weights(self) -> "ModelConfig":
+        if self.pretrained and self.initial_weights is not None:
+            raise ValueError(
+                f"pretrained = true, and initial_weights = {self.initial_weights}: give one of the two (pretrained is "
+                f"the same as initial_weights=timm:{self.name})"
+            )
+        return self
+
+    @property
+    def weights_source(self) -> str | None:
+        """Where the initial weights are: a file, a folder or an address; None initialises from the seed."""
+        return self.initial_weights or (f"timm:{self.name}" if self.pretrained else None)
+
+    def without_weights(self) -> "ModelConfig":
+        """The same model without initial weights, for its shapes or for tensors that replace them."""
+        return self.model_copy(update={"pretrained": False, "initial_weights": None, "initial_weights_set": "auto"})
 
 
 class KernelsConfig(Section):

@@ -31,7 +31,7 @@ def initial_model(config: Config) -> nn.Module:
     Raises:
         UserError: timm does not know it, or its reduction does not fit.
     """
-    model = config.model.model_copy(update={"initial_weights": None})
+    model = config.model.without_weights()
     with naming_settings(SECTIONS):
         return build_model(model, config.reduction, seed=config.seed).eval()
 

@@ -4,31 +4,32 @@ Public as `scalevit.create_model`, `scalevit.reduce_model` and `scalevit.load_we
 """
 
 import os
-from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import nn
 
 from scalevit.config.base import parse_section
-from scalevit.config.model import ModelConfig
+from scalevit.config.model import ModelConfig, WeightsSet
 from scalevit.errors import SettingError, UserError
-from scalevit.models.build import build_model
+from scalevit.models.build import build_model, pretrained_config
 from scalevit.models.reductions import REDUCTIONS
 from scalevit.models.reductions.apply import parse_reduction
 from scalevit.models.reductions.apply import reduce_model as apply_reduction
 from scalevit.models.reductions.base import Reduction
-from scalevit.models.weights.match import differing_models
+from scalevit.models.weights.hub import Source
+from scalevit.models.weights.match import adapted_input, differing_models
 from scalevit.models.weights.read import read_weights
-from scalevit.tying import canonical_state, tied_names
+from scalevit.tying import accept_shared_once, canonical_state, tied_names
 
 
 def create_model(
     name: str,
     reduction: str | Reduction = "grouped",
     *,
-    weights: str | os.PathLike[str] | None = None,
+    weights: Source | None = None,
+    weights_set: WeightsSet = "auto",
+    pretrained: bool = False,
     seed: int = 0,
     **kwargs: Any,
 ) -> nn.Module:
@@ -37,13 +38,17 @@ def create_model(
     Args:
         name: a model of timm's registry, e.g. "vit_base_patch16_224".
         reduction: "none", "grouped", "shallow" or "thin", or its settings.
-        weights: a file of a run (reduced alike) or of timm (not reduced); None initialises from the seed.
+        weights: what to start from, as `model.initial_weights` of the config: a file of a run (reduced alike), of timm
+            or of the paper's code (reduced alike or not), a folder or an address. None initialises from the seed.
+        weights_set: which weights of a file with several: "weights", "ema", or "auto" for the EMA where there is one.
+        pretrained: starts from timm's pretrained weights of the name.
         seed: of the initialisation; the caller's random state does not change.
         kwargs: settings of the reduction (`group_size`, `keep`, ...) and arguments of timm's factory (`num_classes`,
-            `img_size`, `drop_path_rate`, `global_pool`, ...).
+            `img_size`, `in_chans`, `drop_path_rate`, `global_pool`, ...).
 
     Returns:
-        A model that maps images (B, 3, H, W) to logits (B, num_classes).
+        A model that maps images (B, in_chans, H, W) to logits (B, num_classes). Filters of RGB weights are adapted to
+        another number of channels as timm does; a run of scalevit trains on RGB images only.
 
     Raises:
         UserError: an unknown model, reduction or argument, or weights that do not fit.
@@ -52,20 +57,22 @@ def create_model(
         fields = {field for part in REDUCTIONS if part.kind() == reduction for field in part.model_fields}
         own = {key: kwargs.pop(key) for key in fields & kwargs.keys()}
         reduction = parse_reduction({**own, "strategy": reduction})
-    pretrained = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    sizes = pretrained.input_size if pretrained else (3, 224, 224)
+    channels, _, size = pretrained_config(name).input_size
+    channels = kwargs.pop("in_chans", channels)
     model = parse_section(
         ModelConfig,
         {
             "name": name,
-            "image_size": kwargs.pop("img_size", sizes[-1]),
+            "image_size": kwargs.pop("img_size", size),
             "num_classes": kwargs.pop("num_classes", 1000),
             "drop_path": kwargs.pop("drop_path_rate", 0.0),
             "initial_weights": None if weights is None else os.fspath(weights),
+            "initial_weights_set": weights_set,
+            "pretrained": pretrained,
             "kwargs": kwargs,
         },
     )
-    return build_model(model, reduction, seed=seed)
+    return accept_shared_once(build_model(model, reduction, seed=seed, input_channels=channels))
 
 
 def reduce_model(model: nn.Module, reduction: str | Reduction = "grouped", **settings: Any) -> nn.Module:
@@ -86,15 +93,19 @@ def reduce_model(model: nn.Module, reduction: str | Reduction = "grouped", **set
         reduction = parse_reduction({**settings, "strategy": reduction})
     if reduction.factory_arguments():
         raise SettingError("reduction", reduction.strategy, "applies when a model is built: use create_model")
-    return apply_reduction(model, reduction)
+    return accept_shared_once(apply_reduction(model, reduction))
 
 
-def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
+def load_weights(model: nn.Module, path: Source, *, weights_set: WeightsSet = "auto") -> nn.Module:
     """Loads a weights file into a model that has its structure already.
+
+    Filters of RGB weights are adapted to the model's number of input channels, as timm does.
 
     Args:
         model: of `create_model` or `reduce_model`, with the reduction that the file was made with.
-        path: a safetensors file of a run, or a state dict saved by torch.
+        path: a safetensors file of a run, a state dict or a checkpoint saved by torch, or a folder or an address of the
+            Hugging Face hub.
+        weights_set: which weights of a file with several: "weights", "ema", or "auto" for the EMA where there is one.
 
     Returns:
         The same model.
@@ -102,8 +113,8 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     Raises:
         UserError: the file cannot be read, or does not have exactly the model's tensors.
     """
-    weights = read_weights(Path(path))
-    tensors, models = dict(weights.tensors), differing_models(weights, model)
+    weights = read_weights(path, weights_set=weights_set)
+    tensors, models = adapted_input(weights.tensors, model), differing_models(weights, model)
     for alias, name in tied_names(model).items():
         # A plain state dict lists a shared tensor once per use. One of an unreduced model has others there.
         if alias in tensors and name in tensors:

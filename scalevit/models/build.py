@@ -4,7 +4,6 @@ Knows every step's module. Must not know engines, ranks or data.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -18,14 +17,15 @@ from scalevit.models.fused_mlp import fuse_mlps
 from scalevit.models.mlps import mlp_views
 from scalevit.models.reductions.apply import factory_arguments, reduce_model
 from scalevit.models.reductions.base import Reduction
-from scalevit.models.weights.match import Coverage, load_initial_weights
+from scalevit.models.weights.coverage import Coverage
+from scalevit.models.weights.match import load_initial_weights
 
 _RESERVED = {
     "num_classes": "is given by model.num_classes",
     "drop_path_rate": "is given by model.drop_path",
     "img_size": "is given by model.image_size",
     "in_chans": "cannot be set: images are loaded in RGB",
-    "pretrained": "cannot be set: name a file in model.initial_weights",
+    "pretrained": "is given by model.pretrained",
     "checkpoint_path": "cannot be set: name a file in model.initial_weights",
 }
 
@@ -40,6 +40,7 @@ def build_model(
     run_device: torch.device | None = None,
     need_classifier: bool = False,
     on_weights: Callable[[Coverage], None] = lambda coverage: None,
+    input_channels: int = 3,
 ) -> nn.Module:
     """A reduced Vision Transformer, initialised from a seed and, where given, from weights.
 
@@ -53,6 +54,7 @@ def build_model(
         need_classifier: refuse initial weights whose classifier is missing or has another number of classes, instead
             of keeping the initialisation of this one.
         on_weights: called with what the initial weights cover, where there are any.
+        input_channels: of the images. Those of a run have 3.
 
     Raises:
         SettingError: an unknown or unsuitable model, arguments that timm refuses, a reduction that does not fit the
@@ -61,14 +63,19 @@ def build_model(
     """
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
-        network = create_unreduced(model, reduction)
+        network = create_unreduced(model, reduction, input_channels=input_channels)
         if reduction.changes_model:
             mlp_views(network)  # refuse another kind of model before anything is done to it
         with settings_of("reduction"):
             already_reduced = False
-            if model.initial_weights is not None:
-                path = Path(model.initial_weights)
-                coverage = load_initial_weights(network, path, reduction, need_classifier=need_classifier)
+            if model.weights_source is not None:
+                coverage = load_initial_weights(
+                    network,
+                    model.weights_source,
+                    reduction,
+                    weights_set=model.initial_weights_set,
+                    need_classifier=need_classifier,
+                )
                 on_weights(coverage)
                 already_reduced = coverage.already_reduced
             if not already_reduced:
@@ -78,18 +85,26 @@ def build_model(
     return network
 
 
-def create_unreduced(model: ModelConfig, reduction: Reduction) -> nn.Module:
+def create_unreduced(model: ModelConfig, reduction: Reduction, *, input_channels: int = 3) -> nn.Module:
     """timm's model with the reduction's arguments of its factory, not yet reduced.
+
+    Args:
+        input_channels: of the images.
 
     Raises:
         SettingError: an unknown model, or arguments that timm refuses.
         UserError: a kind of model that is not supported.
     """
-    architecture = _check_name(model.name)
+    pretrained_config(model.name)
+    architecture, _, _ = model.name.partition(".")
     for key in model.kwargs.keys() & _RESERVED.keys():
         raise SettingError(f"model.kwargs.{key}", model.kwargs[key], _RESERVED[key])
     with settings_of("model.kwargs"):
-        arguments: dict[str, Any] = {"num_classes": model.num_classes, **factory_arguments(reduction, model.kwargs)}
+        arguments: dict[str, Any] = {
+            "num_classes": model.num_classes,
+            **({} if input_channels == 3 else {"in_chans": input_channels}),
+            **factory_arguments(reduction, model.kwargs),
+        }
     optional = {"img_size": model.image_size, "drop_path_rate": model.drop_path}
     try:
         network = _create(model.name, arguments, optional)
@@ -160,13 +175,24 @@ def _check_patches(network: nn.Module, image_size: int) -> None:
         )
 
 
-def _check_name(name: str) -> str:
-    """The architecture in a name of timm's, e.g. "vit_base_patch16_224" of "vit_base_patch16_224.augreg_in1k"."""
-    architecture = name.partition(".")[0]
+def pretrained_config(name: str) -> timm.models.PretrainedCfg:
+    """What timm knows of the pretrained weights of a model, of those of the tag in its name: size of the images, ...
+
+    Args:
+        name: e.g. "vit_base_patch16_224" or "vit_base_patch16_224.augreg_in1k".
+
+    Raises:
+        SettingError: timm has no such model, or no such tag of it.
+    """
+    architecture, _, tag = name.partition(".")
     base, _, strategy = architecture.rpartition("_")
     if strategy in {part.kind() for part in reductions.REDUCTIONS} and timm.is_model(base):
         raise SettingError("model.name", name, f"is reduced already: name {base} and reduction.strategy {strategy}")
-    if not timm.is_model(name):
+    if not timm.is_model(architecture):
         hint = nearest_hint(name, timm.list_models(), cutoff=0.3)
         raise SettingError("model.name", name, f"is not a timm model{hint}")
-    return architecture
+    tagged = timm.list_models(f"{architecture}.*", include_tags=True)
+    if tag and name not in tagged:
+        hint = nearest_hint(name, tagged, cutoff=0.0)
+        raise SettingError("model.name", name, f"timm knows no weights of {architecture} with this tag{hint}")
+    return timm.get_pretrained_cfg(name, allow_unregistered=True) or timm.models.PretrainedCfg()

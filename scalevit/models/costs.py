@@ -53,7 +53,7 @@ def model_costs(model: ModelConfig, reduction: Reduction) -> ModelCosts:
         SettingError: as `build_model`, or the model cannot process images of its size.
         UserError: as `build_model`.
     """
-    shapes = model.model_copy(update={"initial_weights": None})
+    shapes = model.without_weights()
     network = build_model(shapes, reduction, seed=0, device="meta")
     with settings_of("model"):
         return count_costs(network, model.image_size)

@@ -8,7 +8,6 @@ same values, and keeps its part.
 import math
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -34,17 +33,17 @@ def initial_values(model: ModelConfig, reduction: Reduction, *, seed: int) -> It
         SettingError: as `build_model`.
         UserError: the weights do not fit, or timm initialises a part of this model in a way that is not known here.
     """
-    without_file = model.model_copy(update={"initial_weights": None})
+    without_file = model.without_weights()
     shapes = _shapes(build_model(without_file, reduction, seed=seed, device="meta"))
     with torch.device("meta"):
         network = create_unreduced(model, reduction)
     initialise = LayerInitialiser(network)
     weights: dict[str, Tensor] = {}
     already_reduced = False
-    if model.initial_weights is not None:
+    if model.weights_source is not None:
         with torch.device("meta"):
             other = create_unreduced(model, reduction)  # which may become reduced
-        matched = match_weights(other, Path(model.initial_weights), reduction)
+        matched = match_weights(other, model.weights_source, reduction, weights_set=model.initial_weights_set)
         weights, already_reduced = matched.tensors, matched.coverage.already_reduced
     mlps: set[nn.Module] = {place.module for block in transformer_blocks(network) for place in mlp_places(block)}
     yielded: set[str] = set()

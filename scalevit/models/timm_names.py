@@ -6,18 +6,17 @@ Each takes the arguments of the timm model it is made from, plus the settings of
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import timm
-from timm.models import register_model
+from timm.models import build_model_with_cfg, register_model
 from torch import nn
 
 from scalevit.models.reductions import REDUCTIONS
 from scalevit.models.reductions.apply import factory_arguments, parse_reduction, reduce_model
 from scalevit.models.reductions.base import Reduction
 from scalevit.models.weights.match import load_initial_weights
-from scalevit.models.weights.read import is_reduced
+from scalevit.tying import accept_shared_once
 
 BASE_MODELS = (
     "vit_tiny_patch16_224",
@@ -36,18 +35,23 @@ BASE_MODELS = (
 """timm models that have a reduced variant `<name>_<strategy>` for each reduction."""
 
 
+# Arguments that make timm return the model's intermediate features.
+_FEATURES = ("features_only", "out_indices", "feature_cls")
+
+
 def _register(base: str, part: type[Reduction]) -> None:
     def create(pretrained: bool = False, **arguments: Any) -> nn.Module:
         settings = {key: arguments.pop(key) for key in part.model_fields if key in arguments}
         reduction = parse_reduction({"strategy": part.kind(), **settings})
         arguments = factory_arguments(reduction, arguments)
-        file = _reduced_file(arguments) if pretrained else None
-        if file is None:
-            return reduce_model(timm.create_model(base, pretrained=pretrained, **arguments), reduction)
-        # timm would load what fits without a word, and the model would then be reduced again.
-        model = timm.create_model(base, pretrained=False, **arguments)
-        load_initial_weights(model, file, reduction)
-        return model
+        features = {key: arguments.pop(key) for key in _FEATURES if key in arguments}
+        source = _given_weights(arguments) if pretrained else None
+        model = timm.create_model(base, pretrained=pretrained and source is None, **arguments)
+        # timm would load what fits without a word, and reduced weights would then be reduced again.
+        if source is None or not load_initial_weights(model, source, reduction).already_reduced:
+            reduce_model(model, reduction)
+        accept_shared_once(model)
+        return _as_features(model, features) if features.pop("features_only", False) else model
 
     create.__name__ = create.__qualname__ = f"{base}_{part.kind()}"
     create.__doc__ = f"{base} with reduction strategy {part.kind()} (arXiv:2512.01059)."
@@ -55,13 +59,28 @@ def _register(base: str, part: type[Reduction]) -> None:
     register_model(create)
 
 
-def _reduced_file(arguments: Mapping[str, Any]) -> Path | None:
-    """The weights file that timm was told to take as pretrained, where its weights are reduced already."""
-    file = None
+def _given_weights(arguments: Mapping[str, Any]) -> str | None:
+    """The file, folder or address that timm was told to take as pretrained; None for the registry's own."""
+    source = None
     for config in (arguments.get("pretrained_cfg"), arguments.get("pretrained_cfg_overlay")):
-        given = config.get("file") if isinstance(config, Mapping) else getattr(config, "file", None)
-        file = given or file
-    return Path(file) if file and is_reduced(Path(file)) else None
+        given = config if isinstance(config, Mapping) else getattr(config, "__dict__", {})
+        hub = f"hf-hub:{given['hf_hub_id']}" if given.get("source") == "hf-hub" else None
+        source = given.get("file") or hub or source
+    return source
+
+
+def _as_features(model: nn.Module, settings: Mapping[str, Any]) -> nn.Module:
+    """The model as timm gives it with `features_only=True`. Its wrapper drops later blocks, so it comes last."""
+    config: dict[str, Any] = getattr(model, "pretrained_cfg", {})
+    return build_model_with_cfg(
+        lambda **arguments: model,
+        config.get("architecture", ""),
+        False,
+        pretrained_cfg=config,
+        feature_cfg={"out_indices": 3, "feature_cls": "getter"},
+        features_only=True,
+        **settings,
+    )
 
 
 for _base in BASE_MODELS:

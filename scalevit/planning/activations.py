@@ -73,7 +73,7 @@ class TracedModel:
     ) -> None:
         self._model, self._precision = model, precision
         kernels = None if mode == "eager" else KernelsConfig(mlp="auto", save=mode)
-        shapes = model.model_copy(update={"initial_weights": None})
+        shapes = model.without_weights()
         network = build_model(shapes, reduction, seed=0, device="meta", kernels=kernels)
         if activation_checkpointing:
             for block in transformer_blocks(network):

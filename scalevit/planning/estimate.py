@@ -208,7 +208,7 @@ class _ReducedModel:
         Raises:
             UserError: as `build_model`.
         """
-        model = config.model.model_copy(update={"initial_weights": None})
+        model = config.model.without_weights()
         network = build_model(model, reduction, seed=0, device="meta")
         self.strategy = reduction.kind()
         self.layout = ParameterLayout.of(network, transformer_blocks(network))

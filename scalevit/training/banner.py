@@ -9,7 +9,7 @@ from scalevit.data.loading.base import TrainingBatches
 from scalevit.distributed import World
 from scalevit.models.costs import ModelCosts
 from scalevit.models.fused_mlp import describe_mlps
-from scalevit.models.weights.match import Coverage
+from scalevit.models.weights.coverage import Coverage
 from scalevit.models.weights.read import read_classes
 from scalevit.training.open_data import RunData
 
@@ -51,7 +51,7 @@ def banner(
 
 def weights_line(config: Config, weights: Coverage) -> str:
     """What the config's initial weights gave to the model."""
-    line = f"{config.model.initial_weights}: {weights}"
+    line = f"{config.model.weights_source}: {weights}"
     if not config.reduction.changes_model or config.reduction.factory_arguments():
         return line
     return f"{line}; {'reduced already' if weights.already_reduced else 'then reduced'}"
@@ -59,8 +59,8 @@ def weights_line(config: Config, weights: Coverage) -> str:
 
 def _other_classes(config: Config, weights: Coverage, data: RunData) -> str:
     """A remark where the classifier is taken over from other classes, of which there are as many."""
-    assert config.model.initial_weights is not None
-    before = read_classes(Path(config.model.initial_weights))
+    assert config.model.weights_source is not None
+    before = read_classes(config.model.weights_source)
     if weights.fresh or before is None or data.classes is None or before == data.classes:
         return ""
     return f"; the classifier is of other classes ({', '.join(before[:3])}, ...)"

@@ -13,7 +13,7 @@ from scalevit.models.build import build_model
 from scalevit.models.dropout import use_row_keys
 from scalevit.models.meta_init import initial_values
 from scalevit.models.mlps import transformer_blocks
-from scalevit.models.weights.match import Coverage
+from scalevit.models.weights.coverage import Coverage
 from scalevit.training.optimizers import build_optimizer, check_optimizer
 from scalevit.training.schedules import Schedule
 from scalevit.training.setting_keys import OPTIMIZATION_KEYS

@@ -32,7 +32,7 @@ class Prediction(NamedTuple):
 
 
 class Predictor:
-    """The model of `model.initial_weights`, on a GPU where there is one.
+    """The model with the config's initial weights, on a GPU where there is one.
 
     Args:
         config: of the run.
@@ -43,9 +43,9 @@ class Predictor:
 
     def __init__(self, config: Config) -> None:
         config = with_model_defaults(config)
-        weights = config.model.initial_weights
+        weights = config.model.weights_source
         assert weights is not None, "checked by the caller"
-        self.classes = read_classes(Path(weights))
+        self.classes = read_classes(weights)
         """Names of the labels, where the file has them."""
         self.device = World.from_environment().device
         with naming_settings(SECTIONS):

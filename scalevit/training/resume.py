@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from scalevit.checkpoint.folder import list_resumable, read_record
+from scalevit.config.model import WEIGHTS_SETTINGS
 from scalevit.config.tree import SECTIONS, Config
 from scalevit.errors import SettingError, UserError, naming_settings
 from scalevit.models.build import build_model
@@ -21,7 +22,7 @@ from scalevit.runs.folder import RunFolder
 from scalevit.training.setting_changes import changed_settings, check_changes
 
 # Of the model section; they act at initialisation or during training only.
-_FREE_MODEL_SETTINGS = {"initial_weights", "drop_path"}
+_FREE_MODEL_SETTINGS = {*WEIGHTS_SETTINGS, "drop_path"}
 
 
 def find_resumable(config: Config, folder: RunFolder) -> list[Path]:
@@ -52,7 +53,7 @@ def find_resumable(config: Config, folder: RunFolder) -> list[Path]:
 def check_same_run(before: Mapping[str, Any], now: Config, where: str) -> None:
     """Refuses to resume a run with a config that makes another run of it.
 
-    The one list of what must not change: the model without `initial_weights` and `drop_path`, the structure of its
+    The one list of what must not change: the model without its initial weights and `drop_path`, the structure of its
     reduction, the seed, and the order of the data (which `check_fingerprint` compares). Everything else may change,
     some of it only with the user's consent (`setting_changes`).
 
@@ -99,7 +100,7 @@ def _same_structure(before: Mapping[str, Any], now: Config) -> bool:
         earlier = parts[before["strategy"]].model_validate(before)
     except (KeyError, ValidationError):  # settings of another version
         return False
-    shapes = now.model.model_copy(update={"initial_weights": None})
+    shapes = now.model.without_weights()
     with naming_settings(SECTIONS):
         depth = len(transformer_blocks(build_model(shapes, now.reduction, seed=0, device="meta")))
     try:

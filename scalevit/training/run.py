@@ -8,9 +8,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import timm
 
 from scalevit.config.tree import SECTIONS, Config
 from scalevit.cpu import prepare_cpu
@@ -19,8 +16,9 @@ from scalevit.data.shards.discovery import class_names, find_shards
 from scalevit.distributed import World
 from scalevit.engines.base import Engine
 from scalevit.errors import UserError, naming_settings, settings_of
+from scalevit.models.build import pretrained_config
 from scalevit.models.costs import ModelCosts, model_costs
-from scalevit.models.weights.match import Coverage
+from scalevit.models.weights.coverage import Coverage
 from scalevit.models.weights.read import read_classes
 from scalevit.runs.environment import describe_environment
 from scalevit.runs.folder import RunFolder
@@ -53,7 +51,7 @@ class PreparedRun:
 
     @property
     def initial_weights(self) -> Coverage | None:
-        """What `model.initial_weights` gave to the model, where there are any and the run does not resume."""
+        """What the initial weights gave to the model, where there are any and the run does not resume."""
         return None if self.checkpoints else self.build_engine.initial_weights
 
     @contextmanager
@@ -145,12 +143,12 @@ def prepare(config: Config) -> PreparedRun:
 
 
 def prepare_evaluation(config: Config) -> PreparedEvaluation:
-    """Checks what an evaluation of `model.initial_weights` needs, and opens the validation data.
+    """Checks what an evaluation of the config's initial weights needs, and opens the validation data.
 
     Raises:
         UserError: as `prepare`, or no weights are named.
     """
-    weights = config.model.initial_weights
+    weights = config.model.weights_source
     if weights is None:
         raise UserError("config: model.initial_weights = null: name the weights to evaluate")
     world = World.from_environment()
@@ -158,11 +156,11 @@ def prepare_evaluation(config: Config) -> PreparedEvaluation:
     scope = check_engine(config, world)
     build_engine = EngineBuilder(config, world, scope, need_classifier=True)
     with naming_data_settings():
-        data = open_evaluation(config, world, classes=_classes_of_weights(config, Path(weights), world))
+        data = open_evaluation(config, world, classes=_classes_of_weights(config, weights, world))
     return PreparedEvaluation(config, world, data, build_engine)
 
 
-def _classes_of_weights(config: Config, weights: Path, world: World) -> tuple[str, ...] | None:
+def _classes_of_weights(config: Config, weights: str, world: World) -> tuple[str, ...] | None:
     """Names of the labels that the weights were trained with: in their file, or else those of the training set."""
     classes = read_classes(weights)
     if classes is None:
@@ -182,7 +180,8 @@ def _classes_of_weights(config: Config, weights: Path, world: World) -> tuple[st
 def with_model_defaults(config: Config) -> Config:
     """The config with the timm model's own normalisation where it is null, so that it is recorded with the run."""
     data = config.data
-    own: Any = timm.get_pretrained_cfg(config.model.name, allow_unregistered=True) or timm.models.PretrainedCfg()
+    with naming_settings(SECTIONS):
+        own = pretrained_config(config.model.name)
     filled = data.model_copy(
         update={
             "mean": data.mean or own.mean,

@@ -22,7 +22,7 @@ from scalevit.distributed import World
 from scalevit.engines.base import Engine
 from scalevit.errors import UserError
 from scalevit.models.costs import ModelCosts
-from scalevit.models.weights.match import Coverage
+from scalevit.models.weights.coverage import Coverage
 from scalevit.runs.folder import RunFolder
 from scalevit.runs.records import Record
 from scalevit.runs.summary import Summary, best_epoch

@@ -110,3 +110,43 @@ def test_mistakes_are_one_line(call, parts: list[str]) -> None:
     assert "\n" not in str(error.value)
     for part in parts:
         assert part in str(error.value)
+
+
+@pytest.mark.parametrize(("channels", "factor"), [(1, 1.0), (4, 3 / 4)])
+@pytest.mark.parametrize("reduction", ["none", "grouped"])
+def test_filters_of_rgb_weights_fit_other_channels(
+    channels: int, factor: float, reduction: str, tmp_path: Path
+) -> None:
+    """As timm's `adapt_input_conv`: summed for one channel, repeated and scaled for more than three."""
+    source = scalevit.create_model(NAME, reduction, seed=5, **SMALL)
+    torch.save(source.state_dict(), tmp_path / "rgb.pth")
+    filters = source.patch_embed.proj.weight
+    expected = filters.sum(1, keepdim=True) if channels == 1 else torch.cat([filters, filters[:, :1]], 1) * factor
+    created = scalevit.create_model(NAME, reduction, weights=tmp_path / "rgb.pth", in_chans=channels, **SMALL)
+    other = scalevit.create_model(NAME, reduction, seed=7, in_chans=channels, **SMALL)
+    for model in (created, scalevit.load_weights(other, tmp_path / "rgb.pth")):
+        torch.testing.assert_close(model.patch_embed.proj.weight, expected)
+        assert torch.equal(model.blocks[1].mlp.fc1.weight, source.blocks[1].mlp.fc1.weight)
+        assert model(torch.zeros(1, channels, 32, 32)).shape == (1, 5)
+
+
+def test_the_ema_of_a_checkpoint_is_loaded_unless_its_weights_are_wanted(tmp_path: Path) -> None:
+    sets = [scalevit.create_model(NAME, "grouped", seed=seed, **SMALL) for seed in (5, 6)]
+    content = dict(zip(("state_dict", "state_dict_ema"), [each.state_dict() for each in sets], strict=True))
+    torch.save(content, tmp_path / "last.pth.tar")
+    model = scalevit.create_model(NAME, "grouped", **SMALL)
+    assert torch.equal(logits(scalevit.load_weights(model, tmp_path / "last.pth.tar")), logits(sets[1]))
+    scalevit.load_weights(model, tmp_path / "last.pth.tar", weights_set="weights")
+    assert torch.equal(logits(model), logits(sets[0]))
+    created = scalevit.create_model(NAME, "grouped", weights=tmp_path / "last.pth.tar", weights_set="weights", **SMALL)
+    assert torch.equal(logits(created), logits(sets[0]))
+
+
+def test_our_weights_file_is_a_state_dict_of_the_model(tmp_path: Path) -> None:
+    """With each shared tensor under one name, which `load_state_dict` of a grouped model takes."""
+    source = scalevit.create_model(NAME, "grouped", seed=5, **SMALL)
+    model = scalevit.create_model(NAME, "grouped", seed=6, **SMALL)
+    model.load_state_dict({name: parameter.detach() for name, parameter in source.named_parameters()}, strict=True)
+    assert torch.equal(logits(model), logits(source))
+    with pytest.raises(RuntimeError, match="but this model shares them"):
+        model.load_state_dict(scalevit.create_model(NAME, "none", seed=5, **SMALL).state_dict())

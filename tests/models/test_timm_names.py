@@ -1,11 +1,13 @@
 """The reduced models of timm's registry."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 
 import scalevit.models.timm_names  # noqa: F401 (registers the reduced models)
 from scalevit.config.model import ModelConfig
@@ -53,6 +55,60 @@ def test_weights_as_pretrained_are_reduced_once(tmp_path: Path) -> None:
             expected = source.blocks[0].mlp.fc1.weight * (1 if made_with.strategy == "grouped" else 2**-0.5)
             assert model.blocks[1].mlp is model.blocks[0].mlp
             torch.testing.assert_close(model.blocks[1].mlp.fc1.weight, expected)
+
+
+def test_plain_reduced_weights_as_pretrained_are_not_reduced_again(tmp_path: Path) -> None:
+    for reduction in (GroupedReduction(), ShallowReduction()):
+        source = build_model(TINY, reduction, seed=5)
+        torch.save({"state_dict_ema": source.state_dict()}, tmp_path / "model_best.pth.tar")
+        overlay = {"file": str(tmp_path / "model_best.pth.tar")}
+        name = f"vit_tiny_patch16_224_{reduction.strategy}"
+        model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **ARGUMENTS)
+        assert all(torch.equal(tensor, source.state_dict()[key]) for key, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("form", ["ours", "plain"])
+@pytest.mark.parametrize(
+    "reduction", [GroupedReduction(group_size=3), ShallowReduction(), ThinReduction()], ids=lambda part: part.strategy
+)
+def test_timm_loads_weights_of_a_reduced_model(reduction: Reduction, form: str, tmp_path: Path) -> None:
+    source = build_model(TINY, reduction, seed=5)
+    path = tmp_path / f"weights.{'safetensors' if form == 'ours' else 'pth'}"
+    if form == "ours":
+        write_weights(path, canonical_state(source), model=TINY, reduction=reduction, tied=tied_names(source))
+    else:
+        torch.save(source.state_dict(), path)
+    settings = reduction.model_dump(exclude={"strategy"}, exclude_none=True)
+    name = f"{TINY.name}_{reduction.strategy}"
+    model = timm.create_model(name, checkpoint_path=str(path), **ARGUMENTS, **settings)
+    assert all(torch.equal(tensor, source.state_dict()[key]) for key, tensor in model.state_dict().items())
+    # And a copy of the model, as timm's EMA makes one.
+    copied = copy.deepcopy(model)
+    copied.load_state_dict(load_file(path) if form == "ours" else torch.load(path), strict=True)
+
+
+def test_unreduced_weights_are_not_loaded_into_shared_mlps(tmp_path: Path) -> None:
+    torch.save(build_model(TINY, NoReduction(), seed=5).state_dict(), tmp_path / "plain.pth")
+    with pytest.raises(RuntimeError, match=r"blocks\.1\.mlp\.fc1\.weight and blocks\.0\.mlp\.fc1\.weight differ"):
+        timm.create_model("vit_tiny_patch16_224_grouped", checkpoint_path=str(tmp_path / "plain.pth"), **ARGUMENTS)
+
+
+@pytest.mark.parametrize("strategy", ["grouped", "shallow", "thin"])
+def test_features_are_those_of_the_whole_model(strategy: str) -> None:
+    name = f"{TINY.name}_{strategy}"
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(SEED)
+    whole = timm.create_model(name, **ARGUMENTS).eval()
+    expected = whole.forward_intermediates(images, indices=[0, 3], intermediates_only=True)
+    assert [tuple(each.shape) for each in expected] == [(2, 48, 2, 2)] * 2
+    torch.manual_seed(SEED)
+    features = timm.create_model(name, features_only=True, out_indices=(0, 3), **ARGUMENTS).eval()
+    assert features.feature_info.channels() == [48, 48]
+    for ours, theirs in zip(features(images), expected, strict=True):
+        assert torch.equal(ours, theirs)
+    assert len(features.model.blocks) == 4, "later blocks are dropped, as timm does"
+    assert (features.model.blocks[1].mlp is features.model.blocks[0].mlp) == (strategy == "grouped")
+    assert len(timm.create_model(name, features_only=True, **ARGUMENTS)(images)) == 3
 
 
 @pytest.mark.parametrize(

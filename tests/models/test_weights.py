@@ -14,8 +14,8 @@ from scalevit.models.build import build_model
 from scalevit.models.reductions.grouped import GroupedReduction
 from scalevit.models.reductions.none import NoReduction
 from scalevit.models.reductions.shallow import ShallowReduction
-from scalevit.models.weights.match import Coverage
-from scalevit.models.weights.read import is_reduced, read_classes, read_weights
+from scalevit.models.weights.coverage import Coverage
+from scalevit.models.weights.read import read_classes, read_weights
 from scalevit.models.weights.write import write_weights
 from scalevit.tying import canonical_state, tied_names
 
@@ -51,7 +51,7 @@ def test_a_grouped_file_holds_each_tensor_once_and_names_the_ties(tmp_path: Path
     assert "blocks.1.mlp.fc1.weight" not in weights.tensors
     assert weights.tied["blocks.1.mlp.fc1.weight"] == "blocks.0.mlp.fc1.weight"
     assert weights.reduction == GroupedReduction()
-    assert is_reduced(path)
+    assert weights.described
 
 
 def test_a_weights_file_has_the_mode_of_other_files(tmp_path: Path) -> None:

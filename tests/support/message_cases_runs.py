@@ -15,20 +15,16 @@ from scalevit.distributed import World
 from scalevit.errors import UserError, naming_settings
 from scalevit.launchers import find_launch
 from scalevit.models.api import create_model
-from scalevit.models.build import build_model
-from scalevit.models.weights.write import write_weights
 from scalevit.runs.folder import RunFolder
 from scalevit.runs.trackers.base import RunInfo
 from scalevit.runs.tracking import Tracking
 from scalevit.training.micro_batch import TRAINING_KNOBS, naming_out_of_memory
-from scalevit.training.run import prepare_evaluation
 from scalevit.training.setting_keys import DATA_KEYS, TRACKER_KEYS
 from scalevit.training.step import DivergenceCheck, StepResult
-from scalevit.tying import canonical_state, tied_names
 
 ALONE = World(rank=0, size=1, local_rank=0, ranks_per_node=1, device=torch.device("cpu"))
 
-# --- models and weights -----------------------------------------------------------------------------------
+# --- models ----------------------------------------------------------------------------------------------
 
 
 @case("config: model.name = ...: is not a timm model; nearest: ...")
@@ -46,6 +42,11 @@ def _(place: Place) -> None:
     create_model("vit_giant_patch14_dinov2", depth=1, embed_dim=48, num_heads=2)
 
 
+@case("config: model.name = ...: timm knows no weights of ... with this tag; nearest: ...")
+def _(place: Place) -> None:
+    place.prepare("model.name=vit_base_patch16_224.mea")
+
+
 @case("config: model.image_size = ...: is not a multiple of the patch size ...")
 def _(place: Place) -> None:
     place.prepare("model.image_size=18")
@@ -54,46 +55,6 @@ def _(place: Place) -> None:
 @case("config: reduction.group_size = ...: does not divide the model's ... blocks; allowed: ...")
 def _(place: Place) -> None:
     place.prepare("model.kwargs.depth=4", "reduction.group_size=3")
-
-
-@case("weights ...: no such file")
-def _(place: Place) -> None:
-    place.prepare("model.initial_weights=vit.pth")
-
-
-@case("weights ...: cannot be read (...)")
-def _(place: Place) -> None:
-    Path("vit.pth").write_bytes(b"<html>")
-    place.prepare("model.initial_weights=vit.pth")
-
-
-@case("weights ...: lacks ... of this model...")
-def _(place: Place) -> None:
-    place.prepare(place.weights(), "model.kwargs.depth=4")
-
-
-@case("weights ...: does not fit in the shape of ... of this model...")
-def _(place: Place) -> None:
-    place.prepare(place.weights(), "model.kwargs.embed_dim=48")
-
-
-@case("weights ...: have a classifier of ... classes, but model.num_classes = ...")
-def _(place: Place) -> None:
-    prepare_evaluation(place.config(place.weights(), "model.num_classes=12"))
-
-
-@case("weights ...: made with reduction ..., which has another structure than ...")
-def _(place: Place) -> None:
-    config = place.config()
-    model = build_model(config.model, config.reduction, seed=0)
-    write_weights(
-        Path("grouped.safetensors"),
-        canonical_state(model),
-        model=config.model,
-        reduction=config.reduction,
-        tied=tied_names(model),
-    )
-    place.prepare("model.initial_weights=grouped.safetensors", "reduction.strategy=none")
 
 
 # --- runs and checkpoints ---------------------------------------------------------------------------------

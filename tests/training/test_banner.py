@@ -70,6 +70,17 @@ def test_a_banner_says_what_initial_weights_cover(
         assert shown == f"{expected}; pos_embed resampled{then}"
 
 
+def test_a_banner_names_the_set_of_weights_of_a_checkpoint(
+    tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(QUICKSTART, SETTINGS)
+    sets = [build_model(config.model, config.reduction, seed=seed).state_dict() for seed in (0, 1)]
+    torch.save({"epoch": 1, "state_dict": sets[0], "state_dict_ema": sets[1]}, tmp_path / "last.pth.tar")
+    shown = lines(tmp_path, digits, monkeypatch, "model.initial_weights=last.pth.tar")["weights"]
+    tensors = len(canonical_state(build_model(config.model, config.reduction, seed=0)))
+    assert shown == f"last.pth.tar: all {tensors} tensors of its EMA; reduced already"
+
+
 def test_a_classifier_of_other_classes_is_named(tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of as many, so that it is taken over."""
     config = load_config(QUICKSTART, [*SETTINGS, "reduction.strategy=none"])

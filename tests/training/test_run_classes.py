@@ -88,7 +88,7 @@ def test_evaluated_weights_without_names_take_those_of_the_training_set(
     write(tmp_path / "validation", ["dog", "x"], [0, 1])
     monkeypatch.chdir(tmp_path)
     config = load_config(QUICKSTART, [*SETTINGS, *SIZES, "model.initial_weights=weights.pth"])
-    shapes = config.model.model_copy(update={"initial_weights": None})
+    shapes = config.model.without_weights()
     torch.save(build_model(shapes, NoReduction(), seed=0).state_dict(), "weights.pth")
     assert prepare_evaluation(config).data.dataset.index.label.tolist() == [1, 2]
     assert "names no classes" not in capsys.readouterr().err

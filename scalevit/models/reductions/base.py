@@ -3,12 +3,24 @@
 Knows settings and block indices. Must not import torch at module level; `apply.py` does the work on a model.
 """
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from scalevit.config.base import Part
 
 if TYPE_CHECKING:
     from scalevit.models.mlps import MlpView
+
+
+class BlockMlp(NamedTuple):
+    """The MLP of a block, as tensors show it."""
+
+    source: int | None
+    """The first block with the same MLP: the block itself where that is no earlier one. None: there is no MLP."""
+    hidden: int
+    """Number of hidden units; 0 without an MLP."""
+    width: int
+    """Features of the output; 0 without an MLP."""
 
 
 class Reduction(Part):
@@ -58,3 +70,13 @@ class Reduction(Part):
             SettingError: as `source`.
         """
         return self.model_dump(mode="json")
+
+    @classmethod
+    def recognise(cls, found: Sequence[BlockMlp], unreduced: Sequence[BlockMlp]) -> "Reduction | None":
+        """The reduction of this kind that explains the MLPs of weights; None if there is none. For messages.
+
+        Args:
+            found: of each block, in weights that do not say how their model was reduced.
+            unreduced: of each block of the model, which has as many.
+        """
+        return None

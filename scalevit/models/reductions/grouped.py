@@ -1,13 +1,14 @@
 """GroupedMLP (arXiv:2512.01059, section 3): neighbouring blocks share one MLP."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, model_validator
 
 from scalevit.config.base import NonNegativeInt
 from scalevit.errors import SettingError
-from scalevit.models.reductions.base import Reduction
+from scalevit.models.reductions.base import BlockMlp, Reduction
 
 if TYPE_CHECKING:
     from scalevit.models.mlps import MlpView
@@ -40,6 +41,21 @@ class GroupedReduction(Reduction):
 
     def structure(self, depth: int) -> dict[str, Any]:
         return {"strategy": self.strategy, "groups": self._all_groups(depth)}
+
+    @classmethod
+    def recognise(cls, found: Sequence[BlockMlp], unreduced: Sequence[BlockMlp]) -> "GroupedReduction | None":
+        if [mlp.hidden for mlp in found] != [mlp.hidden for mlp in unreduced]:
+            return None
+        groups: dict[int, list[int]] = {}
+        for block, mlp in enumerate(found):
+            groups.setdefault(block if mlp.source is None else mlp.source, []).append(block)
+        shared = [group for group in groups.values() if len(group) > 1]
+        if not shared:
+            return None
+        size = len(shared[0])
+        if shared == [list(range(first, first + size)) for first in range(0, len(found), size)]:
+            return cls(group_size=size)
+        return cls(groups=shared)
 
     def _group_of(self, block: int, depth: int) -> list[int]:
         return next(group for group in self._all_groups(depth) if block in group)

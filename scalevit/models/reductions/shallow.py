@@ -1,11 +1,12 @@
 """ShallowMLP (arXiv:2512.01059, section 3): the hidden width of a built model's MLPs is cut."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from scalevit.errors import SettingError
-from scalevit.models.reductions.base import Reduction
+from scalevit.models.reductions.base import BlockMlp, Reduction
 
 if TYPE_CHECKING:
     from scalevit.models.mlps import MlpView
@@ -28,3 +29,10 @@ class ShallowReduction(Reduction):
 
     def structure(self, depth: int) -> dict[str, Any]:
         return {"strategy": self.strategy, "keep": self.keep}
+
+    @classmethod
+    def recognise(cls, found: Sequence[BlockMlp], unreduced: Sequence[BlockMlp]) -> "ShallowReduction | None":
+        if any(mlp.source != block for block, mlp in enumerate(found)):
+            return None
+        kept = {mlp.hidden / own.hidden for mlp, own in zip(found, unreduced, strict=True)}
+        return cls(keep=min(kept)) if len(kept) == 1 and min(kept) < 1 else None

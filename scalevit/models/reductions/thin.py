@@ -1,11 +1,12 @@
 """ThinMLP (arXiv:2512.01059, section 3): the model is built with a narrower MLP."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import PositiveFloat
 
 from scalevit.errors import SettingError
-from scalevit.models.reductions.base import Reduction
+from scalevit.models.reductions.base import BlockMlp, Reduction
 
 if TYPE_CHECKING:
     from scalevit.models.mlps import MlpView
@@ -25,3 +26,11 @@ class ThinReduction(Reduction):
         if int(mlp.width * self.mlp_ratio) < 1:
             # timm silently takes the embedding width instead.
             raise SettingError("mlp_ratio", self.mlp_ratio, f"leaves no hidden units at width {mlp.width}")
+
+    @classmethod
+    def recognise(cls, found: Sequence[BlockMlp], unreduced: Sequence[BlockMlp]) -> "ThinReduction | None":
+        if any(mlp.source != block for block, mlp in enumerate(found)):
+            return None
+        narrower = all(mlp.hidden < own.hidden for mlp, own in zip(found, unreduced, strict=True))
+        ratios = {mlp.hidden / mlp.width for mlp in found}
+        return cls(mlp_ratio=min(ratios)) if narrower and len(ratios) == 1 else None

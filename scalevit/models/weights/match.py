@@ -3,44 +3,28 @@
 So weights are never reduced twice. Knows names and shapes, not file formats.
 """
 
+import contextlib
+import io
 import json
-from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
+from bisect import bisect_right
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+from scalevit.config.model import WeightsSet
 from scalevit.errors import SettingError, UserError
 from scalevit.models.families import classifier_names, converted
 from scalevit.models.mlps import transformer_blocks
 from scalevit.models.reductions.apply import reduce_model
 from scalevit.models.reductions.base import Reduction
+from scalevit.models.weights.coverage import Coverage
+from scalevit.models.weights.hub import Source
 from scalevit.models.weights.read import Weights, read_weights
+from scalevit.models.weights.structure import are_reduced, shared_blocks
 from scalevit.tying import canonical_state, tied_names
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """What a weights file gives to a model, and what not."""
-
-    tensors: int
-    """Of the model, that are taken from the file."""
-    already_reduced: bool
-    """Whether they, and the model now, are reduced."""
-    fresh: tuple[str, ...]
-    """Names that keep their initialisation: a classifier that is missing or for another number of classes."""
-    resampled: tuple[str, ...]
-    """Names of position embeddings and patch filters that had another size in the file."""
-
-    def __str__(self) -> str:
-        taken, whole = self.tensors, self.tensors + len(self.fresh)
-        parts = [f"{taken} of {whole} tensors" if self.fresh else f"all {taken} tensors"]
-        parts += [f"{', '.join(names)} {what}" for names, what in self._others() if names]
-        return "; ".join(parts)
-
-    def _others(self) -> list[tuple[tuple[str, ...], str]]:
-        return [(self.fresh, "newly initialised"), (self.resampled, "resampled")]
 
 
 class MatchedWeights(NamedTuple):
@@ -51,11 +35,18 @@ class MatchedWeights(NamedTuple):
 
 
 def load_initial_weights(
-    model: nn.Module, path: Path, reduction: Reduction, *, need_classifier: bool = False
+    model: nn.Module,
+    source: Source,
+    reduction: Reduction,
+    *,
+    weights_set: WeightsSet = "auto",
+    need_classifier: bool = False,
 ) -> Coverage:
     """Loads weights into an unreduced model; reduces it first where the file's weights are reduced already.
 
     Args:
+        source: a path, or an address as `hub.find_weights` takes it.
+        weights_set: which weights of a file with several sets.
         need_classifier: as for `match_weights`.
 
     Returns:
@@ -64,7 +55,7 @@ def load_initial_weights(
     Raises:
         UserError: as `match_weights`.
     """
-    matched = match_weights(model, path, reduction, need_classifier=need_classifier)
+    matched = match_weights(model, source, reduction, weights_set=weights_set, need_classifier=need_classifier)
     with torch.no_grad():
         for name, tensor in canonical_state(model).items():
             if name in matched.tensors and tensor.device.type != "meta":
@@ -73,32 +64,41 @@ def load_initial_weights(
 
 
 def match_weights(
-    model: nn.Module, path: Path, reduction: Reduction, *, need_classifier: bool = False
+    model: nn.Module,
+    source: Source,
+    reduction: Reduction,
+    *,
+    weights_set: WeightsSet = "auto",
+    need_classifier: bool = False,
 ) -> MatchedWeights:
     """Reads weights for an unreduced model, and reduces it where they are reduced already.
 
-    Plain weights (of timm, or a run without reduction) fit the model as it is; the caller then reduces it. Position
-    embeddings and patch filters of another size are resampled as timm does. A classifier that is missing, or for
+    Weights of an unreduced model fit the model as it is; the caller then reduces it. Where a file does not say how its
+    model was reduced, the tensors show it. Position embeddings and patch filters of another size are resampled, and
+    patch filters adapted to another number of input channels, as timm does. A classifier that is missing, or for
     another number of classes, is left out: it keeps its initialisation.
 
     Args:
+        source: a path, or an address as `hub.find_weights` takes it.
+        weights_set: which weights of a file with several sets.
         need_classifier: refuse weights whose classifier is missing or for another number of classes.
 
     Raises:
         UserError: the file's reduction is not the requested one, or its tensors do not fit.
         SettingError: the requested reduction does not fit the model.
     """
-    weights = read_weights(path)
+    weights = read_weights(source, weights_set=weights_set, model=model)
     models = differing_models(weights, model)
-    if weights.reduction is not None:
-        depth = len(transformer_blocks(model))
-        if not _same_structure(weights.reduction, reduction, depth):
-            there, here = (json.dumps(each.model_dump(mode="json")) for each in (weights.reduction, reduction))
-            raise UserError(
-                f"weights {path}: made with reduction {there}, which has another structure than {here}{models}"
-            )
+    tensors = fitted(weights.tensors, model)
+    if weights.described:
+        already_reduced = weights.reduction is not None
+        if weights.reduction is not None:
+            _check_same_structure(weights.reduction, reduction, model, source, models)
+    else:
+        already_reduced = are_reduced(tensors, model, reduction, source=source, models=models)
+    separated = () if weights.described or already_reduced else shared_blocks(tensors, model)
+    if already_reduced:
         reduce_model(model, reduction)
-    tensors = converted(weights.tensors, model)
 
     own = canonical_state(model)
     classifier = classifier_names(model)
@@ -106,10 +106,64 @@ def match_weights(
     if fresh and need_classifier:
         held, wanted = (each[min(fresh)].shape[0] for each in (tensors, own))
         raise UserError(
-            f"weights {path}: have a classifier of {held} classes, but model.num_classes = {wanted}{models}"
+            f"weights {source}: have a classifier of {held} classes, but model.num_classes = {wanted}{models}"
         )
     if not need_classifier and not classifier & tensors.keys():  # of a backbone, such as DINOv2's
         fresh = classifier
+    _check_names(tensors, model, fresh, f"weights {source}", models)
+    taken = {name: tensors[name] for name in own if name not in fresh}
+    coverage = Coverage(
+        tensors=len(taken),
+        already_reduced=already_reduced,
+        fresh=tuple(sorted(fresh)),
+        resampled=tuple(name for name, tensor in taken.items() if _is_resampled(weights.tensors.get(name), tensor)),
+        unused=_unused(weights.tensors, tensors),
+        separated=separated,
+        weights_set=weights.chosen,
+    )
+    return MatchedWeights(taken, coverage)
+
+
+def fitted(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Weights of timm and of other programs under a model's names and in its sizes, as timm converts them.
+
+    Position embeddings and patch filters of another size are resampled; filters for another number of input channels
+    are adapted.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):  # timm prints what it finds missing in DINOv3's weights
+        result = converted(tensors, model)
+    return adapted_input(result, model)
+
+
+def adapted_input(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The tensors with the filters of the first layer for the model's number of input channels."""
+    result, own = dict(tensors), canonical_state(model)
+    config: Mapping[str, Any] = getattr(model, "pretrained_cfg", {})
+    first = config.get("first_conv") or ()
+    for name in (f"{layer}.weight" for layer in ([first] if isinstance(first, str) else first)):
+        given, wanted = result.get(name), own.get(name)
+        if given is not None and wanted is not None and given.ndim == wanted.ndim == 4:
+            result[name] = adapt_input_conv(wanted.shape[1], given, base_chans=given.shape[1])
+    return result
+
+
+def _check_same_structure(made_with: Reduction, wanted: Reduction, model: nn.Module, source: Any, models: str) -> None:
+    """Two reductions are the same if their structure is, whatever acts at initialisation only."""
+    depth = len(transformer_blocks(model))
+    structure = wanted.structure(depth)
+    try:
+        same = made_with.structure(depth) == structure
+    except SettingError:
+        same = False  # the file's model has another depth
+    if not same:
+        there, here = (json.dumps(each.model_dump(mode="json")) for each in (made_with, wanted))
+        raise UserError(
+            f"weights {source}: made with reduction {there}, which has another structure than {here}{models}"
+        )
+
+
+def _check_names(tensors: Mapping[str, Tensor], model: nn.Module, fresh: set[str], where: str, models: str) -> None:
+    own = canonical_state(model)
     missing = sorted(own.keys() - tensors.keys() - fresh)
     unknown = sorted(tensors.keys() - own.keys() - tied_names(model).keys())
     other_shape = sorted(n for n in own.keys() & tensors.keys() - fresh if own[n].shape != tensors[n].shape)
@@ -120,12 +174,26 @@ def match_weights(
     ):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise UserError(f"weights {path}: {problem} {names[0]}{more} of this model{models}")
-    taken = {name: tensors[name] for name in own if name not in fresh}
-    before = weights.tensors
-    resampled = tuple(name for name, tensor in taken.items() if name in before and before[name].shape != tensor.shape)
-    coverage = Coverage(len(taken), weights.reduction is not None, tuple(sorted(fresh)), resampled)
-    return MatchedWeights(taken, coverage)
+            raise UserError(f"{where}: {problem} {names[0]}{more} of this model{models}")
+
+
+def _is_resampled(before: Tensor | None, now: Tensor) -> bool:
+    return before is not None and before.shape != now.shape
+
+
+def _unused(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Names of the file's tensors of which the conversion has taken nothing, under their own or any other name."""
+    starts = sorted(tensor.data_ptr() for tensor in now.values())
+    made = [name for name in now if name not in before]  # renamed, or computed from others
+
+    def is_taken(name: str, tensor: Tensor) -> bool:
+        first = bisect_right(starts, tensor.data_ptr() - 1)
+        if first < len(starts) and starts[first] < tensor.data_ptr() + tensor.nbytes:
+            return True
+        # A resampled tensor has another place in memory, but hardly another name.
+        return name in now or any(name.endswith(f".{other}") or ("pos" in name and "pos" in other) for other in made)
+
+    return tuple(name for name, tensor in before.items() if not is_taken(name, tensor))
 
 
 def differing_models(weights: Weights, model: nn.Module) -> str:
@@ -134,12 +202,3 @@ def differing_models(weights: Weights, model: nn.Module) -> str:
         return ""
     own = getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
     return f"; weights are of {weights.model}, this model is {own}"
-
-
-def _same_structure(one: Reduction, other: Reduction, depth: int) -> bool:
-    """Two reductions are the same if their structure is, whatever acts at initialisation only."""
-    wanted = other.structure(depth)
-    try:
-        return one.structure(depth) == wanted
-    except SettingError:
-        return False  # the file's model has another depth

@@ -1,18 +1,21 @@
 """Reads weights files: ours (safetensors with metadata) and plain state dicts. Never executes what it reads."""
 
 import json
-import pickle
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
+from scalevit.config.model import WeightsSet
 from scalevit.errors import SettingError, UserError
 from scalevit.models.reductions.apply import parse_reduction
 from scalevit.models.reductions.base import Reduction
+from scalevit.models.weights.hub import Source, WeightsFile, find_weights
+from scalevit.models.weights.npz import SUFFIX as NPZ
+from scalevit.models.weights.npz import read_npz
+from scalevit.models.weights.plain import ONE_SET, no_such_set, read_plain, unwrapped
 
 METADATA_KEY = "scalevit"
 """Of the JSON object that our files carry in their safetensors metadata: `model`, `reduction`, `tied`, `classes`."""
@@ -24,98 +27,107 @@ class Weights:
 
     tensors: dict[str, Tensor]
     reduction: Reduction | None
-    """That made the model; None for weights of an unreduced one, as those of other tools are."""
+    """That the file says to have been applied to the model; None for an unreduced one, and if the file does not say."""
     tied: dict[str, str]
     """Further name of a shared tensor -> the name that it is stored under."""
     model: str | None
     """timm's name of the model, and the arguments of its factory if there are any; None if the file does not say."""
+    described: bool = False
+    """Whether the file says if and how its model was reduced, as ours do."""
+    chosen: str | None = None
+    """"weights" or "ema", of a file with several sets of weights."""
 
 
-def read_weights(path: Path) -> Weights:
-    """Reads a safetensors file (mapped into memory, not read whole) or a torch file.
+def read_weights(source: Source, *, weights_set: WeightsSet = "auto", model: nn.Module | None = None) -> Weights:
+    """Reads a safetensors file (mapped into memory, not read whole), a torch file or a JAX archive.
 
-    A torch file must hold a state dict, or a dict with one under `state_dict`, `model` or `state_dict_ema`.
+    Args:
+        source: a path, or an address as `find_weights` takes it.
+        weights_set: which weights of a file with several sets.
+        model: unreduced, into which timm reads archives (`.npz`); other files need none.
 
     Raises:
-        UserError: the file is missing, damaged or holds something else.
+        UserError: the file is missing, damaged or holds something else, or a tensor holds what is no number.
     """
-    if not path.is_file():
-        raise UserError(f"weights {path}: no such file")
-    metadata: dict[str, Any] = {}
+    file = find_weights(source)
+    weights = _read(file, source, weights_set, model)
+    for name, tensor in weights.tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UserError(f"weights {source}: {name} has NaN or infinite values: the run that wrote it has diverged")
+    return weights
+
+
+def _read(file: WeightsFile, source: Source, weights_set: WeightsSet, model: nn.Module | None) -> Weights:
+    if file.path.suffix not in (".safetensors", NPZ):
+        plain = read_plain(file.path, source, weights_set)
+        return Weights(plain.tensors, None, {}, plain.model or file.model, chosen=plain.chosen)
+    if weights_set != "auto":
+        raise no_such_set(source, weights_set, ONE_SET)
+    if file.path.suffix == NPZ:
+        if model is None:
+            raise UserError(f"weights {source}: {NPZ} is read when a model is built: name it in create_model(weights=)")
+        return Weights(read_npz(file.path, source, model), None, {}, file.model)
     try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                metadata = _our_metadata(file)
-                content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        with safe_open(file.path, framework="pt") as opened:
+            strings = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+            metadata = _our_metadata(opened)
     except Exception as error:
-        # Neither library limits the exceptions that a damaged or foreign file raises.
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        if isinstance(error, pickle.UnpicklingError):  # whose text advises to load it with `weights_only=False`
-            reason = "it is damaged, or contains more than tensors: save model.state_dict()"
-        raise UserError(f"weights {path}: cannot be read ({reason})") from error
-    model = _stated_model(content, metadata)
-    for key in ("state_dict", "model", "state_dict_ema"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"weights {path}: holds no state dict")
-    return Weights(content, _reduction(path, metadata), metadata.get("tied", {}), model)
+        # The library does not limit the exceptions that a damaged or foreign file raises.
+        raise _unreadable(source, error) from error
+    stated = _stated_model(metadata) or file.model
+    if METADATA_KEY not in strings:
+        # safetensors' own `save_model` notes which names it left out for which.
+        also = {alias: name for alias, name in strings.items() if name in tensors and alias not in tensors}
+        tensors |= {alias: tensors[name] for alias, name in also.items()}
+        return Weights(unwrapped(tensors, source), None, {}, stated)
+    reduction = _reduction(source, metadata)
+    return Weights(tensors, reduction, metadata.get("tied", {}), stated, described="reduction" in metadata)
 
 
-def is_reduced(path: Path) -> bool:
-    """Whether a file says that its weights are those of a reduced model; reads no tensor.
-
-    Raises:
-        UserError: the file cannot be read, or its reduction is unknown.
-    """
-    return _reduction(path, _read_metadata(path)) is not None
-
-
-def read_classes(path: Path) -> tuple[str, ...] | None:
+def read_classes(source: Source) -> tuple[str, ...] | None:
     """The names of the classes that a file's classifier tells apart, or None if it does not say; reads no tensor.
 
     Raises:
         UserError: the file cannot be read.
     """
-    names = _read_metadata(path).get("classes")
-    return None if names is None else tuple(str(name) for name in names)
+    file = find_weights(source)
+    names = _read_metadata(file, source).get("classes")
+    return file.classes if names is None else tuple(str(name) for name in names)
 
 
-def _read_metadata(path: Path) -> dict[str, Any]:
-    if path.suffix != ".safetensors":
+def _read_metadata(file: WeightsFile, source: Source) -> dict[str, Any]:
+    if file.path.suffix != ".safetensors":
         return {}
-    if not path.is_file():
-        raise UserError(f"weights {path}: no such file")
     try:
-        with safe_open(path, framework="pt") as file:
-            return _our_metadata(file)
+        with safe_open(file.path, framework="pt") as opened:
+            return _our_metadata(opened)
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"weights {path}: cannot be read ({reason[:200]})") from error
+        raise _unreadable(source, error) from error
+
+
+def _unreadable(source: Source, error: Exception) -> UserError:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return UserError(f"weights {source}: cannot be read ({reason[:200]})")
 
 
 def _our_metadata(file: Any) -> dict[str, Any]:
     return json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
 
 
-def _stated_model(content: Any, metadata: dict[str, Any]) -> str | None:
-    """See `Weights.model`: from our metadata, or from what timm's train.py saves beside the weights."""
-    if isinstance(content, dict) and isinstance(content.get("arch"), str):
-        return content["arch"]
+def _stated_model(metadata: dict[str, Any]) -> str | None:
+    """See `Weights.model`."""
     own = metadata.get("model")
     if not isinstance(own, dict) or "name" not in own:
         return None
     return " ".join([own["name"], *(f"{key}={value}" for key, value in own.get("kwargs", {}).items())])
 
 
-def _reduction(path: Path, metadata: dict[str, Any]) -> Reduction | None:
+def _reduction(source: Source, metadata: dict[str, Any]) -> Reduction | None:
     if "reduction" not in metadata:
         return None
     try:
         reduction = parse_reduction(metadata["reduction"])
     except SettingError as error:
-        raise UserError(f"weights {path}: made with an unknown reduction ({error})") from None
+        raise UserError(f"weights {source}: made with an unknown reduction ({error})") from None
     return reduction if reduction.changes_model else None

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from scalevit.config.model import ModelConfig
+from scalevit.config.model import WEIGHTS_SETTINGS, ModelConfig
 from scalevit.errors import UserError
 from scalevit.files import writing_whole
 from scalevit.models.reductions.base import Reduction
@@ -40,7 +40,7 @@ def write_weights(
         UserError: the file cannot be written.
     """
     description = {
-        "model": model.model_dump(mode="json", exclude={"initial_weights"}),
+        "model": model.model_dump(mode="json", exclude=WEIGHTS_SETTINGS),
         "reduction": reduction.model_dump(mode="json"),
         "tied": dict(tied),
         "classes": None if classes is None else list(classes),

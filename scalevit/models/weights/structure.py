@@ -1,0 +1,140 @@
+"""Recognises weights of reduced models by their tensors, where a file does not say how its model was reduced.
+
+A shared MLP is equal tensors of several blocks, a reduced width is another shape. So plain state dicts of reduced
+models are neither scaled nor cut a second time. Knows names and shapes of MLPs; must not know a reduction by name.
+"""
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from scalevit.errors import UserError
+from scalevit.models import reductions
+from scalevit.models.mlps import mlp_places, transformer_blocks
+from scalevit.models.reductions.apply import reduce_model
+from scalevit.models.reductions.base import BlockMlp, Reduction
+
+Layout = tuple[BlockMlp, ...]
+
+
+def are_reduced(
+    tensors: Mapping[str, Tensor], model: nn.Module, reduction: Reduction, *, source: object, models: str
+) -> bool:
+    """Whether weights are those of the model after the reduction, and not before it.
+
+    Args:
+        tensors: under the model's names.
+        model: unreduced; it is left as it is.
+        reduction: that is wanted.
+        source: of the weights, for messages.
+        models: the end of messages about weights that do not fit.
+
+    Raises:
+        UserError: they are of a model that was reduced in another way.
+        SettingError: the reduction does not fit the model.
+    """
+    prefixes = _prefixes(model)
+    unreduced = _layout(_parameters(model), prefixes)
+    found = _layout(tensors, prefixes)
+    reduced = _layout(_parameters(reduce_model(_without_values(model), reduction)), prefixes)
+    if _is_of(found, reduced):
+        return reduction.changes_model
+    if any(here.width != own.width for here, own in zip(found, unreduced, strict=True)):
+        return False  # another model or a part of one, which the comparison of names and shapes finds
+    narrower = any(here.hidden < own.hidden for here, own in zip(found, unreduced, strict=True))
+    shares = any(here.source != own.source for here, own in zip(found, unreduced, strict=True))
+    if not narrower and (not shares or reduced == unreduced):
+        return False  # unreduced, or each block gets its own copy of an MLP that it shared
+    names = [_in_short(part) for part in _recognised(found, unreduced)]
+    hidden = [block.hidden for block in found]
+    made_with = " or ".join(names) or f"of an unknown kind ({hidden} hidden units)"
+    raise UserError(
+        f"weights {source}: made with reduction {made_with}, which has another structure than {_in_short(reduction)}"
+        f"{models}"
+    )
+
+
+def shared_blocks(tensors: Mapping[str, Tensor], model: nn.Module) -> tuple[tuple[int, ...], ...]:
+    """The groups of blocks whose MLPs are equal in the weights, though each block of the model has its own."""
+    prefixes = _prefixes(model)
+    groups: dict[int, list[int]] = {}
+    for block, (found, own) in enumerate(
+        zip(_layout(tensors, prefixes), _layout(_parameters(model), prefixes), strict=True)
+    ):
+        if found.source is not None and own.source == block:
+            groups.setdefault(found.source, []).append(block)
+    return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+
+
+def _parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Also the further names of shared parameters."""
+    return dict(model.named_parameters(remove_duplicate=False))
+
+
+def _prefixes(model: nn.Module) -> list[list[str]]:
+    """Of each block, where the names of its MLPs' parameters begin, e.g. ["blocks.0.mlp."]."""
+    names = {module: name for name, module in model.named_modules()}
+    return [[f"{names[place.module]}." for place in mlp_places(block)] for block in transformer_blocks(model)]
+
+
+def _layout(tensors: Mapping[str, Tensor], prefixes: Sequence[Sequence[str]]) -> Layout:
+    """Of a block with several MLPs, which are reduced alike, the width and the hidden units of the first."""
+    blocks: list[dict[str, Tensor]] = [{} for _ in prefixes]
+    for block, own in enumerate(prefixes):
+        for index, prefix in enumerate(own):
+            for name in tensors:
+                if name.startswith(prefix):
+                    blocks[block][f"{index}.{name.removeprefix(prefix)}"] = tensors[name]
+    result: list[BlockMlp] = []
+    for block, mlp in enumerate(blocks):
+        if "0.fc2.weight" not in mlp:
+            result.append(BlockMlp(None, 0, 0))
+            continue
+        firsts = (other for other in range(block) if result[other].source == other and _equal(mlp, blocks[other]))
+        width, hidden = mlp["0.fc2.weight"].shape
+        result.append(BlockMlp(next(firsts, block), hidden, width))
+    return tuple(result)
+
+
+def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether two MLPs are the same tensors, or have the same values."""
+    if one.keys() != other.keys():
+        return False
+    pairs = [(tensor, other[name]) for name, tensor in one.items()]
+    if all(here is there for here, there in pairs):
+        return True
+    if any(here.shape != there.shape or here.device.type == "meta" for here, there in pairs):
+        return False
+    # A few values first, in which most MLPs differ.
+    return all(torch.equal(here.flatten()[:16], there.flatten()[:16]) for here, there in pairs) and all(
+        torch.equal(here, there) for here, there in pairs
+    )
+
+
+def _is_of(found: Layout, reduced: Layout) -> bool:
+    """Whether weights have the layout of a reduced model. A shared MLP may be listed for its first block only."""
+    return all(
+        here == wanted or (here.source is None and wanted.source not in (None, block))
+        for block, (here, wanted) in enumerate(zip(found, reduced, strict=True))
+    )
+
+
+def _without_values(model: nn.Module) -> nn.Module:
+    """A copy on the meta device."""
+    copies: dict[int, Tensor] = {id(buffer): buffer.to("meta") for buffer in model.buffers()}
+    for parameter in model.parameters():
+        copies[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+    return copy.deepcopy(model, copies)  # type: ignore[arg-type]  # typeshed wants values of any type
+
+
+def _recognised(found: Layout, unreduced: Layout) -> list[Reduction]:
+    parts = [part.recognise(found, unreduced) for part in reductions.REDUCTIONS]
+    return [part for part in parts if part is not None]
+
+
+def _in_short(reduction: Reduction) -> str:
+    settings = reduction.model_dump(mode="json", exclude_defaults=True)
+    return json.dumps({"strategy": reduction.strategy, **settings})
