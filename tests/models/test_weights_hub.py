@@ -1,7 +1,6 @@
 """Initial weights by name: folders and models of the Hugging Face form, and timm's pretrained models. No network."""
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -147,13 +146,11 @@ def test_pretrained_weights_of_the_web_come_from_torchs_cache(network: torch.nn.
     ],
 )
 def test_weights_that_are_not_there_are_one_line(source: str, part: str, cache: Path, capfd: Any) -> None:
-    start = time.monotonic()
     with pytest.raises(UserError) as error:
         find_weights(source)
     assert part in str(error.value)
     assert str(error.value).startswith(f"weights {source}: ")
     assert "\n" not in str(error.value)
-    assert time.monotonic() - start < 60
     assert capfd.readouterr() == ("", "")
 
 
