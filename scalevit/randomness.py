@@ -69,6 +69,8 @@ class Purpose(IntEnum):
     MIXING = 1
     ERASING = 2
     DROPPING = 3
+    PROJECTION = 4
+    WIDTHS = 5
 
 
 def row_keys(seed: int, purpose: Purpose, step: int, rows: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Tasks, one file each. A new one is its file and one line here."""
 
 from scalevit.training.tasks.classification import ClassificationTask
+from scalevit.training.tasks.distillation.task import DistillationTask
 
-TASKS = (ClassificationTask,)
+TASKS = (ClassificationTask, DistillationTask)
