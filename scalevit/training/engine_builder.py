@@ -90,6 +90,7 @@ class EngineBuilder:
             clip_grad_norm=config.optimizer.clip_grad_norm,
             activation_checkpointing=config.train.activation_checkpointing,
             compile="inductor" if config.train.compile else None,
+            forms=len(config.task.forms(model)),
             initial_values=self._initial_values(model) if config.train.meta_init else None,
         )
         with naming_settings(OPTIMIZATION_KEYS):

@@ -8,6 +8,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from task_runs import ALONE, config, gradients, micro_batch, train, write
 from timm.task import FeatureDistillationTask, LogitDistillationTask, TokenDistillationTask
 from torch import nn
 
@@ -20,7 +21,6 @@ from scalevit.training.run import prepare
 from scalevit.training.tasks.base import DeviceBatch
 from scalevit.training.tasks.distillation.runner import DistillationRunner
 from scalevit.training.tasks.distillation.teacher import feature_width
-from task_runs import ALONE, config, gradients, micro_batch, train, write
 
 # A teacher of another width, patch size and normalisation than the student.
 WIDE = {"img_size": 16, "patch_size": 8, "embed_dim": 64, "depth": 1, "num_heads": 2, "num_classes": 10}
@@ -176,7 +176,7 @@ def test_a_convolutional_teacher_is_sharded_by_its_parts_and_has_features() -> N
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ([], 'config: task.teacher.name = null: name a model of timm, or a file in task.teacher.weights'),
+        ([], "config: task.teacher.name = null: name a model of timm, or a file in task.teacher.weights"),
         (["task.teacher.name=vit_tinny_patch16_224"], 'config: task.teacher.name = "vit_tinny_patch16_224": is not a '),
         (["task.teacher.weights=none.pth"], 'config: task.teacher.weights = "none.pth": no such file'),
         (["task.teacher.weights=plain.pth"], 'config: task.teacher.weights = "plain.pth": does not say of which model'),
@@ -208,9 +208,7 @@ def test_a_convolutional_teacher_is_sharded_by_its_parts_and_has_features() -> N
         ),
     ],
 )
-def test_a_mistake_is_one_line(
-    settings: list[str], message: str, place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mistake_is_one_line(settings: list[str], message: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError) as caught:
         prepare(config("task.name=distillation", *settings))

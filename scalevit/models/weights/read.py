@@ -71,7 +71,7 @@ def is_reduced(path: Path) -> bool:
     Raises:
         UserError: the file cannot be read, or its reduction is unknown.
     """
-    return _reduction(path, read_metadata(path)) is not None
+    return _reduction(path, _read_metadata(path)) is not None
 
 
 def read_classes(path: Path) -> tuple[str, ...] | None:
@@ -80,16 +80,11 @@ def read_classes(path: Path) -> tuple[str, ...] | None:
     Raises:
         UserError: the file cannot be read.
     """
-    names = read_metadata(path).get("classes")
+    names = _read_metadata(path).get("classes")
     return None if names is None else tuple(str(name) for name in names)
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
-    """What a file of ours says of its weights (`write_weights`), {} for a file of other tools; reads no tensor.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
+def _read_metadata(path: Path) -> dict[str, Any]:
     if path.suffix != ".safetensors":
         return {}
     if not path.is_file():

@@ -2,5 +2,6 @@
 
 from scalevit.training.tasks.classification import ClassificationTask
 from scalevit.training.tasks.distillation.task import DistillationTask
+from scalevit.training.tasks.nested_width import NestedWidthTask
 
-TASKS = (ClassificationTask, DistillationTask)
+TASKS = (ClassificationTask, DistillationTask, NestedWidthTask)

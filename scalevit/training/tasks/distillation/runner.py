@@ -24,6 +24,7 @@ from scalevit.training.tasks.distillation.teacher import (
     pooled_features,
     renormalisation,
 )
+from scalevit.training.tasks.divergence import softened_divergence
 
 if TYPE_CHECKING:
     from scalevit.config.tree import Config
@@ -104,9 +105,3 @@ class DistillationRunner(TaskRunner):
         if settings.hard_targets:
             return F.cross_entropy(own, taught.argmax(1), reduction="none")
         return softened_divergence(own, taught, settings.temperature)
-
-
-def softened_divergence(own: Tensor, taught: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL divergence of softened predictions, times the temperature's square: (b, classes) each -> (b,)."""
-    student, teacher = ((logits / temperature).log_softmax(1) for logits in (own, taught))
-    return F.kl_div(student, teacher, reduction="none", log_target=True).sum(1) * temperature**2

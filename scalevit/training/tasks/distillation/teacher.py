@@ -20,7 +20,8 @@ from scalevit.config.model import ModelConfig
 from scalevit.errors import SettingError, nearest_hint
 from scalevit.models.build import build_model
 from scalevit.models.reductions.apply import parse_reduction
-from scalevit.models.weights.read import read_metadata, read_weights
+from scalevit.models.weights.description import read_description
+from scalevit.models.weights.read import read_weights
 
 if TYPE_CHECKING:
     from scalevit.config.tree import Config
@@ -165,7 +166,7 @@ def _from_our_file(settings: "TeacherSettings", config: "Config", classes: int |
         classes: that it must have; None for any number.
     """
     assert settings.weights is not None, "check_teacher"
-    metadata = read_metadata(Path(settings.weights))
+    metadata = read_description(Path(settings.weights))
     if "model" not in metadata:
         raise SettingError(
             "teacher.weights", settings.weights, "does not say of which model it is: name it in task.teacher.name"
@@ -194,7 +195,7 @@ def _from_timm(settings: "TeacherSettings", config: "Config", classes: int | Non
         problem = "its pretrained weights cannot be loaded: name a file in task.teacher.weights"
         return _create(settings, problem, pretrained=settings.pretrained, **arguments)
     path = Path(settings.weights)
-    if "model" in read_metadata(path):
+    if "model" in read_description(path):
         raise SettingError("teacher.name", settings.name, f"{path} says of which model it is: leave the name out")
     tensors = read_weights(path).tensors
     held = _classes_in(tensors, shapes.pretrained_cfg.get("classifier")) or shapes.num_classes
