@@ -28,7 +28,7 @@ class TeacherSettings(Section):
     """Whether a teacher by name without `weights` is timm's pretrained one; false initialises it, to try speed and
     memory."""
     kwargs: dict[str, Any] = {}
-    """More arguments of timm's factory for a teacher by name, for example {"num_classes": 10}."""
+    """More arguments of timm's factory for a teacher by name, for example {"global_pool": "avg"}."""
     mean: tuple[float, float, float] | None = None
     """Mean that the teacher's images are normalised by; null takes timm's for the model. Images of a student with
     another normalisation are converted on the device."""

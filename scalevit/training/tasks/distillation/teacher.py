@@ -216,11 +216,12 @@ def _check_classes(settings: "TeacherSettings", found: int, wanted: int | None) 
 
 
 def _sized(settings: "TeacherSettings", config: "Config") -> dict[str, Any]:
-    """The arguments of timm's factory, with the image size for models that are built for one."""
+    """The arguments of timm's factory, with the image size for models that are built for another."""
     name = str(settings.name)
     own = None if ":" in name else timm.get_pretrained_cfg(name, allow_unregistered=True)
-    sized = {"img_size": config.model.image_size} if own is None or own.fixed_input_size else {}
-    return {**sized, **settings.kwargs}
+    side = config.model.image_size
+    fits = own is not None and (not own.fixed_input_size or own.input_size[-1] == side)
+    return {**({} if fits else {"img_size": side}), **settings.kwargs}
 
 
 def _create(settings: "TeacherSettings", problem: str, **arguments: Any) -> Any:
