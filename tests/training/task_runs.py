@@ -1,9 +1,12 @@
 """Small runs in this process, for the tests of tasks, and micro-batches for their losses."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -12,7 +15,7 @@ from scalevit.config.tree import Config
 from scalevit.data.transforms.mixing import MixedLabels
 from scalevit.distributed import World
 from scalevit.models.weights.write import write_weights
-from scalevit.training.run import prepare, with_model_defaults
+from scalevit.training.run import prepare, prepare_evaluation, with_model_defaults
 from scalevit.training.tasks.base import DeviceBatch
 from scalevit.tying import canonical_state, tied_names
 
@@ -42,8 +45,23 @@ def config(*settings: str) -> Config:
 
 def train(name: str, *settings: str, steps: int) -> Path:
     """Trains in the current folder, where the digits are; returns the run folder."""
-    prepare(config(*settings, f"name={name}", f"train.max_steps={steps}")).train()
+    with one_thread():
+        prepare(config(*settings, f"name={name}", f"train.max_steps={steps}")).train()
     return Path("runs") / name
+
+
+def evaluate(of: Config) -> dict[str, float]:
+    """Of `model.initial_weights`, with the data in the current folder."""
+    with one_thread():
+        return dict(prepare_evaluation(of).evaluate().metrics)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Tests share two cores, and two threads would wait for each other; the process keeps its allocator."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scalevit.training.run.prepare_cpu", lambda **_: torch.set_num_threads(1))
+        yield
 
 
 def write(path: Path, model: Any, of: Config) -> Path:

@@ -38,8 +38,9 @@ class DistillationRunner(TaskRunner):
         assert config.data.mean is not None, "with_model_defaults"
         assert config.data.std is not None, "with_model_defaults"
         self._settings, self._config, self._world, self._teacher = settings, config, world, teacher
-        self._affine = renormalisation((config.data.mean, config.data.std), (teacher.mean, teacher.std))
+        self._normalised = config.data.mean, config.data.std
         self._frozen: Any = None
+        self._affine: Tensor | None = None
         self.fingerprint = {"teacher.digest": teacher.digest}
         self.summary = (
             f"distillation ({settings.method}) from {teacher.name}, {teacher.parameters:,} parameters, "
@@ -73,6 +74,8 @@ class DistillationRunner(TaskRunner):
         teacher = self._teacher
         if self._settings.method == "features":
             teacher.module.forward = partial(pooled_features, teacher.module)
+        affine = renormalisation(self._normalised, (teacher.mean, teacher.std))
+        self._affine = None if affine is None else torch.tensor(affine, device=self._world.device).view(2, 1, 3, 1, 1)
         units = teacher.units if self._settings.teacher.sharded else None
         self._frozen = FrozenModule(teacher.module, self._world, precision=self._config.train.precision, units=units)
 
@@ -92,7 +95,7 @@ class DistillationRunner(TaskRunner):
     def _images_of_teacher(self, images: Tensor) -> Tensor:
         if self._affine is None:
             return images
-        factors, summands = (images.new_tensor(values).view(1, 3, 1, 1) for values in self._affine)
+        factors, summands = self._affine
         return images * factors + summands
 
     def _distance(self, own: Tensor, taught: Tensor) -> Tensor:
