@@ -71,6 +71,8 @@ class Purpose(IntEnum):
     DROPPING = 3
     STEP_DROPPING = 4
     """In what all rows of a step have in common."""
+    PROJECTION = 5
+    WIDTHS = 6
 
 
 def row_keys(seed: int, purpose: Purpose, step: int, rows: np.ndarray) -> np.ndarray:

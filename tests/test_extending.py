@@ -75,12 +75,11 @@ train("optimizer", "optimizer.name=lion", "optimizer.lr=1e-4")
 train("schedule", "schedule.name=step", 'schedule.args={"decay_epochs": 20, "decay_rate": 0.1}')
 train("loss", "loss.name=focal", "loss.gamma=1.5", "tracking.text.enabled=true")
 train("reduction", "reduction.strategy=alternate")
-teacher = ('{"img_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 1, "num_heads": 3, "num_classes": 10}')
-train("task", "task.name=distillation", "task.teacher=vit_tiny_patch16_224", f"task.teacher_kwargs={teacher}")
+train("task", "task.name=mirrored", "task.weight=0.5")
 
-typo = ["task.name=distillation", "task.teacher=vit_tinny_patch16_224"]
+useless = ["task.name=mirrored", "task.weight=0"]
 try:
-    prepare(load_config("quickstart", [*TINY[2:], "name=refused", *typo]))
+    prepare(load_config("quickstart", [*TINY[2:], "name=refused", *useless]))
 except UserError as error:
     refused = str(error)
 
@@ -147,7 +146,7 @@ def test_a_run_uses_the_extension(outcome: dict[str, Any], name: str) -> None:
         "schedule": config["schedule"]["name"] == "step",
         "loss": config["loss"] == {"name": "focal", "gamma": 1.5},
         "reduction": config["reduction"]["strategy"] == "alternate",
-        "task": config["task"]["name"] == "distillation",
+        "task": config["task"] == {"name": "mirrored", "weight": 0.5},
     }
     assert used[name]
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -162,7 +161,7 @@ def test_the_tracker_gets_every_record(outcome: dict[str, Any]) -> None:
 
 
 def test_the_task_is_checked_before_the_run(outcome: dict[str, Any]) -> None:
-    message = 'config: task.teacher = "vit_tinny_patch16_224": is not a timm model; nearest: vit_tiny_patch16_224'
+    message = "config: task.weight = 0.0: compares nothing: use task.name=classification"
     assert outcome["printed"]["refused"] == message
     assert not (outcome["folder"] / "runs" / "refused").exists()
 

@@ -33,7 +33,7 @@ from scalevit.runs.environment import describe_environment
 from scalevit.terminal import print_table
 from scalevit.training.engine_builder import EngineBuilder, check_engine
 from scalevit.training.micro_batch import find_micro_batch
-from scalevit.training.tasks.base import DeviceBatch
+from scalevit.training.tasks.base import DeviceBatch, TaskRunner
 from scalevit.training.throughput import peak_flops
 
 _WARM_UP_STEPS = 3
@@ -89,7 +89,7 @@ def _measure_all(configs: Sequence[Config], world: World, steps: int) -> list[Be
     rows: list[BenchRow] = []
     with world.process_group(offloads=any(config.engine.offloads for config in configs)):
         found = [
-            find_micro_batch(config, world, EngineBuilder(config, world, scope))
+            find_micro_batch(config, world, EngineBuilder(config, world, scope, config.task.build(config, world)))
             for config, scope in zip(configs, scopes, strict=True)
         ]
         for config, scope in zip(configs, scopes, strict=True):
@@ -106,8 +106,9 @@ def _measure(
     config: Config, world: World, scope: UpdateScope, batch: int, steps: int, first: BenchRow | None
 ) -> BenchRow:
     precision = config.train.precision
-    engine = EngineBuilder(config, world, scope)(micro_batch=batch, accumulation=1)
-    seconds = _step_seconds(engine, config, batch, world, steps)
+    task = config.task.build(config, world)
+    engine = EngineBuilder(config, world, scope, task)(micro_batch=batch, accumulation=1)
+    seconds = _step_seconds(engine, task, config, batch, world, steps)
     engine.close()
     p20, p50, p80 = (statistics.quantiles(seconds, n=10, method="inclusive")[i] for i in (1, 4, 7))
     per_rank = batch / p50
@@ -132,16 +133,17 @@ def _measure(
     )
 
 
-def _step_seconds(engine: Engine, config: Config, batch: int, world: World, steps: int) -> list[float]:
+def _step_seconds(
+    engine: Engine, task: TaskRunner, config: Config, batch: int, world: World, steps: int
+) -> list[float]:
     """Wall-clock time of each measured step on this rank; resets CUDA's peak memory after the warm-up."""
     size, classes, device = config.model.image_size, config.model.num_classes, world.device
     generator = torch.Generator(device).manual_seed(config.seed)
     images = torch.randn(batch, 3, size, size, device=device, generator=generator)
     labels = torch.randint(classes, (batch,), device=device, generator=generator)
     half = torch.full((batch,), 0.5, dtype=torch.float64, device=device)
-    mixed = DeviceBatch(images, MixedLabels(labels, labels.flip(0), half), torch.ones(batch, device=device))
+    rows, mixed = torch.ones(batch, device=device), MixedLabels(labels, labels.flip(0), half)
     keys = RowKeys(engine.module)
-    task = config.task.build(config.loss, device)
     on_gpu = device.type == "cuda"
     seconds = []
     engine.train()
@@ -151,7 +153,7 @@ def _step_seconds(engine: Engine, config: Config, batch: int, world: World, step
         started = time.perf_counter()
         keys.set(config.seed, step, np.arange(batch), device)
         for index in range(task.passes):
-            loss = task.loss(engine.forward, mixed, index).total / (batch * world.size)
+            loss = task.loss(engine.forward, DeviceBatch(images, mixed, rows, step), index).total / (batch * world.size)
             engine.backward(loss, last=index == task.passes - 1)
         engine.step(config.optimizer.lr)
         if on_gpu:

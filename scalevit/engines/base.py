@@ -50,6 +50,8 @@ class EngineSpec:
     activation_checkpointing: bool = False
     compile: CompilerBackend | None = None
     """Backend of torch.compile for the blocks; None runs them as they are."""
+    forms: int = 1
+    """In how many forms the blocks are run, e.g. widths: each is a program of the compiler."""
     initial_values: Callable[[], Iterator[tuple[str, Tensor]]] | None = None
     """If given, the module is on the meta device and is filled shard by shard: yields every unique parameter and buffer
     by name, whole, on the CPU, the same on every rank."""
@@ -65,11 +67,17 @@ class StepResult:
     """The gradient was not finite: no weight has changed."""
 
 
-def compile_blocks(blocks: Sequence[nn.Module], backend: CompilerBackend) -> None:
-    """Compiles the forward of each block, in place."""
+def compile_blocks(blocks: Sequence[nn.Module], backend: CompilerBackend, *, forms: int = 1) -> None:
+    """Compiles the forward of each block, in place.
+
+    Args:
+        forms: as in `EngineSpec`.
+    """
     # Blocks with different drop-path rates, and training and evaluation, are separate programs; beyond the limit of 8
     # the compiler would run the rest uncompiled.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(blocks))
+    programs, compiler = 4 * len(blocks) * forms, torch._dynamo.config
+    compiler.recompile_limit = max(compiler.recompile_limit, programs)
+    compiler.accumulated_recompile_limit = max(compiler.accumulated_recompile_limit, programs)
     for block in blocks:
         block.forward = torch.compile(block.forward, backend=backend)
 
@@ -97,7 +105,7 @@ class Engine(abc.ABC):
         # 3. autocast around the whole forward, so that a recomputed block runs under it as the first time;
         # 4. sharding, which must gather and free what all of them run.
         if spec.compile is not None:
-            compile_blocks(spec.blocks, spec.compile)
+            compile_blocks(spec.blocks, spec.compile, forms=spec.forms)
         if spec.activation_checkpointing:
             for block in spec.blocks:
                 # Re-entrant checkpointing fails with shared modules: a gradient is then ready more than once.

@@ -22,6 +22,7 @@ from scalevit.errors import UserError, naming_settings, settings_of
 from scalevit.export.base import ModelDescription
 from scalevit.models.build import build_model
 from scalevit.models.reductions.apply import parse_reduction
+from scalevit.training.tasks.base import without_own
 from scalevit.tying import tied_names
 
 
@@ -51,7 +52,7 @@ def model_of_checkpoint(checkpoint: Path, *, ema: bool) -> tuple[nn.Module, Mode
     model = initial_model(config)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     slices = {name: TensorSlice(torch.empty(shape.numel()), 0, shape) for name, shape in shapes.items()}
-    check_shapes(checkpoint, record["tensors"], slices)
+    check_shapes(checkpoint, without_own(record["tensors"]), slices)
     read_parts(checkpoint, {part: slices})
     values = {name: own.values for name, own in slices.items()}
     return _filled(model, values, config, classes=record.get("classes"))

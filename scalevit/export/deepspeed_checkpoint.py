@@ -31,6 +31,7 @@ from scalevit.export.checkpoint_model import initial_model
 from scalevit.models.mlps import transformer_blocks
 from scalevit.training.optimizers import build_optimizer, check_optimizer
 from scalevit.training.setting_keys import OPTIMIZATION_KEYS
+from scalevit.training.tasks.base import without_own
 from scalevit.tying import tied_names
 
 
@@ -38,9 +39,13 @@ def write_deepspeed(checkpoint: Path, target: Path, *, stage: Stage, world: Worl
     """Writes a folder that DeepSpeed's `load_checkpoint` reads, at this world size. Collective.
 
     Raises:
-        UserError: the checkpoint cannot be read, or its optimizer does not run at this stage.
+        UserError: the checkpoint cannot be read, its optimizer does not run at this stage, or its task trains
+            parameters of its own.
     """
-    config = validate(read_record(checkpoint)["config"])
+    record = read_record(checkpoint)
+    if own := sorted(record["tensors"].keys() - without_own(record["tensors"]).keys()):
+        raise UserError(f"checkpoint {checkpoint}: its task trains {own[0]}, which DeepSpeed's format has no place for")
+    config = validate(record["config"])
     settings = DeepSpeedSettings(stage=stage)
     with naming_settings(OPTIMIZATION_KEYS):
         check_optimizer(config.optimizer, settings.update_scope(world))

@@ -8,7 +8,7 @@ from timm.layers import GELU, GELUTanh, Mlp
 from torch import Tensor, nn
 
 from scalevit.config.model import KernelsConfig
-from scalevit.errors import SettingError
+from scalevit.errors import SettingError, UserError
 from scalevit.kernels import fused_mlp, unsupported_reason
 from scalevit.models.mlps import ReplacedMlp, mlp_places, transformer_blocks
 
@@ -27,6 +27,8 @@ class FusedMlp(ReplacedMlp):
         self.activation = activation
         self.save = save
         self.backend = backend
+        self.width: int | None = None
+        """Hidden units in use, the first ones; None: all. Changed between forward passes (`models.nested`)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., D) -> (..., D_out)."""
@@ -36,6 +38,7 @@ class FusedMlp(ReplacedMlp):
             self.fc1.bias,
             self.fc2.weight,
             self.fc2.bias,
+            width=self.width,
             activation=self.activation,
             save=self.save,
             backend=self.backend,
@@ -91,12 +94,22 @@ def describe_mlps(model: nn.Module, kernels: KernelsConfig, device: torch.device
 def _fuse(mlp: Mlp, kernels: KernelsConfig) -> nn.Module:
     obstacle = _obstacle(mlp)
     if obstacle is None:
-        activation = _activation(mlp.act)
-        assert activation is not None, "see _obstacle"
-        return FusedMlp(mlp, activation=activation, save=kernels.save, backend=kernels.mlp)
+        return fused(mlp, save=kernels.save, backend=kernels.mlp)
     if kernels.mlp == "triton":
         raise SettingError("kernels.mlp", kernels.mlp, f"this model's MLP cannot be fused: {obstacle}")
     return mlp
+
+
+def fused(mlp: Mlp, *, save: str, backend: str) -> FusedMlp:
+    """The module in an MLP's place, whatever the device: with the backend "eager" it runs on all.
+
+    Raises:
+        UserError: the fused operator cannot compute this MLP.
+    """
+    activation = _activation(mlp.act)
+    if (obstacle := _obstacle(mlp)) or activation is None:
+        raise UserError(f"model: its MLPs cannot be computed by the fused operator: {obstacle}")
+    return FusedMlp(mlp, activation=activation, save=save, backend=backend)
 
 
 def _obstacle(mlp: Mlp) -> str | None:

@@ -22,6 +22,7 @@ def banner(
     model: nn.Module,
     folder: Path,
     weights: Coverage | None,
+    task: str | None = None,
 ) -> str:
     """A few lines, one for each matter.
 
@@ -33,6 +34,7 @@ def banner(
         model: with its kernels.
         folder: of the run.
         weights: what the initial weights gave to the model, where there are any.
+        task: what the task has to say of itself.
     """
     lines = {
         "run": f"{config.name}, in {folder}",
@@ -43,6 +45,8 @@ def banner(
         "data": _data(config, data),
         "steps": _steps(config, data.train),
     }
+    if task is not None:
+        lines["task"] = task
     if weights is not None:
         lines["weights"] = weights_line(config, weights) + _other_classes(config, weights, data)
     width = max(map(len, lines))

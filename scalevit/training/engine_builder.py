@@ -1,14 +1,16 @@
 """From a config to an engine around its model, and what can be checked of it before any process group exists."""
 
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 
-from torch import nn
+from torch import Tensor, nn
 
 from scalevit.config.tree import SECTIONS, Config
 from scalevit.distributed import World
 from scalevit.engines.base import Engine, EngineSpec
 from scalevit.engines.settings import UpdateScope
-from scalevit.errors import SettingError, naming_settings
+from scalevit.errors import SettingError, naming_settings, settings_of
 from scalevit.models.build import build_model
 from scalevit.models.dropout import use_row_keys
 from scalevit.models.meta_init import initial_values
@@ -17,6 +19,7 @@ from scalevit.models.weights.coverage import Coverage
 from scalevit.training.optimizers import build_optimizer, check_optimizer
 from scalevit.training.schedules import Schedule
 from scalevit.training.setting_keys import OPTIMIZATION_KEYS
+from scalevit.training.tasks.base import OWN_PARAMETERS, TaskRunner
 
 
 def check_engine(config: Config, world: World) -> UpdateScope:
@@ -39,10 +42,19 @@ def check_engine(config: Config, world: World) -> UpdateScope:
 class EngineBuilder:
     """Builds the config's model at once, while there is no process group yet, and engines around it later."""
 
-    def __init__(self, config: Config, world: World, scope: UpdateScope, *, need_classifier: bool = False):
+    def __init__(
+        self,
+        config: Config,
+        world: World,
+        scope: UpdateScope,
+        task: TaskRunner | None = None,
+        *,
+        need_classifier: bool = False,
+    ):
         """
         Args:
             scope: as `check_engine` returns it.
+            task: what the model is trained for; None for an evaluation.
             need_classifier: as for `build_model`.
 
         Raises:
@@ -50,6 +62,7 @@ class EngineBuilder:
         """
         self._config, self._world, self._scope = config, world, scope
         self._need_classifier = need_classifier
+        self.task = task or TaskRunner()
         self.initial_weights: Coverage | None = None
         """What they gave to the model, where there are any."""
         self._model: nn.Module | None = self._build_model()
@@ -77,12 +90,22 @@ class EngineBuilder:
             clip_grad_norm=config.optimizer.clip_grad_norm,
             activation_checkpointing=config.train.activation_checkpointing,
             compile="inductor" if config.train.compile else None,
-            initial_values=partial(initial_values, config.model, config.reduction, seed=config.seed)
-            if config.train.meta_init
-            else None,
+            forms=len(config.task.forms(model)),
+            initial_values=self._initial_values(model) if config.train.meta_init else None,
         )
         with naming_settings(OPTIMIZATION_KEYS):
-            return config.engine.build(model, spec)
+            engine = config.engine.build(model, spec)
+        self.task.start(engine.module)
+        return engine
+
+    def _initial_values(self, model: nn.Module) -> Callable[[], Iterator[tuple[str, Tensor]]]:
+        """Of a model on the meta device, and of the task's own modules, which move there."""
+        own = {}
+        if (modules := getattr(model, OWN_PARAMETERS.rstrip("."), None)) is not None:
+            own = {OWN_PARAMETERS + name: tensor.detach() for name, tensor in modules.named_parameters()}
+            modules.to("meta")
+        values = partial(initial_values, self._config.model, self._config.reduction, seed=self._config.seed)
+        return lambda: chain(values(), own.items())
 
     def _keep_coverage(self, coverage: Coverage) -> None:
         self.initial_weights = coverage
@@ -100,6 +123,9 @@ class EngineBuilder:
                 need_classifier=self._need_classifier,
                 on_weights=self._keep_coverage,
             )
+            with settings_of("task"):
+                config.task.adapt(model, config.kernels)
+                self.task.extend(model)
         use_row_keys(model)
         if not transformer_blocks(model):
             for key in ("compile", "activation_checkpointing"):

@@ -11,6 +11,7 @@ from scalevit.engines.base import Engine
 from scalevit.runs.summary import EMA, SELECTION_METRIC, WEIGHTS, record_key
 from scalevit.training.metrics import METRICS, Predictions
 from scalevit.training.setting_keys import naming_data_settings
+from scalevit.training.tasks.base import Form
 from scalevit.training.weight_sets import WeightSets
 
 
@@ -46,14 +47,24 @@ class Evaluation:
 
     def __str__(self) -> str:
         labels = {WEIGHTS: "weights", EMA: "EMA"}
-        return "; ".join(
-            f"{labels[weight_set]} top-1 {metrics['top1']:.2f} %, top-5 {metrics['top5']:.2f} %"
-            for weight_set, metrics in self.metrics.items()
-        )
+        return "; ".join(f"{labels[name]} {_accuracies(metrics)}" for name, metrics in self.metrics.items())
+
+
+def _accuracies(metrics: Mapping[str, float]) -> str:
+    """For example "top-1 97.22 %, top-5 100.00 %, top-1 width_0.5 95.00 %"."""
+    text = f"top-1 {metrics['top1']:.2f} %, top-5 {metrics['top5']:.2f} %"
+    forms = {name.removeprefix("top1_"): value for name, value in metrics.items() if name.startswith("top1_")}
+    return ", ".join([text, *(f"top-1 {form} {value:.2f} %" for form, value in forms.items())])
 
 
 def evaluate_weight_sets(
-    sets: WeightSets, engine: Engine, loader: EvaluationLoader, *, channels_last: bool, faults: list[Fault]
+    sets: WeightSets,
+    engine: Engine,
+    loader: EvaluationLoader,
+    forms: Mapping[str, Form],
+    *,
+    channels_last: bool,
+    faults: list[Fault],
 ) -> Evaluation:
     """Evaluates each set of weights. Collective; arguments as for `evaluate`.
 
@@ -63,12 +74,17 @@ def evaluate_weight_sets(
     metrics = {}
     for name in sets.names:
         with sets.using(name):
-            metrics[name] = evaluate(engine, loader, channels_last=channels_last, faults=faults)
+            metrics[name] = evaluate(engine, loader, forms, channels_last=channels_last, faults=faults)
     return Evaluation(metrics)
 
 
 def evaluate_within_limit(
-    engine: Engine, loader: EvaluationLoader, *, channels_last: bool, max_faults: int
+    engine: Engine,
+    loader: EvaluationLoader,
+    forms: Mapping[str, Form],
+    *,
+    channels_last: bool,
+    max_faults: int,
 ) -> CheckedMetrics:
     """Evaluates the engine's present weights and counts the bad samples, without a run folder. Collective.
 
@@ -79,7 +95,7 @@ def evaluate_within_limit(
         UserError: as `evaluate`, or there are more bad samples; on every rank.
     """
     faults: list[Fault] = []
-    metrics = evaluate(engine, loader, channels_last=channels_last, faults=faults)
+    metrics = evaluate(engine, loader, forms, channels_last=channels_last, faults=faults)
     found = [*loader.dataset.index.faults, *engine.world.gather(faults)]
     with naming_data_settings():
         return CheckedMetrics(metrics, FaultLog(None, limit=max_faults).add(found))
@@ -87,7 +103,12 @@ def evaluate_within_limit(
 
 @torch.no_grad()
 def evaluate(
-    engine: Engine, loader: EvaluationLoader, *, channels_last: bool = False, faults: list[Fault] | None = None
+    engine: Engine,
+    loader: EvaluationLoader,
+    forms: Mapping[str, Form],
+    *,
+    channels_last: bool = False,
+    faults: list[Fault] | None = None,
 ) -> dict[str, float]:
     """Evaluates the engine's present weights. Collective.
 
@@ -96,11 +117,12 @@ def evaluate(
     Args:
         engine: holds the weights.
         loader: of this rank.
+        forms: of the model (`Task.forms`); every image is evaluated in each.
         channels_last: memory format of the images.
         faults: this rank's bad samples are added to it.
 
     Returns:
-        Every metric of `METRICS` over the whole set, by name.
+        Every metric of `METRICS` over the whole set, by its name and the suffix of the form: "top1", "top1_width_0.5".
 
     Raises:
         UserError: a shard cannot be read; on every rank.
@@ -108,7 +130,8 @@ def evaluate(
     engine.eval()
     device = engine.world.device
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    totals = torch.zeros(1 + len(METRICS), dtype=torch.float64, device=device)  # sum of weights, then of metrics
+    # By form: the sum of weights, then of metrics.
+    totals = torch.zeros(len(forms), 1 + len(METRICS), dtype=torch.float64, device=device)
     batches = iter(loader)
     for _ in range(len(loader)):
         with engine.world.collective_errors(), naming_data_settings():
@@ -118,10 +141,16 @@ def evaluate(
         images = loader.finish(batch.images.to(device, non_blocking=True).contiguous(memory_format=layout))
         labels = batch.labels.to(device, non_blocking=True)
         weights = batch.weights.to(device, torch.float64)
-        predictions = Predictions(engine.forward(images).float(), labels, batch.decoded.to(device))
-        values = [metric.of_images(predictions).double() for metric in METRICS.values()]
-        totals += (torch.stack([torch.ones_like(weights), *values]) * weights).sum(1)
+        for total, form in zip(totals, forms.values(), strict=True):
+            with form():
+                logits = engine.forward(images)
+            predictions = Predictions(logits.float(), labels, batch.decoded.to(device))
+            values = [metric.of_images(predictions).double() for metric in METRICS.values()]
+            total += (torch.stack([torch.ones_like(weights), *values]) * weights).sum(1)
     engine.train()
-    count, *sums = engine.world.all_reduce_sum(totals).tolist()
-    assert count == len(loader.dataset), f"evaluated {count:g} of {len(loader.dataset)} samples"
-    return {name: metric.scale * total / count for (name, metric), total in zip(METRICS.items(), sums, strict=True)}
+    metrics = {}
+    for suffix, (count, *sums) in zip(forms, engine.world.all_reduce_sum(totals).tolist(), strict=True):
+        assert count == len(loader.dataset), f"evaluated {count:g} of {len(loader.dataset)} samples"
+        for (name, metric), total in zip(METRICS.items(), sums, strict=True):
+            metrics[f"{name}_{suffix}" if suffix else name] = metric.scale * total / count
+    return metrics

@@ -25,7 +25,7 @@ from scalevit.runs.folder import RunFolder
 from scalevit.training.ema import Ema
 from scalevit.training.engine_builder import EngineBuilder
 from scalevit.training.optimizers import state_tensors
-from scalevit.training.tasks.base import DeviceBatch
+from scalevit.training.tasks.base import DeviceBatch, TaskRunner
 
 CPU_MICRO_BATCH = 64
 """On a CPU, memory is no limit and larger ones are not faster."""
@@ -133,7 +133,7 @@ def _fits(size: int, config: Config, world: World, build_engine: EngineBuilder) 
     engine: Engine | None = None
     try:
         engine = build_engine(micro_batch=split.size, accumulation=split.accumulation)
-        _trial_step(engine, config, split)
+        _trial_step(engine, build_engine.task, config, split)
         short = False
     except torch.OutOfMemoryError:
         short = True
@@ -146,11 +146,10 @@ def _fits(size: int, config: Config, world: World, build_engine: EngineBuilder) 
     return not world.any(short)
 
 
-def _trial_step(engine: Engine, config: Config, split: Split) -> None:
+def _trial_step(engine: Engine, task: TaskRunner, config: Config, split: Split) -> None:
     """All that needs memory in a run: two micro-batches if a step has more than one, optimizer, EMA, evaluation."""
     device, side = engine.world.device, config.model.image_size
     ema = Ema.from_config(config.ema, engine)
-    task = config.task.build(config.loss, device)
     keys = RowKeys(engine.module)
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
     engine.train()
@@ -159,7 +158,7 @@ def _trial_step(engine: Engine, config: Config, split: Split) -> None:
         images = torch.rand(split.size, 3, side, side, device=device).contiguous(memory_format=layout)
         labels = torch.zeros(split.size, dtype=torch.int64, device=device)
         mixed = MixedLabels(labels, labels, torch.ones(split.size, dtype=torch.float64, device=device))
-        batch = DeviceBatch(images, mixed, torch.ones(split.size, device=device))
+        batch = DeviceBatch(images, mixed, torch.ones(split.size, device=device), step=0)
         keys.set(config.seed, 0, np.arange(split.size), device)
         for number in range(task.passes):
             total = task.loss(engine.forward, batch, number).total / split.global_batch

@@ -19,7 +19,7 @@ from scalevit.models.build import build_model
 from scalevit.models.mlps import transformer_blocks
 from scalevit.models.reductions import REDUCTIONS
 from scalevit.runs.folder import RunFolder
-from scalevit.training.setting_changes import changed_settings, check_changes
+from scalevit.training.setting_changes import changed_fingerprint, changed_settings, check_changes
 
 # Of the model section; they act at initialisation or during training only.
 _FREE_MODEL_SETTINGS = {*WEIGHTS_SETTINGS, "drop_path"}
@@ -42,12 +42,32 @@ def find_resumable(config: Config, folder: RunFolder) -> list[Path]:
         raise UserError(
             f"train.resume = false, but {folder.path} holds the checkpoints of a run: choose another name, or remove it"
         )
-    before = _newest_config(found)
-    if before is not None:
+    record = _newest_record(found)
+    if record is not None:
+        before = record["config"]
         where = f"run folder {folder.path}"
         check_same_run(before, config, where)
         check_changes(changed_settings(before, config.model_dump(mode="json")), config.train.resume_changes, where)
     return found
+
+
+def check_fingerprint_of_task(
+    checkpoints: Sequence[Path], fingerprint: Mapping[str, str], config: Config, folder: RunFolder
+) -> None:
+    """Refuses to resume a run with another teacher, or whatever else its task has loaded.
+
+    Args:
+        checkpoints: what the run may resume from, the newest first.
+        fingerprint: the task's, of this start.
+
+    Raises:
+        UserError: it differs, and `train.resume_changes` does not allow it.
+    """
+    record = _newest_record(checkpoints)
+    # A task that has changed itself has been allowed to by then.
+    if record is not None and record["config"].get("task", {}).get("name") == config.task.name:
+        changes = changed_fingerprint(record.get("task", {}), fingerprint)
+        check_changes(changes, config.train.resume_changes, f"run folder {folder.path}")
 
 
 def check_same_run(before: Mapping[str, Any], now: Config, where: str) -> None:
@@ -130,11 +150,11 @@ def check_classes(before: Sequence[str] | None, now: Sequence[str] | None, where
             )
 
 
-def _newest_config(checkpoints: Sequence[Path]) -> dict[str, Any] | None:
-    """The config of the newest checkpoint whose record can be read; damage is reported when the run starts."""
+def _newest_record(checkpoints: Sequence[Path]) -> dict[str, Any] | None:
+    """The record of the newest checkpoint that has one that can be read; damage is reported when the run starts."""
     for checkpoint in checkpoints:
         try:
-            return read_record(checkpoint)["config"]
+            return read_record(checkpoint)
         except UserError:
             continue
     return None

@@ -29,7 +29,7 @@ from scalevit.training.engine_builder import EngineBuilder, check_engine
 from scalevit.training.evaluation import CheckedMetrics, evaluate_within_limit
 from scalevit.training.micro_batch import TRAINING_KNOBS, micro_batch_of_run, naming_out_of_memory
 from scalevit.training.open_data import RunData, open_data, open_evaluation
-from scalevit.training.resume import find_resumable
+from scalevit.training.resume import check_fingerprint_of_task, find_resumable
 from scalevit.training.setting_keys import TRACKER_KEYS, naming_data_settings
 from scalevit.training.trainer import Trainer
 
@@ -69,6 +69,7 @@ class PreparedRun:
                     self.config,
                     self.world,
                     engine,
+                    self.build_engine.task,
                     self.data,
                     self.folder,
                     self.tracking,
@@ -79,7 +80,8 @@ class PreparedRun:
 
     def _banner(self, engine: Engine) -> str:
         config, folder = self.config, self.folder.path
-        return banner(config, self.world, self.data, self.costs, engine.module, folder, self.initial_weights)
+        task = self.build_engine.task.summary
+        return banner(config, self.world, self.data, self.costs, engine.module, folder, self.initial_weights, task)
 
     def train(self) -> Summary:
         """Trains to the end.
@@ -110,9 +112,11 @@ class PreparedEvaluation:
         """
         images = self.config.evaluation.batch
         with _process_group(self.config, self.world), naming_out_of_memory(images, "lower evaluation.batch"):
+            engine = self.build_engine(micro_batch=1, accumulation=1)  # no step is taken
             return evaluate_within_limit(
-                self.build_engine(micro_batch=1, accumulation=1),  # no step is taken
+                engine,
                 self.data,
+                self.config.task.forms(engine.module),
                 channels_last=self.config.train.channels_last,
                 max_faults=self.config.data.max_faults,
             )
@@ -138,7 +142,10 @@ def prepare(config: Config) -> PreparedRun:
     checkpoints = find_resumable(config, folder)
     with naming_data_settings():
         data = open_data(config, world)
-    build_engine = EngineBuilder(config, world, scope)
+    with naming_settings(SECTIONS), settings_of("task"):
+        task = config.task.build(config, world)
+    check_fingerprint_of_task(checkpoints, task.fingerprint, config, folder)
+    build_engine = EngineBuilder(config, world, scope, task)
     return PreparedRun(config, world, folder, tracking, costs, checkpoints, data, build_engine)
 
 

@@ -21,6 +21,7 @@ from scalevit.runs.summary import EMA, WEIGHTS, AccuracySummary, Summary
 from scalevit.runs.trackers.base import RunInfo
 from scalevit.runs.tracking import Tracking
 from scalevit.training.setting_keys import TRACKER_KEYS, naming_data_settings
+from scalevit.training.tasks.base import without_own
 from scalevit.training.throughput import Throughput
 from scalevit.training.weight_sets import WeightSets, file_name
 
@@ -85,7 +86,7 @@ class RunOutput:
         Args:
             prefix: of the file's name, "best" or "final".
         """
-        full = weight_sets.gather(weight_set)
+        full = without_own(weight_sets.gather(weight_set))
         with self._world.collective_errors():
             if self._world.is_first:
                 write_weights(

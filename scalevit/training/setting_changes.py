@@ -30,6 +30,8 @@ _OF_THE_RESULT = (
     "model.drop_path",
     "train.epochs",
 )
+# Of these sections, but not of the result: where a teacher is read from (its digest is compared), and how it is held.
+_OF_SPEED = ("task.teacher.weights", "task.teacher.sharded")
 # They say how to resume.
 _IGNORED = ("train.resume", "train.resume_changes")
 
@@ -42,6 +44,11 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> Chang
         now: plain JSON values.
     """
     return {key: (old, new) for key, old, new in _differences(before, now) if key not in _IGNORED}
+
+
+def changed_fingerprint(before: Mapping[str, str], now: Mapping[str, str]) -> Changes:
+    """What differs between two fingerprints of a task (`TaskRunner.fingerprint`), by keys of the task's section."""
+    return {f"task.{key}": (old, new) for key, old, new in _differences(before, now)}
 
 
 def check_changes(changes: Changes, allowed: Literal["allow", "refuse"] | Sequence[str], where: str) -> None:
@@ -58,7 +65,8 @@ def check_changes(changes: Changes, allowed: Literal["allow", "refuse"] | Sequen
     if allowed == "allow":
         return
     named = () if allowed == "refuse" else tuple(allowed)
-    refused = [key for key in changes if _is_under(key, _OF_THE_RESULT) and not _is_under(key, named)]
+    free = (*_OF_SPEED, *named)
+    refused = [key for key in changes if _is_under(key, _OF_THE_RESULT) and not _is_under(key, free)]
     if refused:
         listed = "; ".join(described({key: changes[key] for key in refused}))
         raise UserError(

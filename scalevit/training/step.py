@@ -118,7 +118,8 @@ class TrainingStep:
         images, mixed = self._mixing(images, labels, step=batch.step, rows=rows)
         for start in range(0, len(rows), self._split.size):
             part = slice(start, start + self._split.size)
-            yield DeviceBatch(images[part], MixedLabels(*(each[part] for each in mixed)), weights[part]), rows[part]
+            own = MixedLabels(*(each[part] for each in mixed))
+            yield DeviceBatch(images[part], own, weights[part], batch.step), rows[part]
 
     def _forward_backward(self, batch: DeviceBatch, rows: np.ndarray, step: int, *, last: bool) -> dict[str, Tensor]:
         """The losses of a micro-batch, summed over the task's passes; its gradient is added to the engine's."""

@@ -39,9 +39,10 @@ from scalevit.training.profiling import Profiler
 from scalevit.training.resume import check_classes
 from scalevit.training.run_output import RunOutput
 from scalevit.training.schedules import Schedule
-from scalevit.training.setting_changes import changed_settings, described
+from scalevit.training.setting_changes import changed_fingerprint, changed_settings, described
 from scalevit.training.setting_keys import DATA_KEYS
 from scalevit.training.step import DivergenceCheck, TrainingStep
+from scalevit.training.tasks.base import TaskRunner
 from scalevit.training.throughput import Throughput, peak_flops
 from scalevit.training.weight_sets import WeightSets
 
@@ -57,6 +58,7 @@ class Trainer:
         config: Config,
         world: World,
         engine: Engine,
+        task: TaskRunner,
         data: RunData,
         folder: RunFolder,
         tracking: Tracking,
@@ -69,6 +71,7 @@ class Trainer:
             config: of the run, with the model's defaults filled in.
             world: this process among its peers.
             engine: holds the model and the optimizer.
+            task: what the model is trained for, started with the engine.
             data: training and validation loaders, and mixing.
             folder: of the run.
             tracking: where records go; only rank 0 opens it.
@@ -76,7 +79,7 @@ class Trainer:
             environment: versions and machine, for the run folder.
             initial_weights: what they gave to the model, for the record.
         """
-        self.config, self.world, self.engine, self.data = config, world, engine, data
+        self.config, self.world, self.engine, self.task, self.data = config, world, engine, task, data
         self.folder, self.costs, self.environment = folder, costs, environment
         self.initial_weights = initial_weights
         train, loader = config.train, data.train
@@ -87,7 +90,7 @@ class Trainer:
         self.weight_sets = WeightSets(engine, self.ema)
         self.step = TrainingStep(
             engine,
-            config.task.build(config.loss, world.device),
+            task,
             self.ema,
             transform=loader.finish,
             mixing=data.mixing,
@@ -142,6 +145,8 @@ class Trainer:
             self.output.log(resumed)
         elif self.initial_weights is not None:
             self.output.log({"kind": "initial_weights", "step": 0, **asdict(self.initial_weights)})
+        if resumed is None and self.task.fingerprint:
+            self.output.log({"kind": "task", "step": 0, **self.task.fingerprint})
         self.output.record_faults(self.state.step)
 
     def _resume(self, checkpoint: Path) -> Record:
@@ -155,6 +160,7 @@ class Trainer:
         self.state = restore(checkpoint, self.engine, self.ema.tensors if self.ema else None, kept=kept)
         self.throughput.add(self.state.timed_images, self.state.seconds)
         changes = changed_settings(record["config"], self.config.model_dump(mode="json"))
+        changes |= changed_fingerprint(record.get("task", {}), self.task.fingerprint)
         if changes:
             self.state.changes.append({"step": self.state.step, "changes": changes})
         if self.world.is_first:
@@ -261,6 +267,7 @@ class Trainer:
             self.weight_sets,
             self.engine,
             self.data.evaluation,
+            self.config.task.forms(self.engine.module),
             channels_last=self.config.train.channels_last,
             faults=self.output.new_faults,
         )
@@ -283,6 +290,7 @@ class Trainer:
             "config": self.config.model_dump(mode="json"),
             "data": self.data.train.fingerprint,
             "classes": self.data.classes,
+            "task": dict(self.task.fingerprint),
         }
         score = None if self._evaluation is None else self._evaluation.score
         self.saver.save(self.engine, self.ema.tensors if self.ema else None, self.state, about, score)

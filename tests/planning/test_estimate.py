@@ -122,8 +122,10 @@ def test_the_configs_own_engine_must_run_the_optimizer() -> None:
 def test_settings_without_an_estimate_are_named_by_their_config_keys() -> None:
     assert run(compare=False).not_estimated == []
     settings = ["engine.name=fsdp", "engine.cpu_offload=true", "engine.mixed_precision=policy", "train.compile=true"]
+    settings += ["task.name=nested_width"]
     assert run(*settings, compare=False).not_estimated == [
         "engine.cpu_offload",
         "engine.mixed_precision",
+        "task.widths",
         "train.compile",
     ]

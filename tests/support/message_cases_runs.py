@@ -57,6 +57,34 @@ def _(place: Place) -> None:
     place.prepare("model.kwargs.depth=4", "reduction.group_size=3")
 
 
+@case("config: task.teacher.name = ...: name a model of timm, or a file in task.teacher.weights")
+def _(place: Place) -> None:
+    place.prepare("task.name=distillation")
+
+
+@case("config: task.teacher = ...: has ... classes, but model.num_classes = ... (...)")
+def _(place: Place) -> None:
+    place.prepare("task.name=distillation", "task.teacher.name=vit_tiny_patch16_224")
+
+
+@case("config: task.teacher.weights = ...: does not say of which model it is: name it in task.teacher.name")
+def _(place: Place) -> None:
+    place.weights()
+    place.prepare("task.name=distillation", "task.teacher.weights=weights.pth")
+
+
+@case('config: task.method = "token": needs a model with a distillation token (deit_*_distilled_*), not ...')
+def _(place: Place) -> None:
+    teacher = ["task.teacher.name=deit_tiny_patch16_224", "task.teacher.pretrained=false"]
+    classes = ["task.teacher.kwargs.num_classes=10", "task.method=token"]
+    place.prepare("task.name=distillation", *teacher, *classes)
+
+
+@case("config: task.widths = ...: ... hidden units are ..., not a multiple of 16: use ...")
+def _(place: Place) -> None:
+    place.prepare("task.name=nested_width", "task.widths=[0.3,1.0]")
+
+
 # --- runs and checkpoints ---------------------------------------------------------------------------------
 
 

@@ -49,7 +49,22 @@ SETTINGS = [
     "optimizer.args.eps=1e-4",
 ]
 ENGINES = {"zero1": ["engine.stage=1"], "zero3": ["engine.stage=3"], "fsdp": ["engine.name=fsdp"]}
-VARIANTS = {"": [], "compiled": ["train.compile=true"], "recomputed": ["train.activation_checkpointing=true"]}
+# A teacher that is initialised from the seed, of another width and normalisation.
+TEACHER = {"img_size": 16, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2}
+VARIANTS = {
+    "": [],
+    "compiled": ["train.compile=true"],
+    "recomputed": ["train.activation_checkpointing=true"],
+    "distilled": [
+        "task.name=distillation",
+        "task.method=features",
+        "task.teacher.name=deit_tiny_patch16_224",
+        "task.teacher.pretrained=false",
+        "task.teacher.sharded=true",
+        *(f"task.teacher.kwargs.{key}={value}" for key, value in TEACHER.items()),
+    ],
+    "nested": ["task.name=nested_width", "task.random_widths=1", "model.kwargs.proj_drop_rate=0.0"],
+}
 
 
 @dataclass(frozen=True)

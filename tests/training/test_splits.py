@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,13 @@ CELLS = [
 ]
 # fp32 rounds at 6e-8; the order of summation differs, and 24 steps enlarge it.
 TOLERANCE = 1e-5
+
+# Each of them in 4 steps, against the same task in one process.
+TASKS = [
+    Cell(engine, ranks, micro_batch, task)
+    for task in ("distilled", "nested")
+    for engine, ranks, micro_batch in (("zero3", 2, "5"), ("fsdp", 3, "4"))
+]
 
 SAVED = Cell("zero1", 4, "4")
 RESUMED = [Cell("zero1", 3, "auto"), Cell("fsdp", 7, "2"), Cell("zero3", 8, "5")]
@@ -44,6 +52,13 @@ def saved(server: ForkServer) -> Path:
     return server.workplace / "runs" / SAVED.name
 
 
+@pytest.fixture(scope="module")
+def task_references(server: ForkServer) -> dict[str, Any]:
+    """By task: one process, one micro-batch."""
+    cells = {cell.variant: replace(REFERENCE, variant=cell.variant) for cell in TASKS}
+    return {task: run_cell(server, cell, steps=4) for task, cell in cells.items()}
+
+
 def assert_equal(ours: dict[str, Any], expected: dict[str, Any]) -> None:
     for key, deviation in deviations(ours, expected).items():
         assert deviation < TOLERANCE, key
@@ -52,6 +67,12 @@ def assert_equal(ours: dict[str, Any], expected: dict[str, Any]) -> None:
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
 def test_equal_to_one_process(server: ForkServer, reference: dict[str, Any], cell: Cell) -> None:
     assert_equal(run_cell(server, cell), reference)
+
+
+@pytest.mark.parametrize("cell", TASKS, ids=lambda cell: cell.name)
+def test_a_task_equals_one_process(server: ForkServer, task_references: dict[str, Any], cell: Cell) -> None:
+    """With a teacher that the ranks share, and with several passes per micro-batch."""
+    assert_equal(run_cell(server, cell, steps=4), task_references[cell.variant])
 
 
 @pytest.mark.parametrize("cell", RESUMED, ids=lambda cell: cell.name)

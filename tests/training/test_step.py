@@ -16,8 +16,8 @@ from scalevit.engines.base import StepResult
 from scalevit.errors import UserError
 from scalevit.training.losses.cross_entropy import CrossEntropyLoss
 from scalevit.training.step import DivergenceCheck, TrainingStep
-from scalevit.training.tasks.base import DeviceBatch, Forward, TaskLoss
-from scalevit.training.tasks.classification import ClassificationTask
+from scalevit.training.tasks.base import DeviceBatch, Forward, TaskLoss, TaskRunner
+from scalevit.training.tasks.classification import ClassificationRunner
 
 ALONE = World(rank=0, size=1, local_rank=0, ranks_per_node=1, device=torch.device("cpu"))
 FAULT = Fault("a.tar", "k", 0, "broken")
@@ -47,7 +47,7 @@ class StubEngine:
         return dict(self.model.named_parameters())
 
 
-class TwoPassTask:
+class TwoPassTask(TaskRunner):
     """A runner of two passes with named parts, as width-nested training has them."""
 
     passes = 2
@@ -102,7 +102,7 @@ def expected_loss(engine: StubEngine, kept: slice = slice(None)) -> Tensor:
 def test_the_loss_is_the_mean_over_the_batch_and_the_last_backward_completes_the_step() -> None:
     engine, loss = StubEngine(), CrossEntropyLoss()
     taken = iter(batches(3))
-    report = training_step(engine, ClassificationTask().build(loss, ALONE.device))(taken, step=0, lr=0.25)
+    report = training_step(engine, ClassificationRunner(loss))(taken, step=0, lr=0.25)
     assert engine.calls == [("backward", False), ("backward", True), ("step", 0.25)]
     assert next(taken).rows.tolist() == [8, 9, 10, 11], "only this step's batches are taken"
     assert report.losses.keys() == {"loss"}
@@ -117,7 +117,7 @@ def test_micro_batches_of_one_image_share_a_loaded_pair() -> None:
         for batch in batches(2)
         for part in (slice(0, 2), slice(2, 4))
     ]
-    step = training_step(engine, ClassificationTask().build(CrossEntropyLoss(), ALONE.device), micro_batch=1)
+    step = training_step(engine, ClassificationRunner(CrossEntropyLoss()), micro_batch=1)
     report = step(iter(pairs), step=0, lr=0.25)
     assert engine.calls == [*[("backward", False)] * 7, ("backward", True), ("step", 0.25)]
     torch.testing.assert_close(report.losses["loss"], expected_loss(engine).mean())
@@ -126,7 +126,7 @@ def test_micro_batches_of_one_image_share_a_loaded_pair() -> None:
 def test_padding_has_neither_loss_nor_gradient() -> None:
     """Seven images in two micro-batches of four rows."""
     engine = StubEngine()
-    task = ClassificationTask().build(CrossEntropyLoss(), ALONE.device)
+    task = ClassificationRunner(CrossEntropyLoss())
     first, second = batches(2)
     padded = second._replace(rows=torch.tensor([4, 5, 6, PADDING]), labels=torch.tensor([0, 1, 2, 0]))
     step = TrainingStep(

@@ -2,11 +2,11 @@
 
 from typing import TYPE_CHECKING, Literal
 
-from scalevit.training.tasks.base import DeviceBatch, Forward, Task, TaskLoss
+from scalevit.training.tasks.base import DeviceBatch, Forward, Task, TaskLoss, TaskRunner
 
 if TYPE_CHECKING:
-    import torch
-
+    from scalevit.config.tree import Config
+    from scalevit.distributed import World
     from scalevit.training.losses.base import Loss
 
 
@@ -15,14 +15,12 @@ class ClassificationTask(Task):
 
     name: Literal["classification"] = "classification"
 
-    def build(self, loss: "Loss", device: "torch.device") -> "ClassificationRunner":
-        return ClassificationRunner(loss)
+    def build(self, config: "Config", world: "World") -> "ClassificationRunner":
+        return ClassificationRunner(config.loss)
 
 
-class ClassificationRunner:
+class ClassificationRunner(TaskRunner):
     """The loss of a micro-batch."""
-
-    passes = 1
 
     def __init__(self, loss: "Loss"):
         self._loss = loss
