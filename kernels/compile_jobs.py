@@ -16,7 +16,8 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from scalevit.kernels.gelu import POINTWISE_BLOCK, gelu_backward_kernel, gelu_forward_kernel
-from scalevit.kernels.gelu_linear import REDUCE_MANY, linear_dgelu_kernel, linear_gelu_kernel, reduce_rows_kernel
+from scalevit.kernels.gelu_linear import linear_dgelu_kernel, linear_gelu_kernel
+from scalevit.kernels.gemm import REDUCE_MANY, reduce_rows_kernel
 from scalevit.kernels.tuning.tables import KEPT, TABLES, Table, Tile, read_table
 from scalevit.kernels.weight_grad import weight_grad_kernel
 

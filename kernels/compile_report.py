@@ -28,7 +28,7 @@ from pathlib import Path
 import triton
 
 from scalevit.kernels.compile_jobs import ARCHITECTURES, CompileJob, jobs_for, kernel_source
-from scalevit.kernels.gelu_linear import INTERPRETED
+from scalevit.kernels.gemm import INTERPRETED
 from scalevit.kernels.tuning.tables import TABLES, Tile
 
 
