@@ -6,7 +6,7 @@ Must not know how they are compiled or judged (`compile_report`), and needs no G
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -53,7 +53,7 @@ class CompileJob:
 
     Attributes:
         arch, table: the architecture, and what names the tile: it, or "fallback"; "" without a tile.
-        product: one of `tables.PRODUCTS`, one of `OF_GATES`, or a kernel of `WITHOUT_TILE`.
+        product: one of `tables.PRODUCTS`, one of `OF_GATES`, or a kernel without a tile, see `MLPS`.
         save: what the product writes or reads for the backward ("slope", "pre", "none").
         tile: the product's tile, or None.
         dtype: "bf16", "fp16" or "fp32".
@@ -104,29 +104,34 @@ EVERY_CALL = tuple(
 )
 # Those with the least and the most work in a kernel.
 LEAST_AND_MOST = (("bf16", "silu", False, "aligned"), ("fp32", "gelu_tanh", True, "any"))
-WITHOUT_TILE = (
-    ("gelu", "none"), ("gelu", "slope"), ("dgelu", "slope"), ("dgelu", "pre"), ("reduce", "none"),
-    ("gate", "none"), ("gate", "slope"), ("dgate", "slope"), ("dgate", "pre"),
-)  # fmt: skip
+# Kind of MLP -> how the names of its tables end, and its kernels without a tile, with what they save or read.
+MLPS = {
+    "plain": ("", (("gelu", "none"), ("gelu", "slope"), ("dgelu", "slope"), ("dgelu", "pre"), ("reduce", "none"))),
+    "gated": (GATED, (("gate", "none"), ("gate", "slope"), ("dgate", "slope"), ("dgate", "pre"), ("reduce", "none"))),
+}
 # The products that gated MLPs have kernels of their own for.
 OF_GATES = {product: f"gated_{product}" for product in ("fc1", "fc2_dgrad", "fc1_dgrad")}
 
 
-def jobs_for(archs: list[str], *, every: bool = False, tables: Path = TABLES) -> list[CompileJob]:
+def jobs_for(
+    archs: list[str], *, mlps: Iterable[str] = tuple(MLPS), every: bool = False, tables: Path = TABLES
+) -> list[CompileJob]:
     """The kernels that the tables in a folder can launch on these architectures, each once.
 
+    mlps: of which kinds of MLPs, see `MLPS`.
     every: in all kinds of calls. Otherwise in two: the one with the least and the one with the most work.
 
     Raises:
         ValueError: a table is malformed.
     """
     launched = []
-    for arch in archs:
-        for name, kind in itertools.product((arch, "fallback"), ("", GATED)):
-            path = tables / f"{name}{kind}.json"
+    for arch, mlp in itertools.product(archs, mlps):
+        ending, without_tile = MLPS[mlp]
+        for name in (arch, "fallback"):
+            path = tables / f"{name}{ending}.json"
             if path.is_file():
                 launched += [CompileJob(arch, name, *launch) for launch in _launches(read_table(path))]
-        launched += [CompileJob(arch, "", product, save, None) for product, save in WITHOUT_TILE]
+        launched += [CompileJob(arch, "", product, save, None) for product, save in without_tile]
     calls = EVERY_CALL if every else LEAST_AND_MOST
     return list(dict.fromkeys(job.called(*call) for job in launched for call in calls))
 
