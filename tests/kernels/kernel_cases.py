@@ -220,3 +220,11 @@ def compare(
             units = bound.clamp(min=torch.finfo(torch.float64).tiny)
             rms = [(e / units).square().mean().sqrt().item() for e in errors]
             assert rms[0] <= 2 * rms[1] + SLACK, f"{name}: rms error {rms[0]:.3f} of the bound, eager {rms[1]:.3f}"
+
+
+def kept_bytes(function, arguments, **options) -> int:
+    """What one call keeps for its backward, beside its result and its arguments."""
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    y = function(*arguments, **options)
+    return torch.cuda.memory_allocated() - before - y.numel() * y.element_size()
