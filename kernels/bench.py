@@ -1,9 +1,10 @@
-"""Benchmarks of the fused MLP against what torch offers.
+"""Benchmarks of the fused MLPs, plain and gated, against what torch offers.
 
     python -m scalevit.kernels.bench [--shapes vit_b vit_b_half ...] [--batches 256] [--output FOLDER]
 
 A case is a shape, a batch, a pass (full, forward, backward, inference) and a provider, with weights in the dtype of the
-computation; ViT-B's shapes are also measured with fp32 weights under autocast, as the engines train. max-autotune
+computation; ViT-B's shapes are also measured with fp32 weights under autocast, as the engines train. The shapes of
+gated MLPs are SwiGLU with gate and value in one packed weight. max-autotune
 compiles for minutes and therefore runs last. Inputs are random (zeros run faster) and rotated so that none is in the L2
 cache when it is used; times are p20 / p50 / p80 of single calls. "eager_again" is eager measured again after the other
 providers; its difference from eager shows how much the device drifted. Results are written after each measurement:
@@ -35,20 +36,23 @@ from scalevit.kernels.bench_results import (
     print_stacks,
     write_results,
 )
+from scalevit.kernels.gated_mlp import fused_packed_gated_mlp
 from scalevit.kernels.mlp import fused_mlp
-from scalevit.kernels.reference import eager_mlp
+from scalevit.kernels.reference import eager_mlp, eager_packed_gated_mlp
 from scalevit.kernels.timing import Timing, cold_cache_copies, environment, time_calls
 
-# name -> (D, H). vit_b_half is the paper's narrowed MLP.
+# name -> (D, H), H of a gated MLP being the width of gate and of value: EVA-02-B's and DINOv2-g's.
+GATED_SHAPES = {"swiglu_b": (768, 2048), "swiglu_g": (1536, 4096)}
+# vit_b_half is the paper's narrowed MLP.
 SHAPES = {
     "vit_b": (768, 3072), "vit_b_half": (768, 1536), "vit_s": (384, 1536), "vit_l": (1024, 4096),
-    "vit_h": (1280, 5120),
+    "vit_h": (1280, 5120), **GATED_SHAPES,
 }  # fmt: skip
 ENGINE_SHAPES = ("vit_b", "vit_b_half")  # also measured under autocast, and as a stack of blocks
 BLOCKS = 12  # of ViT-B
 BATCHES = (32, 64, 128, 256, 512)
 PASSES = ("full", "forward", "backward", "inference")
-# Matrix products of 2 * M * D * H operations in each pass.
+# Matrix products of 2 * M * D * H operations in each pass; gated MLPs have half as many again.
 PRODUCTS_PER_PASS = {"forward": 2, "backward": 4, "full": 6, "inference": 2}
 SLOWEST = "max-autotune-no-cudagraphs"
 FUSED = ("fused_fast", "fused_lean", "fused_recompute")
@@ -60,22 +64,29 @@ def _tanh_epilogue(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) ->
     return torch.nn.functional.linear(hidden, w2, b2)
 
 
-def providers(device: torch.device, names: Sequence[str] | None = None) -> dict[str, Callable[..., Tensor]]:
-    """name -> MLP. "cublaslt_tanh" computes the tanh form and has no backward: it is measured in inference only."""
+def providers(
+    device: torch.device, names: Sequence[str] | None = None, *, gated: bool = False
+) -> dict[str, Callable[..., Tensor]]:
+    """name -> MLP of (x, fc1_weight, fc1_bias, fc2_weight, fc2_bias), which are packed if it is gated.
+
+    "cublaslt_tanh" computes the tanh form and has no backward: it is measured in inference only, of plain MLPs.
+    """
+    eager: Callable[..., Tensor] = eager_packed_gated_mlp if gated else eager_mlp
+    operator: Callable[..., Tensor] = fused_packed_gated_mlp if gated else fused_mlp
 
     def fused(save: str) -> Callable[..., Tensor]:
-        return lambda *a: fused_mlp(*a, save=save, backend="triton")
+        return lambda *a: operator(*a, save=save, backend="triton")
 
     everything: dict[str, Callable[..., Tensor]] = {
-        "eager": eager_mlp,
-        "compile": torch.compile(eager_mlp),
+        "eager": eager,
+        "compile": torch.compile(eager),
         "cublaslt_tanh": _tanh_epilogue,
         "fused_fast": fused("fast"),
         "fused_lean": fused("lean"),
         "fused_recompute": fused("recompute"),
-        SLOWEST: torch.compile(eager_mlp, mode="max-autotune-no-cudagraphs"),
+        SLOWEST: torch.compile(eager, mode="max-autotune-no-cudagraphs"),
     }
-    if device.type == "cpu":
+    if gated or device.type == "cpu":
         del everything["cublaslt_tanh"]
     return {name: f for name, f in everything.items() if names is None or name in names}
 
@@ -101,18 +112,21 @@ def calls_for(what: str, mlp: Callable[..., Tensor], inputs: list[list[Tensor]])
 
 
 def make_inputs(
-    m: int, d: int, h: int, copies: int, device: torch.device, dtype: torch.dtype, autocast: bool = False
-) -> list[list[Tensor]]:
+    m: int, d: int, h: int, copies: int, device: torch.device, dtype: torch.dtype, autocast: bool = False,
+    gated: bool = False,
+) -> list[list[Tensor]]:  # fmt: skip
     """[x, w1, b1, w2, b2, dy], `copies` times, with the same weights in all, as in training.
 
-    For autocast all but dy are fp32, which is the dtype of a LayerNorm's output there.
+    For autocast all but dy are fp32, which is the dtype of a LayerNorm's output there. For a gated MLP w1 and b1 are
+    packed.
     """
     leaves = torch.float32 if autocast else dtype
 
     def normal(*shape: int, scale: float = 1.0) -> Tensor:
         return (torch.randn(shape, device=device) * scale).to(leaves).requires_grad_()
 
-    weights = [normal(h, d, scale=d**-0.5), normal(h), normal(d, h, scale=h**-0.5), normal(d)]
+    rows = 2 * h if gated else h
+    weights = [normal(rows, d, scale=d**-0.5), normal(rows), normal(d, h, scale=h**-0.5), normal(d)]
     return [[normal(m, d), *weights, normal(m, d).detach().to(dtype)] for _ in range(copies)]
 
 
@@ -164,16 +178,17 @@ def measure_case(
     passes: Sequence[str] = PASSES, autocast: bool = False,
 ) -> Iterator[BenchRow]:  # fmt: skip
     """Yields every pass of every provider at one shape and batch, then eager again."""
-    m = batch * tokens
-    inputs = make_inputs(m, d, h, cold_cache_copies(m * d * dtype.itemsize, device), device, dtype, autocast)
+    m, gated = batch * tokens, shape in GATED_SHAPES
+    inputs = make_inputs(m, d, h, cold_cache_copies(m * d * dtype.itemsize, device), device, dtype, autocast, gated)
     for what in passes:
-        for name, mlp in {**mlps, "eager_again": eager_mlp}.items():
+        for name, mlp in {**mlps, "eager_again": eager_packed_gated_mlp if gated else eager_mlp}.items():
             if name == "cublaslt_tanh" and what != "inference":
                 continue
             calls = calls_for(what, under_autocast(mlp, device, dtype) if autocast else mlp, inputs)
             timing: Timing = time_calls(calls, device, seconds=seconds)
-            tflops = PRODUCTS_PER_PASS[what] * 2 * m * d * h / timing.p50 * 1e-6
-            moved = PRODUCTS_PER_PASS[what] * (m * d + m * h + d * h) * dtype.itemsize / timing.p50 * 1e6
+            count = PRODUCTS_PER_PASS[what] * (1.5 if gated else 1)
+            tflops = count * 2 * m * d * h / timing.p50 * 1e-6
+            moved = count * (m * d + m * h + d * h) * dtype.itemsize / timing.p50 * 1e6
             peak, kept = memory_of(calls[0], device)
             yield BenchRow(
                 shape, d, h, batch, autocast, what, name, timing.p20, timing.p50, timing.p80, tflops,
@@ -208,7 +223,7 @@ def measure_stack(
 
 # For the help of `scalevit bench kernels`.
 EXAMPLES = """\
-  scalevit bench kernels --shapes vit_b --batches 256
+  scalevit bench kernels --shapes vit_b swiglu_b --batches 256
   scalevit bench kernels --providers eager compile fused_fast --passes full --output runs/mlp"""
 
 
@@ -257,8 +272,8 @@ def run(arguments: argparse.Namespace) -> int:
                 torch._dynamo.reset()  # each case is compiled separately, as in a run of its own
                 first = len(results)
                 for result in measure_case(
-                    shape, *SHAPES[shape], batch, providers(device, names), ceilings, device, dtype,
-                    seconds=arguments.seconds, passes=arguments.passes, autocast=autocast,
+                    shape, *SHAPES[shape], batch, providers(device, names, gated=shape in GATED_SHAPES), ceilings,
+                    device, dtype, seconds=arguments.seconds, passes=arguments.passes, autocast=autocast,
                 ):  # fmt: skip
                     results.append(result)
                     write_results(arguments.output, results, about, stacks)  # so that a stopped run loses little
@@ -278,7 +293,7 @@ def rounds(names: Sequence[str], *, autocast: bool = True) -> list[tuple[list[st
 
 
 def main(argv: list[str] | None = None) -> int:
-    summary = "Benchmark the fused MLP."
+    summary = "Benchmark the fused MLPs, plain and gated."
     parser = argparse.ArgumentParser(prog="python -m scalevit.kernels.bench", description=summary)
     add_arguments(parser)
     return run(parser.parse_args(argv))

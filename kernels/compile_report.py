@@ -1,6 +1,6 @@
 """Ahead-of-time compile report: what each shipped tile needs on each architecture, without a GPU.
 
-    python -m scalevit.kernels.compile_report [--arch sm_90 ...] [--tables FOLDER] [--jobs 2] [--json FILE]
+    python -m scalevit.kernels.compile_report [--arch sm_90 ...] [--mlp gated] [--tables FOLDER] [--json FILE]
 
 Compiles every kernel of every table under `tuning/` (or FOLDER, to which the tuner writes) for the table's own
 architecture, and those of the fall-back table for all architectures. It reads registers, stack, shared memory and
@@ -27,8 +27,8 @@ from pathlib import Path
 
 import triton
 
-from scalevit.kernels.compile_jobs import ARCHITECTURES, CompileJob, jobs_for, kernel_source
-from scalevit.kernels.gelu_linear import INTERPRETED
+from scalevit.kernels.compile_jobs import ARCHITECTURES, MLPS, CompileJob, jobs_for, kernel_source
+from scalevit.kernels.gemm import INTERPRETED
 from scalevit.kernels.tuning.tables import TABLES, Tile
 
 
@@ -193,6 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     summary = "Ahead-of-time compile report of every shipped tile; exit status 1 if a kernel fails a check."
     parser = argparse.ArgumentParser(prog="python -m scalevit.kernels.compile_report", description=summary)
     parser.add_argument("--arch", nargs="+", choices=list(ARCHITECTURES), default=list(ARCHITECTURES))
+    parser.add_argument("--mlp", nargs="+", choices=list(MLPS), default=list(MLPS), help="kinds of MLPs (default: all)")
     parser.add_argument("--tables", type=Path, default=TABLES, help="folder of tables (default: the shipped ones)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compile processes")
     every = "compile each tile for all dtypes, activations, biases and layouts, instead of the least and the most work"
@@ -201,10 +202,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if INTERPRETED:
         parser.error("TRITON_INTERPRET is set: the kernels are interpreted and cannot be compiled")
-    if not any((arguments.tables / f"{name}.json").is_file() for name in (*arguments.arch, "fallback")):
+    names = [f"{name}{MLPS[mlp][0]}.json" for name in (*arguments.arch, "fallback") for mlp in arguments.mlp]
+    if not any((arguments.tables / name).is_file() for name in names):
         parser.error(f"--tables: {arguments.tables} has no table for {', '.join(arguments.arch)}")
     try:
-        jobs = jobs_for(arguments.arch, every=arguments.every, tables=arguments.tables)
+        jobs = jobs_for(arguments.arch, mlps=arguments.mlp, every=arguments.every, tables=arguments.tables)
     except ValueError as error:  # a malformed table; the message names the file and the key
         parser.error(str(error))
     about = f"triton {triton.__version__}, {len(jobs)} kernels"

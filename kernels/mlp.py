@@ -14,19 +14,15 @@ Must not know modules, engines or configs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-
 import torch
 from torch import Tensor
 
-from scalevit.kernels import support
-from scalevit.kernels.reference import eager_mlp
-from scalevit.kernels.tuning.tables import KEPT, find_plan
+from scalevit.kernels import passes, support
+from scalevit.kernels.reference import APPROXIMATE, eager_mlp
+from scalevit.kernels.tuning.tables import find_plan
 
 if not support.TRITON_MISSING:
-    from scalevit.kernels import products
-    from scalevit.kernels.gelu import accumulator_dtype
+    from scalevit.kernels.products import Fc1
 
 
 def fused_mlp(
@@ -77,61 +73,15 @@ def fused_mlp(
     tensors = {
         "x": x, "fc1_weight": fc1_weight, "fc1_bias": fc1_bias, "fc2_weight": fc2_weight, "fc2_bias": fc2_bias,
     }  # fmt: skip
-    support.check_arguments(tensors, width, activation, save, backend)
-    width = fc1_weight.shape[0] if width is None else width
-    if backend != "eager":
-        reason = support.unsupported_call_reason(x, fc1_weight)
-        if reason and backend == "triton":
-            raise RuntimeError(f"backend='triton' cannot run here: {reason}")
-        if reason and x.device.type not in ("cpu", "meta"):
-            support.warn_once(reason)
-        if not reason:
-            return _fused(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, width, activation, save)
-    return eager_mlp(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, width=width, activation=activation)
-
-
-def _fused(
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor | None,
-    w2: Tensor,
-    b2: Tensor | None,
-    width: int,
-    activation: str,
-    save: str,
-) -> Tensor:
-    dtype = support.compute_dtype(x)
-    if x.dtype != dtype:
-        x = x.to(dtype)
-    rows = x.reshape(-1, x.shape[-1])
-    if rows.stride(1) != 1:
-        # Activations may be copied (weights never): both products that read x need its channels contiguous.
-        rows = rows.contiguous()
-    tensors = (x, w1, b1, w2, b2)
-    if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)):
-        save = "none"
-    fp32_grads = (_wants_fp32_grad(w1), _wants_fp32_grad(w2))
-    y, _, _ = torch.ops.scalevit.fused_mlp(rows, w1, b1, w2, b2, width, activation, save, *fp32_grads)
-    # Nothing else refers to y, so autograd need not treat the result as a view of it: FSDP2 hooks the output of a
-    # module, and an in-place addition to a view drops the hook.
-    return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], w2.shape[0]))
-
-
-def _wants_fp32_grad(weight: Tensor) -> bool:
-    if torch.compiler.is_compiling():
-        return False  # dynamo cannot trace grad_dtype (torch 2.11 to 2.15)
-    return weight.is_leaf and weight.dtype != torch.float32 and weight.grad_dtype == torch.float32
-
-
-# ---------------------------------------------------------------------------------------------- operators
-
-
-@contextmanager
-def _launching_on(device: torch.device) -> Iterator[None]:
-    """Disables autocast (the dtypes are fixed by now) and makes the tensors' device current, where Triton launches."""
-    current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-    with torch.autocast(device.type, enabled=False), current:
-        yield
+    support.check_options(activation, tuple(APPROXIMATE), save, backend)
+    width = support.check_width(width, support.check_tensors(tensors, ("fc1",)))
+    if not support.runs_in_triton("fused_mlp", x, fc1_weight, backend):
+        return eager_mlp(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, width=width, activation=activation)
+    parameters = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    save = passes.save_mode(save, (x, *parameters))
+    fp32_grads = (passes.wants_fp32_grad(fc1_weight), passes.wants_fp32_grad(fc2_weight))
+    y, _, _ = torch.ops.scalevit.fused_mlp(passes.tokens(x), *parameters, width, activation, save, *fp32_grads)
+    return passes.like_input(y, x)
 
 
 @torch.library.custom_op("scalevit::fused_mlp", mutates_args=())
@@ -145,13 +95,9 @@ def _forward(
     The computation runs in x's dtype; weights of another dtype are cast as they are read. fp32_grad_w1 and
     fp32_grad_w2 ask for fp32 weight gradients; the forward only passes them to the backward.
     """
-    with _launching_on(x.device):
-        w1, b1, w2 = _narrow(x, width, w1, b1, w2)
+    with passes.launching_on(x.device):
         plan = find_plan(x, width, save)
-        kept = "none" if save == "recompute" else KEPT[save]
-        post, saved = products.hidden(x, w1, b1, activation=activation, save=kept, plan=plan)
-        y = products.linear(post, w2, None if b2 is None else b2.to(x.dtype).contiguous(), tile=plan.fc2)
-        return y, post if save == "fast" else x.new_empty(0), saved
+        return passes.forward(x, _fc1(x, w1, b1, width, activation), _fc2(x, w2, width), b2, save=save, plan=plan)
 
 
 @_forward.register_fake
@@ -171,37 +117,18 @@ def _backward(
     b2_dtype: torch.dtype | None, needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, w1, b1, w2, b2; those not in `needs` are empty. saved_post, saved: what `_forward` returned."""
-    need_x, need_w1, need_b1, need_w2, need_b2 = needs
-    dx, dw1, db1, dw2, db2 = (x.new_empty(0) for _ in range(5))
-    with _launching_on(x.device):
-        plan = find_plan(x, width, save)
-        narrow_w1, narrow_b1, narrow_w2 = _narrow(x, width, w1, b1, w2)
-        if dy.stride(1) != 1 or dy.stride(0) < dy.shape[1]:
-            dy = dy.contiguous()  # the expanded gradient of sum() has strides of zero
-        if save == "recompute":
-            # The same kernel and the same rounding as in the forward of "fast": bitwise equal gradients.
-            saved_post, saved = products.hidden(x, narrow_w1, narrow_b1, activation=activation, save="slope", plan=plan)
-        if need_b2 and b2_dtype is not None:
-            db2 = dy.sum(0, dtype=accumulator_dtype(dy.dtype)).to(b2_dtype)
-        post = saved_post
-        if need_x or need_w1 or need_b1 or save == "lean":
-            bias_out = None
-            if need_b1 and b1 is not None:
-                db1, bias_out = _gradient(b1, width, 0, fp32=False)
-            kept = "pre" if save == "lean" else "slope"
-            dpre, recomputed = products.hidden_grad(
-                dy, narrow_w2, saved, activation=activation, save=kept, bias_out=bias_out, plan=plan
-            )
-            post = saved_post if recomputed is None else recomputed
-            if need_x:
-                dx = products.input_grad(dpre, narrow_w1, tile=plan.fc1_dgrad)
-            if need_w1:
-                dw1, used = _gradient(w1, width, 0, fp32_grad_w1)
-                products.weight_grad_into(used, dpre, x, tile=plan.fc1_wgrad)
-            del dpre  # the largest buffer here; free it before the next product allocates its own
-        if need_w2:
-            dw2, used = _gradient(w2, width, 1, fp32_grad_w2)
-            products.weight_grad_into(used, dy, post, tile=plan.fc2_wgrad)
+    need_dx, need_w1, need_b1, need_w2, need_b2 = needs
+    dw1 = passes.new_gradient(w1, need_w1, fp32=fp32_grad_w1)
+    db1 = passes.new_gradient(b1, need_b1)
+    dw2 = passes.new_gradient(w2, need_w2, fp32=fp32_grad_w2)
+    db2 = dy.new_empty(dy.shape[1], dtype=b2_dtype) if need_b2 else None
+    with passes.launching_on(x.device):
+        wanted = (passes.used_part(dw1, width), passes.used_part(db1, width))
+        dx = passes.backward(
+            dy, x, _fc1(x, w1, b1, width, activation, *wanted), _fc2(x, w2, width), saved_post, saved, save=save,
+            plan=find_plan(x, width, save), need_dx=need_dx, w2_grad=passes.used_part(dw2, width, 1), b2_grad=db2,
+        )  # fmt: skip
+    dx, dw1, db1, dw2, db2 = passes.or_empty(x, (dx, dw1, db1, dw2, db2))
     return dx, dw1, db1, dw2, db2
 
 
@@ -217,46 +144,20 @@ def _(
         torch.float32 if fp32_grad_w2 else w2.dtype,
         b2_dtype,
     )
-    return tuple(
-        x.new_empty(shape, dtype=d) if need else x.new_empty(0)
-        for shape, d, need in zip(shapes, dtypes, needs, strict=True)
-    )
+    return passes.fake_gradients(x, shapes, dtypes, needs)
 
 
-def _setup_context(ctx, inputs, output):
-    x, w1, b1, w2, b2, width, activation, save, fp32_grad_w1, fp32_grad_w2 = inputs
-    _, saved_post, saved = output
-    ctx.mark_non_differentiable(saved_post, saved)
-    ctx.save_for_backward(x, w1, b1, w2, saved_post, saved)
-    ctx.options = (width, activation, save, fp32_grad_w1, fp32_grad_w2, None if b2 is None else b2.dtype)
+passes.register_autograd("fused_mlp", _forward, _backward, tensors=5)
 
 
-def _autograd(ctx, dy, _dpost, _dsaved):
-    needs = list(ctx.needs_input_grad[:5])
-    grads = torch.ops.scalevit.fused_mlp_backward(dy, *ctx.saved_tensors, *ctx.options, needs)
-    return *(g if need else None for g, need in zip(grads, needs, strict=True)), None, None, None, None, None
+def _fc1(
+    x: Tensor, w1: Tensor, b1: Tensor | None, width: int, activation: str,
+    weight_grad: Tensor | None = None, bias_grad: Tensor | None = None,
+) -> Fc1:  # fmt: skip
+    """fc1's first `width` units as views; a weight is copied only where autocast asks for another dtype."""
+    bias = None if b1 is None else passes.bias_for(x, b1[:width])
+    return Fc1(w1[:width].to(x.dtype), bias, activation, weight_grad, bias_grad)
 
 
-def _no_double_backward(ctx, *grads):
-    raise RuntimeError("fused_mlp has no double backward: use backend='eager' where gradients of gradients are needed")
-
-
-_forward.register_autograd(_autograd, setup_context=_setup_context)
-_backward.register_autograd(_no_double_backward)
-
-
-def _narrow(x: Tensor, width: int, w1: Tensor, b1: Tensor | None, w2: Tensor):
-    """Views of the first `width` hidden units; weights are copied only where autocast asks for another dtype."""
-    return (
-        w1[:width].to(x.dtype),
-        # The kernels read a bias without strides; it is small enough to copy.
-        None if b1 is None else b1[:width].to(x.dtype).contiguous(),
-        w2[:, :width].to(x.dtype),
-    )
-
-
-def _gradient(like: Tensor, width: int, dim: int, fp32: bool) -> tuple[Tensor, Tensor]:
-    """A gradient for `like` with zeros beyond `width`, and the view of it that the caller must fill."""
-    out = torch.empty(like.shape, dtype=torch.float32 if fp32 else like.dtype, device=like.device)
-    out.narrow(dim, width, like.shape[dim] - width).zero_()
-    return out, out.narrow(dim, 0, width)
+def _fc2(x: Tensor, w2: Tensor, width: int) -> Tensor:
+    return w2[:, :width].to(x.dtype)

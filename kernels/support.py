@@ -1,4 +1,4 @@
-"""The arguments that `fused_mlp` accepts, and where Triton can run them.
+"""The arguments that `fused_mlp` and `fused_gated_mlp` accept, and where Triton can run them.
 
 Must not know the operators or what they compute.
 """
@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from scalevit.kernels.reference import APPROXIMATE
-
 try:
-    from scalevit.kernels.gelu_linear import INTERPRETED
+    from scalevit.kernels.gemm import INTERPRETED
 
     TRITON_MISSING = ""
 except ImportError as error:  # Triton is published for Linux only; the eager path needs torch only.
@@ -29,48 +27,61 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # fp64 r
 _warned: set[str] = set()
 
 
-def check_arguments(
-    tensors: dict[str, Tensor | None], width: int | None, activation: str, save: str, backend: str
-) -> None:
-    """Checks the arguments of `fused_mlp`, see there.
-
-    Args:
-        tensors: x, fc1_weight, fc1_bias, fc2_weight and fc2_bias by name.
-
-    Raises:
-        TypeError, ValueError: the first argument that is not valid, by name.
-    """
+def check_options(activation: str, activations: tuple[str, ...], save: str, backend: str) -> None:
+    """Checks the arguments that are names. Raises ValueError for the first that is not valid."""
     for name, value, allowed in (
-        ("activation", activation, tuple(APPROXIMATE)), ("save", save, SAVE_MODES),
-        ("backend", backend, BACKENDS),
+        ("activation", activation, activations), ("save", save, SAVE_MODES), ("backend", backend, BACKENDS),
     ):  # fmt: skip
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
-    x = _check_tensors(tensors)
-    w1, w2 = tensors["fc1_weight"], tensors["fc2_weight"]
-    assert w1 is not None
-    assert w2 is not None
+
+
+def check_tensors(tensors: dict[str, Tensor | None], layers: tuple[str, ...], *, halves: int = 1) -> int:
+    """Checks an operator's tensors, see there; returns the number of hidden units.
+
+    Args:
+        tensors: x first, then the weights and biases of `layers` and of fc2, by name.
+        layers: the linear layers before fc2: the names of their arguments without "_weight" and "_bias".
+        halves: 2 if the rows of their weights are those of a gate and of a value.
+
+    Raises:
+        TypeError, ValueError: the first tensor that is not valid, by name.
+    """
+    x = _check_dtypes(tensors)
     if x.dim() < 1:
         raise ValueError("x must be (..., D); got a scalar")
-    if w1.dim() != 2 or w1.shape[1] != x.shape[-1]:
-        raise ValueError(f"fc1_weight must be (H, {x.shape[-1]}) to match x; got {tuple(w1.shape)}")
-    hidden = w1.shape[0]
-    if w2.dim() != 2 or w2.shape[1] != hidden:
-        raise ValueError(f"fc2_weight must be (D_out, {hidden}) to match fc1_weight; got {tuple(w2.shape)}")
-    for name, size in (("fc1_bias", hidden), ("fc2_bias", w2.shape[0])):
-        bias = tensors[name]
-        if bias is not None and tuple(bias.shape) != (size,):
-            raise ValueError(f"{name} must be ({size},) or None; got {tuple(bias.shape)}")
-    for name, size in (("x", x.shape[-1]), ("fc1_weight", hidden), ("fc2_weight", w2.shape[0])):
+    d, name = x.shape[-1], f"{layers[0]}_weight"
+    shapes = {key: tuple(t.shape) for key, t in tensors.items() if t is not None}
+    if len(shapes[name]) != 2 or shapes[name][1] != d or shapes[name][0] % halves:
+        raise ValueError(f"{name} must be ({'2 * ' * (halves == 2)}H, {d}) to match x; got {shapes[name]}")
+    rows = shapes[name][0]
+    hidden, w2 = rows // halves, shapes["fc2_weight"]
+    for other in (f"{layer}_weight" for layer in layers[1:]):
+        if shapes[other] != shapes[name]:
+            raise ValueError(f"{other} must be {shapes[name]} to match {name}; got {shapes[other]}")
+    if len(w2) != 2 or w2[1] != hidden:
+        raise ValueError(f"fc2_weight must be (D_out, {hidden}) to match {name}; got {w2}")
+    for bias, size in (*((f"{layer}_bias", rows) for layer in layers), ("fc2_bias", w2[0])):
+        if shapes.get(bias, (size,)) != (size,):
+            raise ValueError(f"{bias} must be ({size},) or None; got {shapes[bias]}")
+    for key, size in (("x", d), (name, hidden), ("fc2_weight", w2[0])):
         if size == 0:
-            raise ValueError(f"{name} has a channel dimension of 0")
-    if width is not None and (isinstance(width, bool) or not isinstance(width, int)):
+            raise ValueError(f"{key} has a channel dimension of 0")
+    return hidden
+
+
+def check_width(width: int | None, hidden: int) -> int:
+    """Checks `width`; returns the number of hidden units in use."""
+    if width is None:
+        return hidden
+    if isinstance(width, bool) or not isinstance(width, int):
         raise TypeError(f"width must be an int or None; got {type(width).__name__}")
-    if width not in (None, hidden) and (not 0 < width <= hidden or width % WIDTH_MULTIPLE):
+    if width != hidden and (not 0 < width <= hidden or width % WIDTH_MULTIPLE):
         raise ValueError(f"width must be a multiple of {WIDTH_MULTIPLE} from {WIDTH_MULTIPLE} to {hidden}; got {width}")
+    return width
 
 
-def _check_tensors(tensors: dict[str, Tensor | None]) -> Tensor:
+def _check_dtypes(tensors: dict[str, Tensor | None]) -> Tensor:
     """Checks types, dtypes and devices; returns x."""
     x = tensors["x"]
     for name, t in tensors.items():
@@ -89,6 +100,22 @@ def _check_tensors(tensors: dict[str, Tensor | None]) -> Tensor:
     return x
 
 
+def runs_in_triton(operator: str, x: Tensor, weight: Tensor, backend: str) -> bool:
+    """Whether Triton runs this call; warns once per reason if "auto" leaves an accelerator to eager PyTorch.
+
+    Raises:
+        RuntimeError: backend is "triton" and Triton cannot run it.
+    """
+    if backend == "eager":
+        return False
+    reason = _unsupported_call_reason(x, weight)
+    if reason and backend == "triton":
+        raise RuntimeError(f"backend='triton' cannot run here: {reason}")
+    if reason and x.device.type not in ("cpu", "meta"):
+        _warn_once(f"{operator} runs eagerly: {reason}")
+    return not reason
+
+
 def _is_autocast(device: torch.device) -> bool:
     # "meta" has no autocast and raises; dynamo of torch 2.11 cannot trace is_autocast_available.
     return device.type != "meta" and torch.is_autocast_enabled(device.type)
@@ -102,7 +129,7 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def unsupported_reason(device: torch.device) -> str:
-    """Why Triton cannot run `fused_mlp` on a device, for any tensors; an empty string if it can."""
+    """Why Triton cannot run the operators on a device, for any tensors; an empty string if it can."""
     if TRITON_MISSING:
         return TRITON_MISSING
     if device.type == "cpu" and not INTERPRETED:
@@ -114,8 +141,8 @@ def unsupported_reason(device: torch.device) -> str:
     return ""
 
 
-def unsupported_call_reason(x: Tensor, weight: Tensor) -> str:
-    """Why Triton cannot run this call of `fused_mlp`; an empty string if it can."""
+def _unsupported_call_reason(x: Tensor, weight: Tensor) -> str:
+    """Why Triton cannot run this call of an operator; an empty string if it can."""
     reason = unsupported_reason(x.device)
     if reason:
         return reason
@@ -154,8 +181,15 @@ def _capability_reason(index: int) -> str:
 
 
 @torch.compiler.assume_constant_result
-def warn_once(reason: str) -> None:
-    """Warns that `fused_mlp` runs eagerly, once per process and reason."""
-    if reason not in _warned:
-        _warned.add(reason)
-        warnings.warn(f"fused_mlp runs eagerly: {reason}", RuntimeWarning, stacklevel=4)
+def is_under_vmap() -> bool:
+    """Whether this call runs under torch.vmap, alone or in a stack of transforms."""
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    return any(interpreter.key() == torch._C._functorch.TransformType.Vmap for interpreter in stack)
+
+
+@torch.compiler.assume_constant_result
+def _warn_once(message: str) -> None:
+    """Warns once per process and message."""
+    if message not in _warned:
+        _warned.add(message)
+        warnings.warn(message, RuntimeWarning, stacklevel=4)

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from scalevit.kernels.gelu import accumulator_dtype, numerics, round_to
-from scalevit.kernels.gelu_linear import aligned_tile, blocks, descriptor, dot, grid, precision, reduce_rows, tile_of
+from scalevit.kernels.gemm import aligned_tile, blocks, descriptor, dot, grid, precision, reduce_rows, tile_of
 from scalevit.kernels.tuning.tables import UNALIGNED_WGRAD, Tile
 
 

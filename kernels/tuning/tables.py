@@ -1,6 +1,6 @@
 """Tables that say for each device how the matrix products of the MLP run. Read once; nothing measures or writes here.
 
-A table is a JSON file named after an architecture (`sm_90.json`), with
+A table is a JSON file named after an architecture, `sm_90.json` for plain and `sm_90.gated.json` for gated MLPs, with
 
     "measured"    null until it has been measured (the plans are then tiles that compile well ahead of time), else the
                   device, versions and date;
@@ -10,7 +10,7 @@ A table is a JSON file named after an architecture (`sm_90.json`), with
 
 A plan gives each product a tile of ours, or "library" for torch's matrix product (cuBLAS, hipBLASLt). Tables are
 looked up in $SCALEVIT_TUNING (a folder, to which the tuner writes), then beside this file; a device without a table
-uses `fallback.json`. fp32 always uses the library, whose products follow torch's TF32 setting.
+uses `fallback.json` or `fallback.gated.json`. fp32 always uses the library, whose products follow torch's TF32 setting.
 
 Must not know kernels or what is computed.
 """
@@ -26,12 +26,15 @@ from pathlib import Path
 import torch
 
 TABLES = Path(__file__).parent
+GATED = ".gated"  # ends the name of a table for gated MLPs
+# In a gated MLP fc1 is the products of gate and value, and fc1_dgrad the sum of both of their products.
 PRODUCTS = ("fc1", "fc2", "fc2_dgrad", "fc1_dgrad", "fc1_wgrad", "fc2_wgrad")
 # Kinds of candidates: the products, with the backward of "lean" separate and both weight gradients together.
 CANDIDATES = ("fc1", "fc2", "fc2_dgrad", "fc2_dgrad_lean", "fc1_dgrad", "wgrad")
 # "none" is inference; "recompute" runs the kernels of "fast".
 SAVES = ("none", "fast", "lean")
-# Save mode -> what fc1 keeps for the backward: nothing, gelu' or the pre-activation.
+# Save mode -> what fc1 keeps for the backward: nothing, gelu' (a gated MLP: the factors of both gradients) or the
+# pre-activation.
 KEPT = {"none": "none", "fast": "slope", "lean": "pre"}
 
 
@@ -40,7 +43,7 @@ class Tile:
     """One launch configuration of a matrix product.
 
     Attributes:
-        block_m, block_n, block_k: the tile, in elements.
+        block_m, block_n, block_k: the tile, in elements. fc1 of a gated MLP computes two of this size at once.
         warps, stages: Triton's num_warps and num_stages.
         parts: column parts of the epilogue (1, 2 or 4).
         group_m: row blocks that go through the columns together, for reuse of the L2 cache.
@@ -128,6 +131,11 @@ class Table:
     candidates: dict[str, tuple[Tile, ...]]
     entries: tuple[dict, ...]
 
+    @property
+    def gated(self) -> bool:
+        """Whether the table is for gated MLPs."""
+        return self.name.endswith(GATED)
+
     def plan(self, sms: int, tokens: int, d: int, h: int, save: str) -> KernelPlan:
         """The measured plan for this shape, with tokens rounded up to a power of two, or the default."""
         for entry in self.entries:
@@ -177,27 +185,27 @@ def device_name(device: torch.device) -> str:
     return f"sm_{properties.major}{properties.minor}"
 
 
-def table_path(name: str, *, shipped: bool = False) -> Path:
+def table_path(name: str, *, gated: bool = False, shipped: bool = False) -> Path:
     """The table of an architecture: the user's (unless `shipped`), the shipped one, its alias's, or the fall-back."""
     users = None if shipped else os.environ.get("SCALEVIT_TUNING")
     folders = [Path(f) for f in (users,) if f] + [TABLES]
     names = [name, ALIASES.get(name, "fallback"), "fallback"]
-    paths = [folder / f"{n}.json" for n in names for folder in folders]
+    paths = [folder / f"{n}{GATED * gated}.json" for n in names for folder in folders]
     return next(path for path in paths if path.is_file())
 
 
 @functools.cache
-def _device_table(index: int) -> tuple[Table, int]:
+def _device_table(index: int, gated: bool) -> tuple[Table, int]:
     device = torch.device("cuda", index)
     sms = torch.cuda.get_device_properties(device).multi_processor_count
-    return read_table(table_path(device_name(device))), sms
+    return read_table(table_path(device_name(device), gated=gated)), sms
 
 
-def find_plan(x: torch.Tensor, width: int, save: str) -> KernelPlan:
+def find_plan(x: torch.Tensor, width: int, save: str, *, gated: bool = False) -> KernelPlan:
     """The plan for tokens x: (M, D) and `width` hidden units. save as in `fused_mlp`, or "none"."""
     if x.device.type == "cpu":
         return INTERPRETER
     if x.dtype == torch.float32:
         return LIBRARY
-    table, sms = _device_table(x.device.index)
+    table, sms = _device_table(x.device.index, gated)
     return table.plan(sms, x.shape[0], x.shape[1], width, "fast" if save == "recompute" else save)

@@ -1,6 +1,6 @@
 """The tuner: measures each product of the MLP with each candidate and with the library, and writes the table.
 
-    python -m scalevit.kernels.tuning --output FOLDER [--tokens 50432 ...] [--shape 768x3072 ...]
+    python -m scalevit.kernels.tuning --output FOLDER [--tokens 50432 ...] [--shape 768x3072 ...] [--gated]
 
 Tuning is explicit: a training run reads tables and never measures. Set SCALEVIT_TUNING=FOLDER to use the table that was
 written, or commit the file beside the shipped tables.
@@ -20,8 +20,11 @@ import torch
 from torch import Tensor
 
 from scalevit.kernels import products
+from scalevit.kernels.gated_products import GatedFc1, Halves, halves_of
+from scalevit.kernels.passes import FirstLayers
 from scalevit.kernels.timing import cold_cache_copies, environment, time_calls
 from scalevit.kernels.tuning.tables import (
+    GATED,
     KEPT,
     SAVES,
     KernelPlan,
@@ -34,43 +37,58 @@ from scalevit.kernels.tuning.tables import (
 )
 
 SHAPES = ("768x3072", "768x1536", "384x1536", "1024x4096", "1280x5120")
+GATED_SHAPES = ("768x2048", "1024x2736", "1536x4096")
 TOKENS = (12608, 25216, 50432)
 
 # One call for each copy of the inputs, with a tile or, for None, the library.
 CallsWithTile = Callable[[Tile | None], list[Callable[[], object]]]
 
 
+def _first_layers(gated: bool, w1: Tensor, b1: Tensor) -> FirstLayers:
+    """What precedes fc2, with gradients to fill. Gate and value are packed, as in most of timm's models."""
+    dw1, db1 = torch.empty_like(w1), torch.empty_like(b1)
+    if not gated:
+        return products.Fc1(w1, b1, "gelu", dw1, db1)
+    packed = (Halves(*halves_of(t, 0, gate_last=False), t) for t in (w1, b1, dw1, db1))
+    weights, biases, weight_grads, bias_grads = packed
+    return GatedFc1(weights, biases, "silu", False, weight_grads, bias_grads)
+
+
 def _calls(
-    save: str, d: int, h: int, m: int, device: torch.device, dtype: torch.dtype
+    gated: bool, save: str, d: int, h: int, m: int, device: torch.device, dtype: torch.dtype
 ) -> dict[str, tuple[str, CallsWithTile]]:
     """product -> (kind of candidates, its calls). The data are random, because zeros run measurably faster."""
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, device=device, dtype=dtype)
 
-    w1, b1, w2, b2 = normal(h, d) / d**0.5, normal(h), normal(d, h) / h**0.5, normal(d)
-    copies = cold_cache_copies(m * (d + 2 * h) * dtype.itemsize, device)
+    rows = 2 * h if gated else h
+    first = _first_layers(gated, normal(rows, d) / d**0.5, normal(rows))
+    w2, b2, dw2 = normal(d, h) / h**0.5, normal(d), normal(d, h)
+    copies = cold_cache_copies(m * (d + 2 * rows) * dtype.itemsize, device)
     narrow = [normal(m, d) for _ in range(copies)]
-    wide = [normal(m, h) for _ in range(copies)]
-    out, bias_out = torch.empty_like(w1), torch.empty_like(b1)
+    wide = [normal(m, rows) for _ in range(copies)]
+    hidden = [normal(m, h) for _ in range(copies)] if gated else wide
 
-    def each(function: Callable[[Tensor, Tensor, Tile | None], object]) -> CallsWithTile:
-        return lambda tile: [partial(function, n, w, tile) for n, w in zip(narrow, wide, strict=True)]
+    def each(others: list[Tensor], function: Callable[[Tensor, Tensor, Tile | None], object]) -> CallsWithTile:
+        return lambda tile: [partial(function, n, o, tile) for n, o in zip(narrow, others, strict=True)]
 
     def fc1(n: Tensor, w: Tensor, tile: Tile | None) -> object:
-        return products.hidden(n, w1, b1, activation="gelu", save=KEPT[save], plan=KernelPlan(fc1=tile))
+        return first.hidden(n, save=KEPT[save], plan=KernelPlan(fc1=tile))
 
     def fc2_dgrad(n: Tensor, w: Tensor, tile: Tile | None) -> object:
-        plan = KernelPlan(fc2_dgrad=tile)
-        return products.hidden_grad(n, w2, w, activation="gelu", save=KEPT[save], bias_out=bias_out, plan=plan)
+        return first.hidden_grad(n, w2, w, save=KEPT[save], plan=KernelPlan(fc2_dgrad=tile))
 
-    calls = {"fc1": ("fc1", each(fc1)), "fc2": ("fc2", each(lambda n, w, t: products.linear(w, w2, b2, tile=t)))}
+    calls = {
+        "fc1": ("fc1", each(wide, fc1)),
+        "fc2": ("fc2", each(hidden, lambda n, w, t: products.linear(w, w2, b2, tile=t))),
+    }
     if save != "none":
         calls |= {
-            "fc2_dgrad": ("fc2_dgrad_lean" if save == "lean" else "fc2_dgrad", each(fc2_dgrad)),
-            "fc1_dgrad": ("fc1_dgrad", each(lambda n, w, t: products.input_grad(w, w1, tile=t))),
-            "fc1_wgrad": ("wgrad", each(lambda n, w, t: products.weight_grad_into(out, w, n, tile=t))),
-            "fc2_wgrad": ("wgrad", each(lambda n, w, t: products.weight_grad_into(out.view(d, h), n, w, tile=t))),
+            "fc2_dgrad": ("fc2_dgrad_lean" if save == "lean" else "fc2_dgrad", each(wide, fc2_dgrad)),
+            "fc1_dgrad": ("fc1_dgrad", each(wide, lambda n, w, t: first.input_grad(w, tile=t))),
+            "fc1_wgrad": ("wgrad", each(wide, lambda n, w, t: first.fill_weight_grad(w, n, tile=t))),
+            "fc2_wgrad": ("wgrad", each(hidden, lambda n, w, t: products.weight_grad_into(dw2, n, w, tile=t))),
         }
     return calls
 
@@ -80,7 +98,7 @@ def tune_shape(
 ) -> tuple[KernelPlan, dict[str, dict[str, float]]]:
     """The fastest choice for each product, and the median microseconds of all choices."""
     plan, times = KernelPlan(), {}
-    for product, (kind, make) in _calls(save, d, h, m, device, dtype).items():
+    for product, (kind, make) in _calls(table.gated, save, d, h, m, device, dtype).items():
         options: dict[str, Tile | None] = {"library": None}
         options |= {_label(tile): tile for tile in table.candidates[kind]}
         times[product] = {name: time_calls(make(tile), device).p50 for name, tile in options.items()}
@@ -110,17 +128,20 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scalevit.kernels.tuning", description="Measure and write a table.")
     parser.add_argument("--output", type=Path, required=True, help="folder for the table")
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS, help="images times tokens per image")
-    parser.add_argument("--shape", nargs="+", default=SHAPES, metavar="DxH")
+    parser.add_argument(
+        "--shape", nargs="+", metavar="DxH", help="of a gated MLP, H is half of the rows of its packed fc1"
+    )
+    parser.add_argument("--gated", action="store_true", help="measure gated MLPs; their table ends in .gated.json")
     arguments = parser.parse_args(argv)
-    shapes = [_shape(parser, text) for text in arguments.shape]
+    shapes = [_shape(parser, text) for text in arguments.shape or (GATED_SHAPES if arguments.gated else SHAPES)]
     if not torch.cuda.is_available():
         print("error: the tuner measures on a CUDA or ROCm device, and there is none", file=sys.stderr)
         return 2
     device = torch.device("cuda", torch.cuda.current_device())
     name = device_name(device)
     # Defaults and candidates are the shipped table's; entries that the folder's table already has are kept.
-    table = read_table(table_path(name, shipped=True))
-    path = arguments.output / f"{name}.json"
+    table = read_table(table_path(name, gated=arguments.gated, shipped=True))
+    path = arguments.output / f"{name}{GATED * arguments.gated}.json"
     entries = list((read_table(path) if path.is_file() else table).entries)
     sms = torch.cuda.get_device_properties(device).multi_processor_count
     command = " ".join(["python -m scalevit.kernels.tuning", *(sys.argv[1:] if argv is None else argv)])

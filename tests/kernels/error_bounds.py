@@ -15,16 +15,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scalevit.kernels.reference import APPROXIMATE
+from scalevit.kernels.reference import GATES
 
 # Independent errors add up to less than this many times the root of the sum of their bounds' squares. Rounding errors
 # are spread evenly up to their bounds, so that this is 7 of their standard deviations.
 DEVIATIONS = 3
 # Both GELUs of the kernels (erf in fp32, the polynomial for bf16 and fp16) and their derivatives, twice what
-# `test_gelu_kernels` allows for the polynomial.
-GELU_ERROR = 2.4e-6
-# Between these gelu, gelu', and their tanh forms are monotone.
-TURNING_POINTS = (-1.4243, -1.4142, -0.7525, -0.7518, 1.4142, 1.4243)
+# `test_gelu_kernels` allows for the polynomial. SiLU is within it too: its logistic is wrong by a few steps of fp32
+# where it is not yet 1, which is below x = 17.
+ACTIVATION_ERROR = 2.4e-6
+# Between these gelu, gelu', their tanh forms, silu and silu' are monotone.
+TURNING_POINTS = (
+    -2.3994, -2.3993, -1.4243, -1.4142, -1.2785, -1.2784, -0.7525, -0.7518, 1.4142, 1.4243, 2.3993, 2.3994,
+)  # fmt: skip
 # Sums run in fp32, in every dtype.
 UNIT = torch.finfo(torch.float32).eps / 2
 
@@ -87,7 +90,7 @@ def _apply(function, x: Estimate) -> Estimate:
     value = function(x.value)
     inside = (torch.clamp(torch.full_like(low, point), low, high) for point in TURNING_POINTS)
     change = torch.stack([(function(at) - value).abs() for at in (low, high, *inside)]).amax(0)
-    return Estimate(value, change + GELU_ERROR)
+    return Estimate(value, change + ACTIVATION_ERROR)
 
 
 def error_bounds(
@@ -99,42 +102,74 @@ def error_bounds(
     post, slope, dpost and dpre when they are stored; each result once. Sums are in fp32. dy is taken as it is.
     """
 
-    def read(t: Tensor) -> Estimate:
-        exact = Estimate.exact(t.detach())
-        return exact if t.dtype == dtype else exact.stored(dtype)
-
-    x, w1, b1, w2, b2 = (None if t is None else read(t) for t in arguments)
-    hidden, wide = w1.value.shape[0] if width is None else width, w1.value.shape[0]
-    shape = x.value.shape
-    x = Estimate(x.value.reshape(-1, shape[-1]), x.error.reshape(-1, shape[-1]))
+    x, w1, b1, w2, b2 = _read(arguments, width, dtype)
     dy = Estimate.exact(dy.reshape(-1, dy.shape[-1]))
-    w1 = Estimate(w1.value[:hidden], w1.error[:hidden])
-    w2 = Estimate(w2.value[:, :hidden], w2.error[:, :hidden])
+    pre = _linear(x, w1, b1).stored(dtype)
+    post, slope = _activate(pre, activation, dtype)
+    dpre = ((dy @ w2).stored(dtype) * slope).stored(dtype)
+    gradients = [*_of_layer(dpre, x), *_of_layer(dy, post)]
+    return _bounds(arguments, [_linear(post, w2, b2), dpre @ w1, *gradients], dtype)
 
-    def gelu(pre: Tensor) -> Tensor:
-        return F.gelu(pre, approximate=APPROXIMATE[activation])
 
-    def gelu_slope(pre: Tensor) -> Tensor:
+def gated_error_bounds(
+    arguments: list[Tensor | None], dy: Tensor, *, width: int | None, activation: str, dtype: torch.dtype
+) -> list[Tensor]:
+    """The same for a gated MLP with separate weights, in the order of fused_gated_mlp's arguments.
+
+    They allow every rounding that eager or a save mode makes: gate, value, act(gate), act'(gate), the hidden units and
+    their gradient, either of the products that make the gradient of the gate, and both terms of dx.
+    """
+    x, gate_w, gate_b, value_w, value_b, w2, b2 = _read(arguments, width, dtype)
+    dy = Estimate.exact(dy.reshape(-1, dy.shape[-1]))
+    gate, value = (_linear(x, *layer).stored(dtype) for layer in ((gate_w, gate_b), (value_w, value_b)))
+    activated, slope = _activate(gate, activation, dtype)
+    post = (activated * value).stored(dtype)
+    dpost = (dy @ w2).stored(dtype)
+    dvalue = (dpost * activated).stored(dtype)
+    # As eager multiplies, and with the product that "fast" saves.
+    orders = (dpost * value).stored(dtype) * slope, dpost * (value * slope).stored(dtype)
+    dgate = Estimate(orders[0].value, torch.maximum(orders[0].error, orders[1].error)).stored(dtype)
+    dx = (dgate @ gate_w).stored(dtype) + (dvalue @ value_w).stored(dtype)
+    gradients = [*_of_layer(dgate, x), *_of_layer(dvalue, x), *_of_layer(dy, post)]
+    return _bounds(arguments, [_linear(post, w2, b2), dx, *gradients], dtype)
+
+
+def _read(arguments: list[Tensor | None], width: int | None, dtype: torch.dtype) -> list[Estimate | None]:
+    """The arguments at the width in use, with x as rows."""
+    x, *first, w2, b2 = arguments
+    narrowed = [x.reshape(-1, x.shape[-1]), *(None if t is None else t[:width] for t in first), w2[:, :width], b2]
+    exact = [None if t is None else Estimate.exact(t.detach()) for t in narrowed]
+    return [e if e is None or t.dtype == dtype else e.stored(dtype) for e, t in zip(exact, narrowed, strict=True)]
+
+
+def _linear(x: Estimate, w: Estimate, b: Estimate | None) -> Estimate:
+    return x @ w.T if b is None else x @ w.T + b
+
+
+def _activate(pre: Estimate, activation: str, dtype: torch.dtype) -> tuple[Estimate, Estimate]:
+    """The activation and its derivative, as they are stored."""
+
+    def slope(pre: Tensor) -> Tensor:
         with torch.enable_grad():
             pre = pre.detach().requires_grad_()
-            return torch.autograd.grad(gelu(pre).sum(), pre)[0]
+            return torch.autograd.grad(GATES[activation](pre).sum(), pre)[0]
 
-    pre = x @ w1.T
-    if b1 is not None:
-        pre = pre + Estimate(b1.value[:hidden], b1.error[:hidden])
-    pre = pre.stored(dtype)
-    post, slope = (_apply(function, pre).stored(dtype) for function in (gelu, gelu_slope))
-    y = post @ w2.T
-    if b2 is not None:
-        y = y + b2
-    dpre = ((dy @ w2).stored(dtype) * slope).stored(dtype)
+    value, derivative = (_apply(function, pre).stored(dtype) for function in (GATES[activation], slope))
+    return value, derivative
 
-    def whole(part: Tensor, dim: int) -> Tensor:
-        """Exactly zero beyond the width."""
-        padding = [0, 0] * (part.dim() - 1 - dim) + [0, wide - hidden]
-        return F.pad(part, padding)
 
-    dw1, dw2 = ((left.T @ right).stored(dtype).error for left, right in ((dpre, x), (dy, post)))
-    bounds = [y.stored(dtype).error.reshape(*shape[:-1], -1), (dpre @ w1).stored(dtype).error.reshape(shape)]
-    bounds += [whole(dw1, 0)] + ([] if b1 is None else [whole(dpre.sum().stored(dtype).error, 0)])
-    return bounds + [whole(dw2, 1)] + ([] if b2 is None else [dy.sum().stored(dtype).error])
+def _of_layer(gradient: Estimate, x: Estimate) -> tuple[Estimate, Estimate]:
+    """The gradients of a linear layer's weight and bias."""
+    return gradient.T @ x, gradient.sum()
+
+
+def _bounds(arguments: list[Tensor | None], results: list[Estimate], dtype: torch.dtype) -> list[Tensor]:
+    """The bounds of y and of the arguments' gradients, rounded once; exactly zero beyond the width."""
+    y, dx, *gradients = (e.stored(dtype).error for e in results)
+    x, *parameters = arguments
+    bounds = [y.reshape(*x.shape[:-1], -1), dx.reshape(x.shape)]
+    for parameter, bound in zip(parameters, gradients, strict=True):
+        if parameter is not None:
+            rest = [whole - used for whole, used in zip(parameter.shape, bound.shape, strict=True)]
+            bounds.append(F.pad(bound, [size for r in reversed(rest) for size in (0, r)]))
+    return bounds

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from error_bounds import error_bounds
-from scalevit.kernels import eager_mlp, fused_mlp, mlp, reference_mlp
+from scalevit.kernels import eager_mlp, fused_mlp, gated_mlp, mlp, reference_mlp
 from scalevit.kernels.tuning.tables import KernelPlan
 
 NAMES = ("x", "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias")
@@ -25,8 +25,11 @@ SLACK = 1 / 32
 
 @contextmanager
 def using_plan(plan: KernelPlan) -> Iterator[None]:
-    """Runs every fused MLP of the block with this plan, whatever the tables contain."""
-    with mock.patch.object(mlp, "find_plan", return_value=plan):
+    """Runs every fused MLP of the block, plain or gated, with this plan, whatever the tables contain."""
+    with (
+        mock.patch.object(mlp, "find_plan", return_value=plan),
+        mock.patch.object(gated_mlp, "find_plan", return_value=plan),
+    ):
         yield
 
 
@@ -58,6 +61,32 @@ class Case:
     @property
     def options(self) -> dict:
         return {"width": self.width, "activation": self.activation}
+
+    # What is tested, and against what; `gated_cases` has others.
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return NAMES
+
+    def arguments(self, device: str = "cpu", seed: int = 0) -> list[Tensor | None]:
+        return make_arguments(self, device, seed)
+
+    def fused(self, *arguments: Tensor | None, **options) -> Tensor:
+        return fused_mlp(*arguments, **options)
+
+    def eager(self, *arguments: Tensor | None, **options) -> Tensor:
+        return eager_mlp(*arguments, **options)
+
+    def reference(self, *arguments: Tensor | None, **options) -> Tensor:
+        return reference_mlp(*arguments, **options)
+
+    def bounds(self, arguments: list[Tensor | None], dy: Tensor, dtype: torch.dtype) -> list[Tensor]:
+        return error_bounds(arguments, dy, dtype=dtype, **self.options)
+
+    def tails(self, gradients: list[Tensor]) -> list[Tensor]:
+        """What lies beyond the width, of the gradients of all of the operator's parameters."""
+        dw1, db1, dw2, _ = gradients
+        return [dw1[self.width :], db1[self.width :], dw2[:, self.width :]]
 
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -131,10 +160,10 @@ def gradient_of(y: Tensor) -> Tensor:
 
 
 def check_against_fp64(case: Case, device: str = "cpu", dy: Tensor | None = None) -> list[Tensor]:
-    """The project's criterion, see `compare`, for fused_mlp with arguments of the case's dtype."""
-    arguments = make_arguments(case, device)
-    eager = run(eager_mlp, arguments, case, dy)
-    fused = run(fused_mlp, arguments, case, dy, save=case.save, backend="triton")
+    """The project's criterion, see `compare`, for a fused MLP with arguments of the case's dtype."""
+    arguments = case.arguments(device)
+    eager = run(case.eager, arguments, case, dy)
+    fused = run(case.fused, arguments, case, dy, save=case.save, backend="triton")
     compare(fused, eager, arguments, case, dy)
     return fused
 
@@ -144,15 +173,14 @@ def check_autocast(case: Case, dtype: torch.dtype, device: str = "cpu") -> None:
 
     Here the products of the weight gradients come out in fp32, where eager's are rounded to `dtype` first.
     """
-    arguments = make_arguments(case, device)
+    arguments = case.arguments(device)
     with torch.autocast(device, dtype):
-        eager = run(eager_mlp, arguments, case)
-        fused = run(fused_mlp, arguments, case, save=case.save, backend="triton")
+        eager = run(case.eager, arguments, case)
+        fused = run(case.fused, arguments, case, save=case.save, backend="triton")
     assert fused[0].dtype == dtype
     compare(fused, eager, arguments, case)
     if case.width:
-        _, _, dw1, db1, dw2, _ = fused
-        for tail in (dw1[case.width :], db1[case.width :], dw2[:, case.width :]):
+        for tail in case.tails(fused[2:]):
             assert tail.numel()
             assert not tail.any()
 
@@ -169,9 +197,9 @@ def compare(
     """
     dtype = results[0].dtype
     dy = (gradient_of(results[0]) if dy is None else dy).to(results[0].device, dtype)
-    truth = run(reference_mlp, arguments, case, dy)
-    bounds = error_bounds(arguments, dy, dtype=dtype, **case.options)
-    names = ["y", *(f"grad of {n}" for n, t in zip(NAMES, arguments, strict=True) if t is not None)]
+    truth = run(case.reference, arguments, case, dy)
+    bounds = case.bounds(arguments, dy, dtype)
+    names = ["y", *(f"grad of {n}" for n, t in zip(case.names, arguments, strict=True) if t is not None)]
     for name, mine, theirs, exact, bound in zip(names, results, eager, truth, bounds, strict=True):
         assert mine.shape == theirs.shape == bound.shape, name
         assert mine.dtype == theirs.dtype, name
@@ -192,3 +220,11 @@ def compare(
             units = bound.clamp(min=torch.finfo(torch.float64).tiny)
             rms = [(e / units).square().mean().sqrt().item() for e in errors]
             assert rms[0] <= 2 * rms[1] + SLACK, f"{name}: rms error {rms[0]:.3f} of the bound, eager {rms[1]:.3f}"
+
+
+def kept_bytes(function, arguments, **options) -> int:
+    """What one call keeps for its backward, beside its result and its arguments."""
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    y = function(*arguments, **options)
+    return torch.cuda.memory_allocated() - before - y.numel() * y.element_size()

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from scalevit.kernels import bench, compile_report
+from scalevit.kernels.compile_jobs import LEAST_AND_MOST, OF_GATES, CompileJob
 from scalevit.kernels.tuning import tables
 
 
@@ -32,11 +33,11 @@ def check_gate(archs: tuple[str, ...], folder: Path, *arguments: str) -> list[di
 
 @pytest.fixture(scope="module")
 def shipped(request, tmp_path_factory):
-    """Records of the wanted architectures' tiles, from one run: a few minutes on one core."""
+    """Records of the wanted architectures' tiles for plain MLPs, from one run: a few minutes on one core."""
     name = test_every_shipped_tile_passes.__name__
     items = [item for item in request.session.items if getattr(item, "originalname", None) == name]
     archs = {item.callspec.params["arch"]: None for item in items}
-    return check_gate(tuple(archs), tmp_path_factory.mktemp("report"))
+    return check_gate(tuple(archs), tmp_path_factory.mktemp("report"), "--mlp", "plain")
 
 
 @pytest.mark.parametrize("arch", compile_report.ARCHITECTURES)
@@ -65,14 +66,54 @@ def test_every_shipped_tile_passes_however_it_is_called(arch, tmp_path):
             (r["dtype"], r["activation"], r["bias"]) for r in records if (r["product"], r["save"]) == (product, save)
         }
         assert seen == set(itertools.product(("bf16", "fp16"), ("gelu", "gelu_tanh"), (True, False)))
+    for product, save in (
+        ("gated_fc1", "none"),
+        ("gated_fc1", "slope"),
+        ("gated_fc1", "pre"),
+        ("gated_fc2_dgrad", "pre"),
+    ):
+        seen = {
+            (r["dtype"], r["activation"], r["bias"]) for r in records if (r["product"], r["save"]) == (product, save)
+        }
+        assert seen == set(itertools.product(("bf16", "fp16"), ("silu", "gelu", "gelu_tanh"), (True, False)))
+    assert {r["product"] for r in records} >= {"gated_fc1_dgrad", "gate", "dgate"}
+
+
+def plan_jobs(arch: str, name: str) -> list[CompileJob]:
+    """The plans' own tiles for training gated MLPs, each in the call with the most work."""
+    table = tables.read_table(tables.TABLES / f"{name}{tables.GATED}.json")
+    tiles = {(p, save): tile for save, plan in table.default.items() for p, tile in plan.tiles().items()}
+    jobs = [
+        CompileJob(arch, name, OF_GATES[product], tables.KEPT[save], replace(tile, ctas_per_sm=0))
+        for (product, save), tile in tiles.items()
+        if save != "none"
+    ]
+    return [job.called(*LEAST_AND_MOST[-1]) for job in jobs]
+
+
+@pytest.mark.parametrize("arch", compile_report.ARCHITECTURES)
+def test_every_shipped_tile_of_gated_plans_passes(arch):
+    """The slow test, and the command without arguments, compile the other tiles and calls."""
+    jobs = plan_jobs(arch, arch)
+    assert {(job.product, job.save) for job in jobs} == {
+        (product, save) for product in ("gated_fc1", "gated_fc2_dgrad") for save in ("slope", "pre")
+    }
+    if arch == "sm_90":
+        jobs += plan_jobs(arch, "fallback")
+        jobs += [CompileJob(arch, "", "dgate", "pre", None, dtype="fp32", activation="gelu_tanh")]
+    assert set(jobs) <= set(compile_report.jobs_for([arch], mlps=["gated"]))
+    for job, report in compile_report.compile_all(jobs, 1):
+        assert not isinstance(report, str), f"{job}: {report}"
+        assert report.faults() == [], job
 
 
 def test_the_fall_back_is_what_unaligned_tensors_run():
     """The report compiles layout "any" only for the fall-back's tiles."""
     table = tables.read_table(tables.TABLES / "fallback.json")
-    for plan in table.default.values():
+    gated = tables.read_table(tables.TABLES / "fallback.gated.json")
+    for plan in (*table.default.values(), *gated.default.values()):
         assert set(plan.tiles().values()) == {tables.UNALIGNED}
-    for kind, tiles in table.candidates.items():
+    for kind, tiles in (*table.candidates.items(), *gated.candidates.items()):
         expected = tables.UNALIGNED_WGRAD if kind == "wgrad" else tables.UNALIGNED
         assert {replace(t, splits=1) for t in tiles} == {expected}
 

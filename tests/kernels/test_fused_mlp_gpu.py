@@ -7,7 +7,17 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from kernel_cases import CASES, SAVES, Case, check_against_fp64, check_autocast, make_arguments, run, using_plan
+from kernel_cases import (
+    CASES,
+    SAVES,
+    Case,
+    check_against_fp64,
+    check_autocast,
+    kept_bytes,
+    make_arguments,
+    run,
+    using_plan,
+)
 from kernel_training import agree, curves, differences
 from scalevit.kernels import eager_mlp, fused_mlp
 from scalevit.kernels.tuning import tables
@@ -124,14 +134,6 @@ def test_what_is_not_supported_runs_eagerly_with_one_warning(recwarn):
     )
     with pytest.raises(RuntimeError, match="float64 has no kernel"):
         fused_mlp(*arguments, backend="triton")
-
-
-def kept_bytes(function, arguments, **options) -> int:
-    """What one call keeps for its backward, beside its result and its arguments."""
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    y = function(*arguments, **options)
-    return torch.cuda.memory_allocated() - before - y.numel() * y.element_size()
 
 
 def test_lean_keeps_half_of_what_eager_keeps():

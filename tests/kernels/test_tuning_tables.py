@@ -82,3 +82,17 @@ def test_buckets(tokens, bucket):
 def test_a_plan_is_found_by_device():
     x = torch.zeros(3, 16)
     assert tables.find_plan(x, 32, "fast") is tables.INTERPRETER
+
+
+def test_gated_mlps_have_tables_of_their_own(monkeypatch, tmp_path):
+    """For every device that has a table; a user's folder may have one kind, the shipped table serves the other."""
+    monkeypatch.delenv("SCALEVIT_TUNING", raising=False)
+    plain = {path.stem for path in SHIPPED if tables.GATED not in path.name}
+    assert {tables.table_path(name, gated=True).stem for name in plain} == {name + tables.GATED for name in plain}
+    assert tables.table_path("gfx1100", gated=True).stem == "fallback.gated"
+    assert tables.table_path("sm_86", gated=True).stem == "sm_89.gated"
+    assert all(tables.read_table(path).gated == (tables.GATED in path.name) for path in SHIPPED)
+    (tmp_path / "sm_90.gated.json").write_text((tables.TABLES / "sm_90.gated.json").read_text())
+    monkeypatch.setenv("SCALEVIT_TUNING", str(tmp_path))
+    assert tables.table_path("sm_90", gated=True).parent == tmp_path
+    assert tables.table_path("sm_90").parent == tables.TABLES

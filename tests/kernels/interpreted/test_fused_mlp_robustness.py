@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from kernel_cases import SAVES, Case, check_against_fp64, make_arguments, run, using_plan
+from kernel_launches import Launches
 from scalevit.kernels import fused_mlp, gelu_linear, weight_grad
 from scalevit.kernels.tuning import tables
 
@@ -80,21 +81,6 @@ def test_never_reads_weights_beyond_the_width(save):
     dirty = [t.requires_grad_() for t in dirty]
     expected = run(fused_mlp, clean, case, save=save)
     assert all(torch.equal(a, b) for a, b in zip(expected, run(fused_mlp, dirty, case, save=save), strict=True))
-
-
-class Launches:
-    """Replaces a kernel: records its operands as (address, shape, strides), and launches it."""
-
-    def __init__(self, kernel, seen: set) -> None:
-        self.kernel, self.seen = kernel, seen
-
-    def __getitem__(self, grid):
-        def launch(*operands, **options):
-            tensors = [getattr(operand, "base", operand) for operand in operands]
-            self.seen |= {(t.data_ptr(), tuple(t.shape), t.stride()) for t in tensors if isinstance(t, torch.Tensor)}
-            return self.kernel[grid](*operands, **options)
-
-        return launch
 
 
 @pytest.mark.parametrize("descriptors", [True, False])

@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -36,6 +37,17 @@ def test_the_tuner_takes_the_fastest(save, monkeypatch):
     assert plan.fc2 == TILE
     assert plan.fc1_wgrad is None
     assert len(times) == (2 if save == "none" else 6)
+
+
+@pytest.mark.parametrize("save", tables.SAVES)
+def test_the_tuner_runs_every_product_of_a_gated_mlp(save, monkeypatch):
+    """Each with the library and with each candidate, on buffers of the shapes that the operator has."""
+    monkeypatch.setattr(tuner, "time_calls", lambda calls, device: [c() for c in calls] and bench.Timing(0, 1.0, 0, 1))
+    table = replace(TABLE, name="test.gated")
+    plan, times = tuner.tune_shape(table, save, 40, 32, 64, CPU, torch.float32)
+    assert plan == tables.LIBRARY, "all take the same time, and the library comes first"
+    assert list(times) == list(tables.PRODUCTS[: 2 if save == "none" else 6])
+    assert all(len(measured) == 2 for measured in times.values())
 
 
 def test_a_written_table_reads_back(tmp_path):
@@ -83,6 +95,30 @@ def test_the_benchmark_measures_and_writes(tmp_path):
     assert written["drift"] == bench.drift(results) > 0
     assert (tmp_path / "speedup.png").stat().st_size > 1000
     assert (tmp_path / "roofline.png").stat().st_size > 1000
+
+
+def test_the_benchmark_measures_gated_mlps(monkeypatch):
+    """Under the name of a gated shape: packed weights, three products in the forward and six in the backward."""
+    ran = []
+    timing = bench.Timing(1.0, 2.0, 3.0, 1)
+    monkeypatch.setattr(bench, "time_calls", lambda calls, *_, **__: ran.append([c() for c in calls]) or timing)
+    mlps = bench.providers(CPU, ["eager", "fused_lean"], gated=True)
+    ceilings = bench.Ceilings(1.0, 1e9)
+    for autocast in (False, True):
+        dtype = torch.bfloat16 if autocast else torch.float32
+        results = list(
+            bench.measure_case(
+                "swiglu_b", 32, 48, 2, mlps, ceilings, CPU, dtype, tokens=5, passes=["full"], autocast=autocast
+            )
+        )
+        assert [r.provider for r in results] == ["eager", "fused_lean", "eager_again"]
+        assert {r.tflops for r in results} == {9 * 2 * 10 * 32 * 48 / 2.0 * 1e-6}
+        gradients = [calls[0] for calls in ran[-3:]]
+        assert {tuple(tuple(g.shape) for g in grads) for grads in gradients} == {
+            ((10, 32), (96, 32), (96,), (32, 48), (32,))
+        }
+    assert set(bench.GATED_SHAPES) < set(bench.SHAPES)
+    assert "cublaslt_tanh" not in bench.providers(torch.device("cuda"), gated=True)
 
 
 def test_the_benchmark_autotunes_last(tmp_path, monkeypatch):
@@ -166,6 +202,12 @@ def test_the_tuner_keeps_what_it_does_not_measure(tmp_path, monkeypatch):
     assert len(table.entries) == 6
     assert table.plan(2, 50, 48, 64, "fast") == tables.LIBRARY
     assert table.plan(2, 50, 32, 64, "fast") == tables.KernelPlan(fc1=TILE)
+    # Gated MLPs have their own file, with their own candidates.
+    assert tuner.main(["--output", str(tmp_path), "--tokens", "50", "--shape", "32x64", "--gated"]) == 0
+    gated = tables.read_table(tmp_path / "sm_90.gated.json")
+    assert seen[3:] == [tables.read_table(tables.TABLES / "sm_90.gated.json").candidates] * 3
+    assert gated.plan(2, 50, 32, 64, "fast") == tables.KernelPlan(fc1=TILE)
+    assert tables.read_table(tmp_path / "sm_90.json").entries == table.entries
 
 
 def test_interpreted_kernels_cannot_be_compiled(capsys):
