@@ -6,7 +6,7 @@ So weights are never reduced twice. Knows names and shapes, not file formats.
 import contextlib
 import io
 import json
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -187,7 +187,7 @@ def _unused(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> tuple[st
     made = [name for name in now if name not in before]  # renamed, or computed from others
 
     def is_taken(name: str, tensor: Tensor) -> bool:
-        first = bisect_right(starts, tensor.data_ptr() - 1)
+        first = bisect_left(starts, tensor.data_ptr())
         if first < len(starts) and starts[first] < tensor.data_ptr() + tensor.nbytes:
             return True
         # A resampled tensor has another place in memory, but hardly another name.
