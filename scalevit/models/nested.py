@@ -6,10 +6,8 @@ Knows MLPs and how the fused operator narrows them. Must not know how the widths
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-from timm.layers import Mlp
 from torch import nn
 
 from scalevit.config.model import KernelsConfig, ModelConfig
@@ -17,7 +15,7 @@ from scalevit.errors import SettingError, UserError
 from scalevit.kernels.support import WIDTH_MULTIPLE
 from scalevit.models.build import build_model, create_unreduced
 from scalevit.models.fused_mlp import FusedMlp, fused
-from scalevit.models.mlps import mlp_places, mlp_views, transformer_blocks
+from scalevit.models.mlps import ReplacedMlp, mlp_places, mlp_views, transformer_blocks
 from scalevit.models.reductions.apply import parse_reduction
 from scalevit.models.reductions.base import Reduction
 
@@ -37,7 +35,7 @@ def make_nested(model: nn.Module, kernels: KernelsConfig) -> None:
     replaced: dict[nn.Module, FusedMlp] = {}
     for place in [place for block in transformer_blocks(model) for place in mlp_places(block)]:
         mlp = place.module
-        if isinstance(mlp, Mlp):
+        if not isinstance(mlp, ReplacedMlp):
             if mlp not in replaced:
                 replaced[mlp] = fused(mlp, save=kernels.save, backend="eager")
             place.put(replaced[mlp])
@@ -51,8 +49,7 @@ class NestedWidths:
         Raises:
             UserError: the model has no MLP that can be narrowed.
         """
-        # torch types a layer's attributes as tensors or modules
-        self._mlps: list[Any] = [module for module in model.modules() if isinstance(module, FusedMlp)]
+        self._mlps = [module for module in model.modules() if isinstance(module, FusedMlp)]
         if not self._mlps:
             raise UserError(f"model {type(model).__name__} has no MLP that can be narrowed")
 
@@ -62,7 +59,7 @@ class NestedWidths:
         Raises:
             SettingError: "widths" has one that is no multiple of 16 units; names the nearest that are.
         """
-        for hidden in sorted({mlp.fc1.out_features for mlp in self._mlps}):
+        for hidden in sorted({mlp.hidden for mlp in self._mlps}):
             for width in widths:
                 units = units_of(width, hidden)
                 if units != hidden and (units % WIDTH_MULTIPLE or not units):
@@ -79,7 +76,7 @@ class NestedWidths:
     def set(self, width: float | None) -> None:
         """Has every MLP use this fraction of its hidden units from its next forward on; None or 1: all."""
         for mlp in self._mlps:
-            mlp.width = None if width is None or width == 1.0 else units_of(width, mlp.fc1.out_features)
+            mlp.width = None if width is None or width == 1.0 else units_of(width, mlp.hidden)
 
     @contextmanager
     def at(self, width: float | None) -> Iterator[None]:

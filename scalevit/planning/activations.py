@@ -27,7 +27,7 @@ from scalevit.config.base import Precision
 from scalevit.config.model import KernelsConfig, ModelConfig
 from scalevit.engines.precision import DTYPES
 from scalevit.models.build import build_model
-from scalevit.models.fused_mlp import FusedMlp
+from scalevit.models.fused_mlp import FusedGatedMlp, FusedMlp, FusedPackedGatedMlp
 from scalevit.models.mlps import transformer_blocks
 from scalevit.models.reductions.base import Reduction
 
@@ -172,13 +172,21 @@ def _fake_mode(network: nn.Module) -> Iterator[None]:
 
 
 def _fused_forward(module: FusedMlp, x: Tensor) -> Tensor:
-    """The fused operator itself: `fused_mlp` would fall back to eager PyTorch, as no kernel runs on this device."""
+    """The fused operator itself: its function would fall back to eager PyTorch, as no kernel runs on this device."""
     rows = x.reshape(-1, x.shape[-1])
     if torch.is_autocast_enabled("cpu"):
         rows = rows.to(torch.get_autocast_dtype("cpu"))
-    fc1, fc2 = module.fc1, module.fc2
-    arguments = (rows, fc1.weight, fc1.bias, fc2.weight, fc2.bias, fc1.out_features, module.activation, module.save)
-    y, _, _ = torch.ops.scalevit.fused_mlp(*arguments, False, False)
+    operators: Any = torch.ops.scalevit
+    fc2 = module.fc2
+    last = (fc2.weight, fc2.bias, module.hidden, module.activation, module.save)
+    if isinstance(module, FusedPackedGatedMlp):
+        first = (module.fc1.weight, module.fc1.bias, None, None)
+        y, _, _ = operators.fused_gated_mlp(rows, *first, *last, module.gate_last, [False] * 3)
+    elif isinstance(module, FusedGatedMlp):
+        separate = (module.fc1_g.weight, module.fc1_g.bias, module.fc1_x.weight, module.fc1_x.bias)
+        y, _, _ = operators.fused_gated_mlp(rows, *separate, *last, False, [False] * 3)
+    else:
+        y, _, _ = operators.fused_mlp(rows, module.fc1.weight, module.fc1.bias, *last, False, False)
     return module.drop2(y.reshape(*x.shape[:-1], fc2.out_features))
 
 
@@ -203,6 +211,19 @@ def _fused_backward_flops(
     return 2 * _fused_flops(x, w1, b1, w2) + again
 
 
+def _gated_flops(
+    x: Tensor, w1: Tensor, b1: Tensor | None, value: Tensor | None, bias: Any, w2: Tensor, *rest: Any, **named: Any
+) -> int:
+    return 2 * x.shape[0] * sum(weight.numel() for weight in (w1, value, w2) if weight is not None)
+
+
+def _gated_backward_flops(dy: Tensor, x: Tensor, *forward: Any, **named: Any) -> int:
+    """As of the plain MLP."""
+    w2, saved = forward[4], forward[6]
+    again = 0 if saved.numel() else _gated_flops(x, *forward[:5]) - 2 * x.shape[0] * w2.numel()
+    return 2 * _gated_flops(x, *forward[:5]) + again
+
+
 def _attention_flops(q: Tensor, k: Tensor, v: Tensor, *rest: Any, **named: Any) -> int:
     return sdpa_flop_count(q.shape, k.shape, v.shape)
 
@@ -217,23 +238,36 @@ _FLOPS: dict[Any, Any] = {
     **flop_registry,
     torch.ops.scalevit.fused_mlp: _fused_flops,
     torch.ops.scalevit.fused_mlp_backward: _fused_backward_flops,
+    torch.ops.scalevit.fused_gated_mlp: _gated_flops,
+    torch.ops.scalevit.fused_gated_mlp_backward: _gated_backward_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
 }
 
 
 def _internal_bytes(func: Any, args: tuple[Any, ...]) -> int:
-    """Bytes of the buffers that a fused operator allocates and frees internally, where no dispatch sees them."""
-    if func == torch.ops.scalevit.fused_mlp.default:
-        x, w1, w2, save = args[0], args[1], args[3], args[7]
+    """Bytes of the buffers that a fused operator allocates and frees internally, where no dispatch sees them.
+
+    Of the gated ones at most: a plan may compute fc1 by the library, which writes gate and value first.
+    """
+    operators: Any = torch.ops.scalevit
+    weights: tuple[Tensor | None, ...]
+    if func == operators.fused_mlp.default:
+        x, weights, width, save = args[0], (args[1], args[3]), args[5], args[7]
         hidden = 0 if save == "fast" else 1  # the post-activation, if it is not saved
-    elif func == torch.ops.scalevit.fused_mlp_backward.default:
-        x, w1, w2, save = args[1], args[2], args[4], args[9]
+    elif func == operators.fused_mlp_backward.default:
+        x, weights, width, save = args[1], (args[2], args[4]), args[7], args[9]
         hidden = {"fast": 1, "lean": 2, "recompute": 3}[save]  # the gradient, and what was not saved
+    elif func == operators.fused_gated_mlp.default:
+        x, weights, width, save = args[0], (args[1], args[3], args[5]), args[7], args[9]
+        hidden = {"fast": 0, "lean": 1}.get(save, 3)
+    elif func == operators.fused_gated_mlp_backward.default:
+        x, weights, width, save = args[1], (args[2], args[4], args[6]), args[9], args[11]
+        hidden = {"fast": 3, "lean": 4, "recompute": 6}[save]  # three gradients, and what was not saved
     else:
         return 0
-    cast = w1.numel() + w2.numel() if w1.dtype != x.dtype else 0
-    return x.element_size() * (hidden * x.shape[0] * w1.shape[0] + cast)
+    cast = sum(weight.numel() for weight in weights if weight is not None and weight.dtype != x.dtype)
+    return x.element_size() * (hidden * x.shape[0] * width + cast)
 
 
 def storage_key(tensor: Tensor | torch.UntypedStorage) -> int:

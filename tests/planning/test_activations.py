@@ -15,7 +15,7 @@ from launching import SECONDS, environment
 from scalevit.config.model import ModelConfig
 from scalevit.models.build import build_model
 from scalevit.models.costs import model_costs
-from scalevit.models.mlps import transformer_blocks
+from scalevit.models.mlps import mlp_views, transformer_blocks
 from scalevit.models.reductions.grouped import GroupedReduction
 from scalevit.models.reductions.none import NoReduction
 from scalevit.models.reductions.shallow import ShallowReduction
@@ -28,6 +28,10 @@ SMALL = ModelConfig(
     drop_path=0.1,
     kwargs={"patch_size": 4, "embed_dim": 32, "depth": 4, "num_heads": 2},
 )
+GATED = {  # packed, and separate gate and value
+    "packed": SMALL.model_copy(update={"name": "vit_giant_patch14_dinov2"}),
+    "separate": SMALL.model_copy(update={"name": "vit_small_plus_patch16_dinov3"}),
+}
 BATCH = 4
 
 
@@ -56,14 +60,15 @@ from scalevit.config.model import KernelsConfig
 from scalevit.models.build import build_model
 from scalevit.models.fused_mlp import fuse_mlps
 from scalevit.planning.activations import saved_bytes
-from test_activations import SMALL, GroupedReduction
-result = {}
-for mode in ("fast", "lean", "recompute"):
-    model = build_model(SMALL, GroupedReduction(), seed=0).train()
-    fuse_mlps(model, KernelsConfig(mlp="triton", save=mode), torch.device("cpu"))
-    with saved_bytes(model) as saved:
-        torch.nn.functional.cross_entropy(model(torch.randn(1, 3, 16, 16)), torch.rand(1, 5))
-    result[mode] = saved.bytes
+from test_activations import GATED, SMALL, GroupedReduction
+result = []
+for kind, config in {"plain": SMALL, **GATED}.items():
+    for mode in ("fast", "lean", "recompute"):
+        model = build_model(config, GroupedReduction(), seed=0).train()
+        fuse_mlps(model, KernelsConfig(mlp="triton", save=mode), torch.device("cpu"))
+        with saved_bytes(model) as saved:
+            torch.nn.functional.cross_entropy(model(torch.randn(1, 3, 16, 16)), torch.rand(1, 5))
+        result.append((kind, mode, saved.bytes))
 print(json.dumps(result))
 """
     folders = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "support")]
@@ -76,9 +81,9 @@ print(json.dumps(result))
         timeout=SECONDS,
     )
     assert outcome.returncode == 0, outcome.stderr
-    for mode, size in json.loads(outcome.stdout.splitlines()[-1]).items():
+    for kind, mode, size in json.loads(outcome.stdout.splitlines()[-1]):
         settings: Any = {"mode": mode, "precision": "fp32", "activation_checkpointing": False}
-        assert TracedModel(SMALL, GroupedReduction(), **settings).saved_bytes(1) == size, mode
+        assert TracedModel({"plain": SMALL, **GATED}[kind], GroupedReduction(), **settings).saved_bytes(1) == size, mode
 
 
 def test_save_modes_differ_by_bytes_per_hidden_unit_and_token() -> None:
@@ -100,6 +105,19 @@ def test_only_the_recompute_mode_computes_fc1_again() -> None:
     }
     assert flops["lean"] == flops["fast"]
     assert flops["recompute"] - flops["fast"] == BATCH * 4 * 17 * 2 * 32 * 128  # blocks, tokens, 2 FLOPs, fc1
+
+
+@pytest.mark.parametrize("kind", GATED)
+def test_gated_mlps_have_the_flops_of_pytorch(kind: str) -> None:
+    settings: Any = {"precision": "bf16", "activation_checkpointing": False}
+    eager, fast, again = (
+        TracedModel(GATED[kind], NoReduction(), mode=mode, **settings).trace(BATCH).flops
+        for mode in ("eager", "fast", "recompute")
+    )
+    assert fast == eager
+    view = mlp_views(build_model(GATED[kind], NoReduction(), seed=0, device="meta"))[0][0]
+    tokens = 21 if kind == "separate" else 17  # DINOv3 has four registers
+    assert again - fast == BATCH * 4 * tokens * 2 * view.width * 2 * view.hidden  # gate and value
 
 
 def test_flops_are_those_of_describe() -> None:
