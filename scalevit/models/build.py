@@ -85,15 +85,7 @@ def create_unreduced(model: ModelConfig, reduction: Reduction) -> nn.Module:
         UserError: a kind of model that is not supported.
     """
     architecture = _check_name(model.name)
-    for key in model.kwargs.keys() & _RESERVED.keys():
-        raise SettingError(f"model.kwargs.{key}", model.kwargs[key], _RESERVED[key])
-    with settings_of("model.kwargs"):
-        arguments: dict[str, Any] = {
-            "num_classes": model.num_classes,
-            "drop_path_rate": model.drop_path,
-            "img_size": model.image_size,
-            **factory_arguments(reduction, model.kwargs),
-        }
+    arguments = timm_arguments(model, reduction)
     try:
         network = timm.create_model(model.name, **arguments)
     except Exception as error:
@@ -104,6 +96,23 @@ def create_unreduced(model: ModelConfig, reduction: Reduction) -> nn.Module:
         raise SettingError("model.name", model.name, f"cannot be built with these arguments ({reason})") from error
     _check_patches(network, model.image_size)
     return network
+
+
+def timm_arguments(model: ModelConfig, reduction: Reduction) -> dict[str, Any]:
+    """What timm's factory is called with for a model.
+
+    Raises:
+        SettingError: an argument is given by another setting.
+    """
+    for key in model.kwargs.keys() & _RESERVED.keys():
+        raise SettingError(f"model.kwargs.{key}", model.kwargs[key], _RESERVED[key])
+    with settings_of("model.kwargs"):
+        return {
+            "num_classes": model.num_classes,
+            "drop_path_rate": model.drop_path,
+            "img_size": model.image_size,
+            **factory_arguments(reduction, model.kwargs),
+        }
 
 
 def _check_patches(network: nn.Module, image_size: int) -> None:

@@ -11,6 +11,7 @@ from scalevit.engines.settings import UpdateScope
 from scalevit.errors import naming_settings
 from scalevit.models.build import build_model
 from scalevit.models.dropout import use_row_keys
+from scalevit.models.fused_mlp import fuse_mlps
 from scalevit.models.meta_init import initial_values
 from scalevit.models.mlps import transformer_blocks
 from scalevit.models.weights.match import Coverage
@@ -39,11 +40,20 @@ def check_engine(config: Config, world: World) -> UpdateScope:
 class EngineBuilder:
     """Builds the config's model at once, while there is no process group yet, and engines around it later."""
 
-    def __init__(self, config: Config, world: World, scope: UpdateScope, *, need_classifier: bool = False):
+    def __init__(
+        self,
+        config: Config,
+        world: World,
+        scope: UpdateScope,
+        *,
+        need_classifier: bool = False,
+        model: nn.Module | None = None,
+    ):
         """
         Args:
             scope: as `check_engine` returns it.
             need_classifier: as for `build_model`.
+            model: of the config, for the first engine instead of one that is built; with PyTorch's own MLPs.
 
         Raises:
             UserError: the model cannot be built.
@@ -52,7 +62,8 @@ class EngineBuilder:
         self._need_classifier = need_classifier
         self.initial_weights: Coverage | None = None
         """What they gave to the model, where there are any."""
-        self._model: nn.Module | None = self._build_model()
+        self._given = model is not None
+        self._model: nn.Module | None = self._build_model() if model is None else self._prepared(model)
 
     def __call__(self, *, micro_batch: int, accumulation: int) -> Engine:
         """An engine around a fresh model. Collective.
@@ -78,7 +89,7 @@ class EngineBuilder:
             activation_checkpointing=config.train.activation_checkpointing,
             compile="inductor" if config.train.compile else None,
             initial_values=partial(initial_values, config.model, config.reduction, seed=config.seed)
-            if config.train.meta_init
+            if config.train.meta_init and not self._given
             else None,
         )
         with naming_settings(OPTIMIZATION_KEYS):
@@ -100,5 +111,12 @@ class EngineBuilder:
                 need_classifier=self._need_classifier,
                 on_weights=self._keep_coverage,
             )
+        use_row_keys(model)
+        return model
+
+    def _prepared(self, model: nn.Module) -> nn.Module:
+        """A given model as `_build_model` builds it."""
+        with naming_settings(SECTIONS):
+            fuse_mlps(model, self._config.kernels, self._world.device)
         use_row_keys(model)
         return model
