@@ -4,7 +4,6 @@ Knows names of files, configs and records of runs. Imports no torch unless a fil
 mistake in the arguments is reported at once.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,14 +84,18 @@ def find_source(
     file = _best_weights(path, weights) if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"weights {file}: no such file")
-    given = [*overrides, f"model.initial_weights={json.dumps(str(file))}"]
     recorded = file.parent / "config.json"
     if config is None and not recorded.is_file():
         own = None if config_required else _own_settings(file)
         if own is None:
             raise UserError(f"{file}: there is no config.json beside it: give --config")
-        return Source(file, load_config(own, given), has_run=False)
-    return Source(file, load_config(config or recorded, given))
+        return Source(file, _naming(load_config(own, overrides), file), has_run=False)
+    return Source(file, _naming(load_config(config or recorded, overrides), file))
+
+
+def _naming(config: Config, file: Path) -> Config:
+    """The config with a weights file as its initial weights."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"initial_weights": str(file)})})
 
 
 def _checkpoint(path: Path) -> Path | None:
