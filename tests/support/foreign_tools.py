@@ -3,9 +3,9 @@
     python tests/support/foreign_tools.py timm FOLDER    # timm and torch
     python tests/support/foreign_tools.py onnx FOLDER    # onnxruntime and numpy
 
-FOLDER has `NAME.safetensors` with `NAME.json`, `NAME.tied.safetensors`, `NAME.hf/`, `NAME.pt2` and `NAME.onnx` for each of
-`expected/NAME.npz`, which holds `images` and the `logits` of our model. Prints the largest difference of a logit for each
-export as JSON, and ends with 1 if one is above 1e-4 or if scalevit could be imported.
+FOLDER has `NAME.safetensors` with `NAME.json`, `NAME.tied.safetensors`, `NAME.hf/`, `NAME.pt2` and `NAME.onnx` for each
+`expected/NAME.npz`, which holds `images` and the `logits` of our model. Prints the largest difference of a logit for
+each export as JSON, and ends with 1 if one is above 1e-4 or if scalevit could be imported.
 """
 
 import json
