@@ -130,5 +130,5 @@ def _structure(model: nn.Module, description: ModelDescription) -> dict[str, Any
     # Rates of dropout act in training only.
     kwargs = {key: value for key, value in description.model.kwargs.items() if not key.endswith("drop_rate")}
     shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
-    tied = {f"the tensor that {name} is": canonical for name, canonical in description.tied.items()}
+    tied = {f"the tie of {name}": canonical for name, canonical in description.tied.items()}
     return {**settings, "kwargs": kwargs, "the list of class names": description.label_names, **tied, **shapes}

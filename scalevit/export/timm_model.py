@@ -5,6 +5,7 @@ which then hold equal weights. Knows timm and modules, not files.
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -65,18 +66,18 @@ def _built_shapes(architecture: str, arguments: Mapping[str, Any]) -> dict[str, 
 
 
 def _mlp_ratios(model: nn.Module) -> Iterator[float]:
-    """What `mlp_ratio` may have to be for timm's int(width * mlp_ratio) to give the hidden width of the first MLP."""
+    """What `mlp_ratio` may have to be for timm to build an MLP as the first one."""
     view = next((view for view in mlp_views(model) if view is not None), None)
-    if view is None:
-        return
-    for hidden in (view.hidden, 2 * view.hidden):  # a packed gated MLP counts gate and value
-        exact = hidden / view.width
-        yield from dict.fromkeys(
-            ratio
-            # The quotient may be rounded down, and its product then be below the width.
-            for ratio in (exact, round(exact, 6), (hidden + 0.5) / view.width)
-            if int(view.width * ratio) == hidden
-        )
+    if view is not None:
+        yield mlp_ratio(view.hidden, view.width)
+        yield mlp_ratio(2 * view.hidden, view.width)  # a packed gated MLP counts gate and value
+
+
+def mlp_ratio(hidden: int, width: int) -> float:
+    """The ratio with which timm's int(width * ratio) is `hidden`."""
+    ratio = hidden / width
+    # Where the quotient was rounded down, its product may be below `hidden`; that of the next number is not.
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def untied_state(model: nn.Module) -> dict[str, Tensor]:
