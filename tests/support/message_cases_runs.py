@@ -229,8 +229,8 @@ def _(place: Place) -> None:
 @case("export ...: contains more than tensors and operations and was not loaded (...)")
 def _(place: Place) -> None:
     with zipfile.ZipFile("x.pt2", "w") as archive:
-        archive.writestr("x/archive_format", "pt2")
-        archive.writestr("x/code.py", "")
+        for name, content in {"archive_format": "pt2", "version": "3\n", "code.py": ""}.items():
+            archive.writestr(f"x/{name}", content)
     main(["predict", "x.pt2", "x.pt2"])
 
 
