@@ -68,8 +68,8 @@ train("fsdp", *FAST, "engine.name=replicated", "train.max_steps=4")  # resumes
 train("undisturbed", *FAST, "train.max_steps=4")
 with open("plan.json", "w") as file, redirect_stdout(file):
     main(["plan", *TINY, "engine.name=replicated", "--gpus", "2", "--json"])
-for suffix in ("npz", "safetensors"):
-    main(["checkpoint", "convert", "runs/fsdp", f"model.{suffix}"])
+main(["checkpoint", "convert", "runs/fsdp", "model.safetensors"])
+main(["export", "model.safetensors", "model.npz", "--to", "numpy"])
 
 train("optimizer", "optimizer.name=lion", "optimizer.lr=1e-4")
 train("schedule", "schedule.name=step", 'schedule.args={"decay_epochs": 20, "decay_rate": 0.1}')

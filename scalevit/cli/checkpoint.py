@@ -2,9 +2,10 @@
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.table import Table
 
@@ -13,9 +14,7 @@ from scalevit.engines.deepspeed.settings import STAGES, Stage
 from scalevit.errors import UserError
 from scalevit.terminal import format_bytes, print_table
 
-if TYPE_CHECKING:
-    from scalevit.export.base import Exporter
-
+_SUFFIX = ".safetensors"
 _INSPECT = """\
   scalevit checkpoint inspect runs/quickstart    # all checkpoints of a run
   scalevit checkpoint inspect runs/quickstart/checkpoints/step-00000100 --json"""
@@ -26,12 +25,12 @@ _CONVERT = """\
 EXAMPLES = f"{_INSPECT}\n{_CONVERT}"
 _FORMS = """\
 SOURCE and TARGET decide what is written:
-  checkpoint or run folder -> file         the weights (with --ema the averaged ones) in the form of the file's suffix
-  checkpoint or run folder -> new folder   a DeepSpeed checkpoint; under torchrun, for that number of ranks
-  DeepSpeed checkpoint     -> file         the weights in the form of the file's suffix
-  DeepSpeed checkpoint     -> run folder   a checkpoint from which training resumes
-NAME.safetensors is a weights file, for any tool. An unknown suffix is refused with a list of the known ones.
-DeepSpeed checkpoints need --config, because they do not name their model."""
+  checkpoint or run folder -> NAME.safetensors   the weights (with --ema the averaged ones), for model.initial_weights
+  checkpoint or run folder -> new folder         a DeepSpeed checkpoint; under torchrun, for that number of ranks
+  DeepSpeed checkpoint     -> NAME.safetensors   the weights
+  DeepSpeed checkpoint     -> run folder         a checkpoint from which training resumes
+`scalevit export` writes models for other tools. DeepSpeed checkpoints need --config, because they do not name their
+model."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,26 +89,43 @@ def _convert(arguments: argparse.Namespace) -> None:
     # Both are checked before torch is loaded, which takes seconds.
     if not source.is_dir():
         raise UserError(f"{source}: no such folder")
-    from scalevit.export.by_suffix import exporter_of
-
-    exporter = exporter_of(arguments.target)
+    to_file = _is_weights_file(arguments.target)
     from scalevit.engines.deepspeed.checkpoints import is_deepspeed
 
     if is_deepspeed(source):
-        _from_deepspeed(source, target, exporter, arguments)
+        _from_deepspeed(source, target, to_file, arguments)
     elif arguments.config is not None:
         raise UserError(f"--config applies only to DeepSpeed checkpoints, and {source} is not one")
     elif arguments.overrides:
         raise UserError(
             f"{arguments.overrides[0]}: settings apply only to DeepSpeed checkpoints, and {source} is not one"
         )
-    elif exporter is not None:
-        _to_file(source, target, exporter, arguments)
+    elif to_file:
+        _to_file(source, target, arguments)
     else:
         _to_deepspeed(source, target, arguments)
 
 
-def _from_deepspeed(source: Path, target: Path, exporter: "Exporter | None", arguments: argparse.Namespace) -> None:
+def _is_weights_file(target: str) -> bool:
+    """Whether a target is a weights file, and not a folder: a name without suffix, or one that exists or ends with /.
+
+    Raises:
+        UserError: it is a file of another kind, or its folder does not exist.
+    """
+    path = Path(target)
+    if path.suffix == _SUFFIX:
+        if not path.parent.is_dir():
+            raise UserError(f"{path.parent}: no such folder")
+        return True
+    if path.suffix and not target.endswith(os.sep) and not path.is_dir():
+        raise UserError(
+            f"{target}: `convert` writes {_SUFFIX} files and folders: use `scalevit export` for other forms, or end "
+            f"the name of a new folder with {os.sep}"
+        )
+    return False
+
+
+def _from_deepspeed(source: Path, target: Path, to_file: bool, arguments: argparse.Namespace) -> None:
     if arguments.config is None:
         raise UserError(f"{source} is a DeepSpeed checkpoint: give the config of its run with --config")
     if arguments.stage is not None:
@@ -119,27 +135,27 @@ def _from_deepspeed(source: Path, target: Path, exporter: "Exporter | None", arg
     from scalevit.config.loading import load_config
     from scalevit.export.checkpoint_model import model_of_deepspeed
     from scalevit.export.deepspeed_checkpoint import read_deepspeed_run, write_checkpoint
+    from scalevit.export.weights_file import write_model
 
     config = load_config(arguments.config, arguments.overrides)
     native = read_deepspeed_run(source, config)
-    if exporter is not None:
-        exporter.write(*model_of_deepspeed(native, config), target)
+    if to_file:
+        write_model(*model_of_deepspeed(native, config), target)
         print(f"wrote {target}: weights of step {native.step}")
     else:
         written = write_checkpoint(native, target, config)
         print(f"wrote {written}; resume with output_dir={target.parent} name={target.name}")
 
 
-def _to_file(source: Path, target: Path, exporter: "Exporter", arguments: argparse.Namespace) -> None:
+def _to_file(source: Path, target: Path, arguments: argparse.Namespace) -> None:
     if arguments.stage is not None:
-        raise UserError(
-            f"--stage applies only to DeepSpeed checkpoints: TARGET must be a folder, not a {exporter.suffix} file"
-        )
+        raise UserError(f"--stage applies only to DeepSpeed checkpoints: TARGET must be a folder, not a {_SUFFIX} file")
     from scalevit.checkpoint.folder import find_checkpoint
     from scalevit.export.checkpoint_model import model_of_checkpoint
+    from scalevit.export.weights_file import write_model
 
     checkpoint = find_checkpoint(source)
-    exporter.write(*model_of_checkpoint(checkpoint, ema=arguments.ema), target)
+    write_model(*model_of_checkpoint(checkpoint, ema=arguments.ema), target)
     print(f"wrote {target}: {'EMA' if arguments.ema else 'weights'} of {checkpoint}")
 
 

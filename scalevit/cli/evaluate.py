@@ -3,18 +3,24 @@
 import argparse
 import json
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scalevit.cli.local_ranks import add_ranks, start_ranks
-from scalevit.cli.parsing import add_config
-from scalevit.cli.weights_target import config_of_target
+from scalevit.cli.parsing import add_config, add_weight_set
 from scalevit.config.loading import load_config
-from scalevit.config.tree import Config
 from scalevit.errors import UserError
+from scalevit.export.source import Source, WeightSet, find_source
+
+if TYPE_CHECKING:
+    from scalevit.training.evaluation import CheckedMetrics
 
 _PRINTED_FAULTS = 5
 EXAMPLES = """\
   scalevit evaluate runs/quickstart    # the best weights of a run, with its config
   scalevit evaluate runs/quickstart/final.safetensors evaluation.batch=64
+  scalevit evaluate runs/quickstart/checkpoints/step-00000100 --weights weights
+  scalevit evaluate photos.onnx data.validation=data/photos/validation    # an export, in one process
   scalevit evaluate --config grouped model.initial_weights=best_ema.safetensors --ranks all
 
 under a launcher:
@@ -23,6 +29,7 @@ under a launcher:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser, required=False)
+    add_weight_set(parser)
     add_ranks(parser)
 
 
@@ -35,40 +42,61 @@ def run(arguments: argparse.Namespace) -> int:
     """
     given = arguments.overrides
     target, overrides = (given[0], given[1:]) if given and "=" not in given[0] else (None, given)
-    config = _config(arguments.config, target, overrides)
-    if arguments.ranks is not None:
+    source = _source(arguments.config, target, overrides, arguments.weights)
+    if arguments.ranks is not None and source.exporter is None:
         options = [] if arguments.config is None else ["--config", arguments.config]
+        options += [] if arguments.weights is None else ["--weights", arguments.weights]
         return start_ranks(arguments.ranks, "evaluate", [*options, *given])
-    # Imported late: a mistake in the config is reported before torch and timm are loaded, which takes seconds.
-    from scalevit.training.run import prepare_evaluation
-
-    prepared = prepare_evaluation(config)
-    result = prepared.evaluate()
-    if prepared.world.is_first:
+    if arguments.ranks is not None:
+        raise UserError(f"--ranks: an export is evaluated in one process, and {source.path} is one")
+    is_first, result = _evaluate(source)
+    if is_first:
         for fault in result.faults[:_PRINTED_FAULTS]:
             print(f"warning: bad sample: {fault}", file=sys.stderr)
         if more := len(result.faults[_PRINTED_FAULTS:]):
             print(f"warning: ... and {more} more; `scalevit shards verify` lists all", file=sys.stderr)
-        weights = config.model.weights_source
-        print(json.dumps({"weights": weights, **result.metrics, "data_faults": len(result.faults)}))
+        print(json.dumps({"weights": str(source), **result.metrics, "data_faults": len(result.faults)}))
     return 0
 
 
-def _config(config: str | None, target: str | None, overrides: list[str]) -> Config:
-    """The config with the weights to evaluate in `model.initial_weights`.
+def _evaluate(source: Source) -> tuple[bool, "CheckedMetrics"]:
+    """Whether this is rank 0, and what was measured."""
+    # Imported late: a mistake in the config is reported before torch and timm are loaded, which takes seconds.
+    if source.exporter is not None:
+        from scalevit.export.classifier import open_classifier
+        from scalevit.export.measure import measure_classifier
+
+        return True, measure_classifier(open_classifier(source), source.config)
+    from scalevit.training.run import prepare_evaluation
+
+    if source.part is not None:
+        from scalevit.export.trained_model import read_model
+
+        model, description = read_model(source)
+        prepared = prepare_evaluation(source.config, model, classes=description.classes)
+    else:
+        prepared = prepare_evaluation(source.config)
+    return prepared.world.is_first, prepared.evaluate()
+
+
+def _source(config: str | None, target: str | None, overrides: list[str], weights: WeightSet | None) -> Source:
+    """The weights to evaluate.
 
     Args:
         config: as given by `--config`.
-        target: a run folder, or a weights file.
+        target: a run folder, a checkpoint, a weights file or an export.
+        weights: as given by `--weights`.
 
     Raises:
         UserError: nothing says what to evaluate, or with which config.
     """
     if target is not None:
-        return config_of_target(target, config, overrides)
+        return find_source(target, config=config, overrides=overrides, weights=weights)
     if config is None:
         raise UserError("name a run folder or a weights file, or give --config and model.initial_weights=FILE")
     found = load_config(config, overrides)
     if found.model.weights_source is None:
         raise UserError("config: model.initial_weights = null: name the weights to evaluate")
-    return found
+    if weights is not None:
+        raise UserError("--weights applies to runs and checkpoints, and model.initial_weights is a file")
+    return Source(Path(found.model.weights_source), found)

@@ -26,6 +26,8 @@ COMMANDS = CommandTable(
             "train": "train a model",
             "evaluate": "evaluate weights on the validation images",
             "predict": "print classes and probabilities of images",
+            "export": "write a trained model for timm, model hubs, torch or ONNX",
+            "average": "average the weights of several checkpoints or runs",
             "config": "explain, compare and check settings",
             "describe": "count the parameters and multiply-accumulates of a model",
             "plan": "estimate memory, traffic and throughput of a run",

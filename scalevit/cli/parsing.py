@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from scalevit.errors import UserError, nearest_hint
+from scalevit.runs.summary import EMA, WEIGHTS
 
 
 def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -28,6 +29,16 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         metavar="key.sub=value",
         help="settings that override the config's, e.g. train.epochs=90",
+    )
+
+
+def add_weight_set(parser: argparse.ArgumentParser) -> None:
+    """Adds `--weights`."""
+    parser.add_argument(
+        "--weights",
+        choices=[EMA, WEIGHTS],
+        help="of a run or a checkpoint: the averaged or the plain ones (default: the better of a run, and the averaged "
+        "ones of a checkpoint where it has them)",
     )
 
 

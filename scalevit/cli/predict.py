@@ -1,4 +1,4 @@
-"""`scalevit predict`: classes and probabilities of images, by the weights of a run."""
+"""`scalevit predict`: classes and probabilities of images, by the weights of a run or by an export."""
 
 import argparse
 import csv
@@ -9,26 +9,31 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scalevit.cli.parsing import integer
-from scalevit.cli.weights_target import config_of_target
+from scalevit.cli.parsing import add_weight_set, integer
 from scalevit.data.writing.sources.files import files_below, why_no_image
 from scalevit.errors import UserError
+from scalevit.export.source import find_source
 
 if TYPE_CHECKING:
-    from scalevit.training.prediction import Prediction
+    from scalevit.export.prediction import Prediction
 
 EXAMPLES = """\
   scalevit predict runs/photos cat.jpg dog.jpg
   scalevit predict runs/photos/final.safetensors holidays/ --top 3 --csv > predictions.csv
-  scalevit predict runs/photos holidays/ --json --batch 64"""
+  scalevit predict runs/photos holidays/ --json --batch 64
+  scalevit predict runs/photos/checkpoints/step-00001000 cat.jpg --weights weights
+  scalevit predict photos.onnx cat.jpg    # what `scalevit export` wrote, in any form"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "target", metavar="RUN|FILE", help="a run folder, whose best weights are taken, or a weights file"
+        "target",
+        metavar="RUN|CHECKPOINT|FILE|EXPORT",
+        help="a run folder, whose best weights are taken, a checkpoint, a weights file, or an export",
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
     parser.add_argument("--config", help="of the model; default: the config.json in the run folder or beside the file")
+    add_weight_set(parser)
     parser.add_argument("--top", type=integer(1), default=5, help="classes of each image (default: %(default)s)")
     parser.add_argument("--batch", type=integer(1), default=32, help="images of a forward pass (default: %(default)s)")
     form = parser.add_mutually_exclusive_group()
@@ -42,16 +47,18 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         UserError: a mistake in the arguments or the weights.
     """
-    config = config_of_target(arguments.target, arguments.config, [])
+    source = find_source(arguments.target, config=arguments.config, weights=arguments.weights, config_required=False)
     paths = _images(arguments.images)
     # Imported late: a mistake in the arguments is reported before torch and timm are loaded, which takes seconds.
-    from scalevit.training.prediction import Predictor
+    from scalevit.export.classifier import open_classifier
+    from scalevit.export.prediction import Predictor
 
-    predictor = Predictor(config)
-    print(f"weights: {config.model.weights_source}", file=sys.stderr)
+    classifier = open_classifier(source)
+    predictor = Predictor(classifier, exif_orientation=source.config.data.exif_orientation)
+    print(f"weights: {source}", file=sys.stderr)
     predictions = predictor.predict(paths, top=arguments.top, batch=arguments.batch)
     write = _write_json if arguments.json else _write_csv if arguments.csv else _write_text
-    failed = write(zip(paths, predictions, strict=True), predictor.classes)
+    failed = write(zip(paths, predictions, strict=True), classifier.classes)
     return 1 if failed else 0
 
 

@@ -8,7 +8,7 @@ replaced, so that `reduction.strategy=shallow` works on a grouped config.
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +26,21 @@ PRESETS = Path(__file__).parents[1] / "presets"
 _META_KEYS = ("extends", "about", "$schema")
 
 
-def load_config(config: str | os.PathLike[str] | None, overrides: Iterable[str] = ()) -> Config:
+def load_config(config: str | os.PathLike[str] | Mapping[str, Any] | None, overrides: Iterable[str] = ()) -> Config:
     """Reads, merges and validates.
 
     Args:
-        config: a JSON file or the name of a preset, or None for the defaults only.
+        config: a JSON file or the name of a preset, its content, or None for the defaults only.
         overrides: `key.sub=value` strings; a value is JSON, or else a plain string. An object replaces one of the
             user's own keys (`model.kwargs={}`), and is merged into a section.
 
     Raises:
         UserError: one line that names the key, the value, what is allowed and the nearest valid name.
     """
-    layers = [] if config is None else _read_with_parents(find_config(config))
+    if config is None:
+        layers = []
+    else:
+        layers = [dict(config)] if isinstance(config, Mapping) else _read_with_parents(find_config(config))
     given, numbers = _overrides_layer(overrides)
     types = _discriminators()
     # The default types are the first layer: `engine.stage=2` without `engine.name` applies to the default engine.

@@ -1,19 +1,64 @@
-"""The seam of exporters: one form of file in which a trained model is written.
+"""The seam of exporters: one form in which a trained model is written for other tools, and read back.
 
-Knows models and settings. Must not know where the model comes from: `checkpoint_model` reads it. Like exporters it
-imports no torch at module level, so that an unknown suffix is reported at once.
+Knows models and settings. Must not know where the model comes from: `read_model` reads it. Like exporters it imports no
+torch at module level, so that a mistake in the arguments is reported at once.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import abc
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
 from scalevit.config.model import ModelConfig
+from scalevit.errors import UserError
 from scalevit.models.reductions.base import Reduction
 
 if TYPE_CHECKING:
-    from torch import nn
+    import torch
+    from torch import Tensor, nn
+
+    Logits = Callable[[Tensor], Tensor]
+    """Normalised images (b, 3, S, S), float32 -> logits (b, classes)."""
+
+Channels = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What becomes of an image before the model sees it."""
+
+    image_size: int
+    """Side of the input in pixels."""
+    crop_pct: float
+    """Central crop over resized side."""
+    interpolation: str
+    """Of the resize: "bicubic", "bilinear"."""
+    mean: Channels
+    """Of the normalisation, for values in 0..1."""
+    std: Channels
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Preprocessing":
+        """The inverse of `to_json`.
+
+        Raises:
+            KeyError, TypeError, ValueError: the values are not such settings.
+        """
+        mean, std = (tuple(float(value) for value in values[key]) for key in ("mean", "std"))
+        if not len(mean) == len(std) == 3:
+            raise ValueError("mean and std must have three values")
+        return cls(
+            image_size=int(values["image_size"]),
+            crop_pct=float(values["crop_pct"]),
+            interpolation=str(values["interpolation"]),
+            mean=mean,
+            std=std,
+        )
 
 
 @dataclass(frozen=True)
@@ -25,28 +70,101 @@ class ModelDescription:
     """Applied already: the model is the reduced one."""
     tied: Mapping[str, str]
     """Further name -> canonical name of each shared parameter."""
+    preprocessing: Preprocessing
     classes: Sequence[str] | None = None
-    """Names of the classifier's outputs, if they are known."""
-
-
-class Exporter(Protocol):
-    """Writes a model as one file. `by_suffix` finds it in `EXPORTERS` by the suffix of the target."""
+    """Names of the classifier's first outputs, if they are known."""
 
     @property
-    def name(self) -> str:
-        """The form of the file in a few words, for messages: "weights"."""
+    def label_names(self) -> list[str] | None:
+        """Names of all outputs; None where one has no name."""
+        return None if self.classes is None or len(self.classes) != self.model.num_classes else list(self.classes)
 
-    @property
-    def suffix(self) -> str:
-        """Of the files that it writes, with the dot; no other exporter has it."""
 
-    def write(self, model: "nn.Module", description: ModelDescription, target: Path) -> None:
-        """Writes the file: complete or not at all.
+@dataclass(frozen=True)
+class Exported:
+    """An export, read back as another tool reads it: ready to classify images."""
+
+    logits: "Logits"
+    preprocessing: Preprocessing
+    num_classes: int
+    classes: Sequence[str] | None = None
+    """Names of the outputs, where the export has them."""
+
+
+class Exporter(abc.ABC):
+    """Writes a model in one form. `scalevit export --to NAME` finds it in `EXPORTERS`."""
+
+    name: str
+    """The value of `--to`."""
+    suffix: str
+    """Of the file that it writes, with the dot; "" for a folder."""
+    purpose: str
+    """What reads the form, in a few words, for help."""
+    can_tie: bool = False
+    """Whether it can write shared tensors once."""
+
+    def check_target(self, target: Path) -> None:
+        """Makes sure that an export can be written there. Imports no torch.
+
+        Raises:
+            UserError: it exists, its folder does not, or its name has another suffix than the form.
+        """
+        if self.suffix and target.suffix != self.suffix:
+            raise UserError(f"{target}: --to {self.name} writes a {self.suffix} file: name it so")
+        if not target.absolute().parent.is_dir():
+            raise UserError(f"{target.parent}: no such folder")
+        for path in self.files(target):
+            if os.path.lexists(path):
+                raise UserError(f"{path}: already exists; choose another name")
+
+    def files(self, target: Path) -> list[Path]:
+        """The target and what is written beside it."""
+        return [target]
+
+    def check(self) -> None:  # noqa: B027 (most need nothing)
+        """Makes sure that the packages that it needs are installed.
+
+        Raises:
+            UserError: one is missing.
+        """
+
+    @abc.abstractmethod
+    def write(self, model: "nn.Module", description: ModelDescription, target: Path, *, tied: bool) -> None:
+        """Writes the target and the other `files`.
 
         Args:
             model: on the CPU, in evaluation mode, with PyTorch's own modules for its MLPs.
-            target: in a folder that exists.
+            target: in an empty folder, from which it is moved when it has been verified.
+            tied: write shared tensors once (only where `can_tie`).
 
         Raises:
-            UserError: the file cannot be written, or its form cannot hold this model.
+            UserError: the form cannot hold this model.
+            OSError: it cannot be written.
         """
+
+    def logits(self, target: Path, model: "nn.Module") -> "Logits":
+        """The export as another tool computes it, on the CPU; compared with the model before it is published.
+
+        Args:
+            target: as written.
+            model: that was written.
+        """
+        import torch
+
+        return self.read(target, torch.device("cpu")).logits
+
+    def usage(self, target: Path) -> str:
+        """How another tool loads the export: lines of code; "" if there is nothing to say."""
+        return ""
+
+    def recognises(self, path: Path) -> bool:
+        """Whether a file or folder has this form and `read` reads it. Imports no torch."""
+        return False
+
+    def read(self, path: Path, device: "torch.device") -> Exported:
+        """Reads an export. Executes nothing that it contains but the model's operations.
+
+        Raises:
+            UserError: it cannot be read, or contains something else.
+        """
+        raise NotImplementedError

@@ -19,9 +19,11 @@ from scalevit.config.tree import SECTIONS, Config
 from scalevit.engines.deepspeed.checkpoints import DeepSpeedCheckpoint
 from scalevit.engines.state import TensorSlice
 from scalevit.errors import UserError, naming_settings, settings_of
-from scalevit.export.base import ModelDescription
+from scalevit.export.base import ModelDescription, Preprocessing
 from scalevit.models.build import build_model
 from scalevit.models.reductions.apply import parse_reduction
+from scalevit.training.open_data import EVALUATION_INTERPOLATION
+from scalevit.training.run import with_model_defaults
 from scalevit.training.tasks.base import without_own
 from scalevit.tying import tied_names
 
@@ -37,8 +39,14 @@ def initial_model(config: Config) -> nn.Module:
         return build_model(model, config.reduction, seed=config.seed).eval()
 
 
-def model_of_checkpoint(checkpoint: Path, *, ema: bool) -> tuple[nn.Module, ModelDescription]:
+def model_of_checkpoint(
+    checkpoint: Path, *, ema: bool, config: Config | None = None
+) -> tuple[nn.Module, ModelDescription]:
     """The model of a checkpoint of ours with its weights, or with their EMA.
+
+    Args:
+        config: of the run, where its images matter; None takes only the checkpoint's sections of the model, so that the
+            others may be of an older version.
 
     Raises:
         UserError: there is no EMA, the checkpoint cannot be read, or this version builds another model of its config.
@@ -47,8 +55,8 @@ def model_of_checkpoint(checkpoint: Path, *, ema: bool) -> tuple[nn.Module, Mode
     part = "ema" if ema else "weights"
     if part not in record["parts"]:
         raise UserError(f"checkpoint {checkpoint}: contains no EMA weights")
-    # Only these sections of an older config have to be valid.
-    config = _model_config({key: record["config"].get(key, {}) for key in ("model", "reduction")})
+    if config is None:
+        config = _model_config({key: record["config"].get(key, {}) for key in ("model", "reduction")})
     model = initial_model(config)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     slices = {name: TensorSlice(torch.empty(shape.numel()), 0, shape) for name, shape in shapes.items()}
@@ -84,4 +92,20 @@ def _filled(
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(flat[name].view(parameter.shape))
-    return model, ModelDescription(config.model, config.reduction, tied_names(model), classes)
+    preprocessing = preprocessing_of(config)
+    return model, ModelDescription(config.model, config.reduction, tied_names(model), preprocessing, classes)
+
+
+def preprocessing_of(config: Config) -> Preprocessing:
+    """What the run's evaluation does to an image."""
+    data = with_model_defaults(config).data
+    assert data.mean is not None, "see with_model_defaults"
+    assert data.std is not None, "see with_model_defaults"
+    assert data.crop_pct is not None, "see with_model_defaults"
+    return Preprocessing(
+        image_size=config.model.image_size,
+        crop_pct=data.crop_pct,
+        interpolation=EVALUATION_INTERPOLATION,
+        mean=data.mean,
+        std=data.std,
+    )

@@ -1,29 +1,24 @@
-"""Weights as a safetensors file: each parameter once, by its canonical name, with the tied names in the metadata."""
+"""Weights as a file of ours: each parameter once, by its canonical name, with the tied names in the metadata."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from torch import nn
 
 from scalevit.export.base import ModelDescription
-
-if TYPE_CHECKING:
-    from torch import nn
+from scalevit.models.weights.write import write_weights
 
 
-class WeightsFile:
-    """The file that `model.initial_weights` reads."""
+def write_model(model: nn.Module, description: ModelDescription, target: Path) -> None:
+    """Writes the file that `model.initial_weights` reads: complete or not at all.
 
-    name = "weights"
-    suffix = ".safetensors"
-
-    def write(self, model: "nn.Module", description: ModelDescription, target: Path) -> None:
-        """As `Exporter.write`."""
-        from scalevit.models.weights.write import write_weights
-
-        write_weights(
-            target,
-            dict(model.named_parameters()),
-            model=description.model,
-            reduction=description.reduction,
-            tied=description.tied,
-            classes=description.classes,
-        )
+    Raises:
+        UserError: it cannot be written.
+    """
+    write_weights(
+        target,
+        dict(model.named_parameters()),
+        model=description.model,
+        reduction=description.reduction,
+        tied=description.tied,
+        classes=description.classes,
+    )

@@ -3,7 +3,7 @@
 Knows every step's module. Must not know engines, ranks or data.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import timm
@@ -28,6 +28,7 @@ _RESERVED = {
     "pretrained": "is given by model.pretrained",
     "checkpoint_path": "cannot be set: name a file in model.initial_weights",
 }
+_OPTIONAL = ("img_size", "drop_path_rate")
 
 
 def build_model(
@@ -97,17 +98,9 @@ def create_unreduced(model: ModelConfig, reduction: Reduction, *, input_channels
     """
     pretrained_config(model.name)
     architecture, _, _ = model.name.partition(".")
-    for key in model.kwargs.keys() & _RESERVED.keys():
-        raise SettingError(f"model.kwargs.{key}", model.kwargs[key], _RESERVED[key])
-    with settings_of("model.kwargs"):
-        arguments: dict[str, Any] = {
-            "num_classes": model.num_classes,
-            **({} if input_channels == 3 else {"in_chans": input_channels}),
-            **factory_arguments(reduction, model.kwargs),
-        }
-    optional = {"img_size": model.image_size, "drop_path_rate": model.drop_path}
+    arguments = timm_arguments(model, reduction, input_channels=input_channels)
     try:
-        network = _create(model.name, arguments, optional)
+        network, accepted = create_timm_model(model.name, arguments)
     except Exception as error:
         # timm passes the user's arguments down to constructors that check little and fail in any way.
         if reduction.changes_model:
@@ -119,23 +112,42 @@ def create_unreduced(model: ModelConfig, reduction: Reduction, *, input_channels
                 raise SettingError("reduction.strategy", reduction.strategy, reason) from error
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise SettingError("model.name", model.name, f"cannot be built with these arguments ({reason})") from error
-    if model.drop_path and "drop_path_rate" not in optional:
+    if model.drop_path and "drop_path_rate" not in accepted:
         raise SettingError("model.drop_path", model.drop_path, f"timm's {architecture} has no stochastic depth: use 0")
     _check_trainable(model.name, network)
     _check_patches(network, model.image_size)
     return network
 
 
-def _create(name: str, arguments: dict[str, Any], optional: dict[str, Any]) -> nn.Module:
-    """timm's model; those `optional` arguments that its constructor does not take are removed from the dict."""
+def timm_arguments(model: ModelConfig, reduction: Reduction, *, input_channels: int = 3) -> dict[str, Any]:
+    """What timm's factory is called with for a model; `create_timm_model` leaves out what a model does not take.
+
+    Raises:
+        SettingError: an argument is given by another setting.
+    """
+    for key in model.kwargs.keys() & _RESERVED.keys():
+        raise SettingError(f"model.kwargs.{key}", model.kwargs[key], _RESERVED[key])
+    with settings_of("model.kwargs"):
+        return {
+            "num_classes": model.num_classes,
+            "drop_path_rate": model.drop_path,
+            "img_size": model.image_size,
+            **({} if input_channels == 3 else {"in_chans": input_channels}),
+            **factory_arguments(reduction, model.kwargs),
+        }
+
+
+def create_timm_model(name: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    """timm's model, and those of the arguments that it takes: not every model has an image size or stochastic depth."""
+    accepted = dict(arguments)
     while True:
         try:
-            return timm.create_model(name, **arguments, **optional)
+            return timm.create_model(name, **accepted), accepted
         except TypeError as error:
-            unknown = [key for key in optional if f"unexpected keyword argument '{key}'" in str(error)]
+            unknown = [key for key in _OPTIONAL if f"unexpected keyword argument '{key}'" in str(error)]
             if not unknown:
                 raise
-            del optional[unknown[0]]
+            del accepted[unknown[0]]
 
 
 def _check_trainable(name: str, network: nn.Module) -> None:

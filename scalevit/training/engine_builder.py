@@ -13,6 +13,7 @@ from scalevit.engines.settings import UpdateScope
 from scalevit.errors import SettingError, naming_settings, settings_of
 from scalevit.models.build import build_model
 from scalevit.models.dropout import use_row_keys
+from scalevit.models.fused_mlp import fuse_mlps
 from scalevit.models.meta_init import initial_values
 from scalevit.models.mlps import transformer_blocks
 from scalevit.models.weights.coverage import Coverage
@@ -50,12 +51,14 @@ class EngineBuilder:
         task: TaskRunner | None = None,
         *,
         need_classifier: bool = False,
+        model: nn.Module | None = None,
     ):
         """
         Args:
             scope: as `check_engine` returns it.
             task: what the model is trained for; None for an evaluation.
             need_classifier: as for `build_model`.
+            model: of the config, for the first engine instead of one that is built; with PyTorch's own MLPs.
 
         Raises:
             UserError: the model cannot be built.
@@ -65,7 +68,8 @@ class EngineBuilder:
         self.task = task or TaskRunner()
         self.initial_weights: Coverage | None = None
         """What they gave to the model, where there are any."""
-        self._model: nn.Module | None = self._build_model()
+        self._given = model is not None
+        self._model: nn.Module | None = self._build_model() if model is None else self._fused(model)
 
     def __call__(self, *, micro_batch: int, accumulation: int) -> Engine:
         """An engine around a fresh model. Collective.
@@ -91,7 +95,7 @@ class EngineBuilder:
             activation_checkpointing=config.train.activation_checkpointing,
             compile="inductor" if config.train.compile else None,
             forms=len(config.task.forms(model)),
-            initial_values=self._initial_values(model) if config.train.meta_init else None,
+            initial_values=self._initial_values(model) if config.train.meta_init and not self._given else None,
         )
         with naming_settings(OPTIMIZATION_KEYS):
             engine = config.engine.build(model, spec)
@@ -123,9 +127,20 @@ class EngineBuilder:
                 need_classifier=self._need_classifier,
                 on_weights=self._keep_coverage,
             )
-            with settings_of("task"):
-                config.task.adapt(model, config.kernels)
-                self.task.extend(model)
+        return self._prepared(model)
+
+    def _fused(self, model: nn.Module) -> nn.Module:
+        """A given model as `_build_model` builds it."""
+        with naming_settings(SECTIONS):
+            fuse_mlps(model, self._config.kernels, self._world.device)
+        return self._prepared(model)
+
+    def _prepared(self, model: nn.Module) -> nn.Module:
+        """A model as the task needs it, with masks that follow from keys."""
+        config = self._config
+        with naming_settings(SECTIONS), settings_of("task"):
+            config.task.adapt(model, config.kernels)
+            self.task.extend(model)
         use_row_keys(model)
         if not transformer_blocks(model):
             for key in ("compile", "activation_checkpointing"):

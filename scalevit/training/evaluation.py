@@ -1,17 +1,19 @@
 """Evaluation on a validation set that is split over ranks, every sample exactly once, for every set of weights."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 
 from scalevit.data.faults import Fault, FaultLog
 from scalevit.data.loading.evaluation_loader import EvaluationLoader
+from scalevit.distributed import World
 from scalevit.engines.base import Engine
 from scalevit.runs.summary import EMA, SELECTION_METRIC, WEIGHTS, record_key
 from scalevit.training.metrics import METRICS, Predictions
 from scalevit.training.setting_keys import naming_data_settings
-from scalevit.training.tasks.base import Form
+from scalevit.training.tasks.base import Form, Forward
 from scalevit.training.weight_sets import WeightSets
 
 
@@ -96,12 +98,34 @@ def evaluate_within_limit(
     """
     faults: list[Fault] = []
     metrics = evaluate(engine, loader, forms, channels_last=channels_last, faults=faults)
-    found = [*loader.dataset.index.faults, *engine.world.gather(faults)]
+    return _within_limit(metrics, loader, engine.world.gather(faults), max_faults)
+
+
+def measure_within_limit(
+    forward: Forward, world: World, loader: EvaluationLoader, *, max_faults: int
+) -> CheckedMetrics:
+    """Likewise of a model without an engine, for example an exported one.
+
+    Args:
+        forward: normalised images (b, C, H, W) on the world's device -> logits (b, classes).
+        max_faults: as for `evaluate_within_limit`.
+
+    Raises:
+        UserError: as `evaluate_within_limit`.
+    """
+    faults: list[Fault] = []
+    metrics = _measure(forward, world, loader, {"": nullcontext}, channels_last=False, faults=faults)
+    return _within_limit(metrics, loader, world.gather(faults), max_faults)
+
+
+def _within_limit(
+    metrics: Mapping[str, float], loader: EvaluationLoader, faults: list[Fault], max_faults: int
+) -> CheckedMetrics:
     with naming_data_settings():
-        return CheckedMetrics(metrics, FaultLog(None, limit=max_faults).add(found))
+        found = FaultLog(None, limit=max_faults).add([*loader.dataset.index.faults, *faults])
+        return CheckedMetrics(metrics, found)
 
 
-@torch.no_grad()
 def evaluate(
     engine: Engine,
     loader: EvaluationLoader,
@@ -128,13 +152,28 @@ def evaluate(
         UserError: a shard cannot be read; on every rank.
     """
     engine.eval()
-    device = engine.world.device
+    metrics = _measure(engine.forward, engine.world, loader, forms, channels_last=channels_last, faults=faults)
+    engine.train()
+    return metrics
+
+
+@torch.no_grad()
+def _measure(
+    forward: Forward,
+    world: World,
+    loader: EvaluationLoader,
+    forms: Mapping[str, Form],
+    *,
+    channels_last: bool,
+    faults: list[Fault] | None,
+) -> dict[str, float]:
+    device = world.device
     layout = torch.channels_last if channels_last else torch.contiguous_format
     # By form: the sum of weights, then of metrics.
     totals = torch.zeros(len(forms), 1 + len(METRICS), dtype=torch.float64, device=device)
     batches = iter(loader)
     for _ in range(len(loader)):
-        with engine.world.collective_errors(), naming_data_settings():
+        with world.collective_errors(), naming_data_settings():
             batch = next(batches)
         if faults is not None:
             faults += batch.faults
@@ -143,13 +182,12 @@ def evaluate(
         weights = batch.weights.to(device, torch.float64)
         for total, form in zip(totals, forms.values(), strict=True):
             with form():
-                logits = engine.forward(images)
+                logits = forward(images)
             predictions = Predictions(logits.float(), labels, batch.decoded.to(device))
             values = [metric.of_images(predictions).double() for metric in METRICS.values()]
             total += (torch.stack([torch.ones_like(weights), *values]) * weights).sum(1)
-    engine.train()
     metrics = {}
-    for suffix, (count, *sums) in zip(forms, engine.world.all_reduce_sum(totals).tolist(), strict=True):
+    for suffix, (count, *sums) in zip(forms, world.all_reduce_sum(totals).tolist(), strict=True):
         assert count == len(loader.dataset), f"evaluated {count:g} of {len(loader.dataset)} samples"
         for (name, metric), total in zip(METRICS.items(), sums, strict=True):
             metrics[f"{name}_{suffix}" if suffix else name] = metric.scale * total / count

@@ -26,6 +26,9 @@ from scalevit.distributed import World
 from scalevit.errors import SettingError
 from scalevit.training.micro_batch import first_micro_batch
 
+EVALUATION_INTERPOLATION = "bicubic"
+"""Of the resize of validation images, by all transforms."""
+
 
 @dataclass(frozen=True)
 class RunData:
@@ -171,7 +174,9 @@ def evaluation_transform_of(config: Config) -> Transform:
     """Likewise for a validation image."""
     assert config.data.crop_pct is not None, "see with_model_defaults"
     build = FastEvaluation if config.data.transforms == "fast" else evaluation_transform
-    return build(image_size=config.model.image_size, crop_pct=config.data.crop_pct)
+    return build(
+        image_size=config.model.image_size, crop_pct=config.data.crop_pct, interpolation=EVALUATION_INTERPOLATION
+    )
 
 
 def normalisation_of(config: Config) -> tuple[Channels, Channels]:

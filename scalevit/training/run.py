@@ -4,10 +4,12 @@ Everything that can be wrong is found by `prepare`, before any process group exi
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from torch import nn
 
 from scalevit.config.tree import SECTIONS, Config
 from scalevit.cpu import prepare_cpu
@@ -149,21 +151,29 @@ def prepare(config: Config) -> PreparedRun:
     return PreparedRun(config, world, folder, tracking, costs, checkpoints, data, build_engine)
 
 
-def prepare_evaluation(config: Config) -> PreparedEvaluation:
+def prepare_evaluation(
+    config: Config, model: nn.Module | None = None, *, classes: Sequence[str] | None = None
+) -> PreparedEvaluation:
     """Checks what an evaluation of the config's initial weights needs, and opens the validation data.
+
+    Args:
+        model: of the config, evaluated instead; on the CPU, with PyTorch's own modules for its MLPs.
+        classes: names of its labels, if they are known.
 
     Raises:
         UserError: as `prepare`, or no weights are named.
     """
     weights = config.model.weights_source
-    if weights is None:
+    if weights is None and model is None:
         raise UserError("config: model.initial_weights = null: name the weights to evaluate")
     world = World.from_environment()
     config = with_model_defaults(config)
     scope = check_engine(config, world)
-    build_engine = EngineBuilder(config, world, scope, need_classifier=True)
+    build_engine = EngineBuilder(config, world, scope, need_classifier=True, model=model)
     with naming_data_settings():
-        data = open_evaluation(config, world, classes=_classes_of_weights(config, weights, world))
+        if model is None and weights is not None:
+            classes = _classes_of_weights(config, weights, world)
+        data = open_evaluation(config, world, classes=classes)
     return PreparedEvaluation(config, world, data, build_engine)
 
 

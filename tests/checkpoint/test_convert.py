@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import nn
 
 from resume_worker import read_alone
 from scalevit.checkpoint.folder import list_checkpoints, read_record
@@ -22,8 +21,6 @@ from scalevit.config.training import CheckpointConfig
 from scalevit.distributed import World
 from scalevit.engines.deepspeed.checkpoints import DeepSpeedCheckpoint
 from scalevit.engines.state import TensorSlice
-from scalevit.export import by_suffix
-from scalevit.export.base import ModelDescription
 from scalevit.export.deepspeed_checkpoint import write_checkpoint
 from scalevit.models.build import build_model
 
@@ -124,40 +121,14 @@ def test_the_ema(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         assert torch.equal(ema[name], tensor + 1), name
 
 
-class Names:
-    """An exporter: the model's canonical names as text."""
-
-    name = "parameter names"
-    suffix = ".names"
-
-    def write(self, model: nn.Module, description: ModelDescription, target: Path) -> None:
-        assert not model.training
-        assert description.tied["blocks.1.mlp.fc1.weight"] == "blocks.0.mlp.fc1.weight"
-        target.write_text(description.model.name + "\n" + "\n".join(name for name, _ in model.named_parameters()))
-
-
-def test_another_exporter(
-    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    message = refused(capsys, "convert", run_folder, tmp_path / "x.names")
-    assert "known suffixes: .safetensors (weights)" in message
-    assert "parameter names" not in message
-    monkeypatch.setattr(by_suffix, "EXPORTERS", (*by_suffix.EXPORTERS, Names()))
-    call(capsys, "convert", run_folder, tmp_path / "x.names")
-    (checkpoint,) = list_checkpoints(run_folder / "checkpoints")
-    first, *names = (tmp_path / "x.names").read_text().split("\n")
-    assert first == "vit_tiny_patch16_224"
-    assert names == list(read_record(checkpoint)["tensors"])
-    message = refused(capsys, "convert", run_folder, tmp_path / "x.onnx")
-    assert "known suffixes: .safetensors (weights), " in message
-    assert ", .names (parameter names);" in message
-
-
-def test_which_targets_are_folders(tmp_path: Path) -> None:
-    assert by_suffix.exporter_of(f"{tmp_path}/lr0.5/") is None
+def test_which_targets_are_weights_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder is a name without suffix, one that ends with a slash, or one that exists."""
+    message = refused(capsys, "convert", tmp_path, tmp_path / "x.onnx")
+    assert "`convert` writes .safetensors files and folders: use `scalevit export` for other forms" in message
     (tmp_path / "lr0.1").mkdir()
-    assert by_suffix.exporter_of(f"{tmp_path}/lr0.1") is None
-    assert by_suffix.exporter_of(f"{tmp_path}/run") is None
+    assert f"{tmp_path}/lr0.1: already exists" in refused(capsys, "convert", tmp_path, tmp_path / "lr0.1")
+    for folder in (f"{tmp_path}/lr0.5/", tmp_path / "run"):
+        assert "contains no checkpoint" in refused(capsys, "convert", tmp_path, folder, "--stage", 1)
 
 
 def test_to_deepspeed_and_back(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,9 +9,9 @@ import pytest
 
 from commands import refused
 from launching import QUICKSTART, Outcome, run
-from scalevit.cli.weights_target import config_of_target
 from scalevit.config.loading import load_config
 from scalevit.data.shards.index import load_index
+from scalevit.export.source import find_source
 from scalevit.models.build import build_model
 from scalevit.models.weights.write import write_weights
 
@@ -92,8 +92,9 @@ def test_a_run_or_a_file_needs_no_config(workplace: Path, tmp_path: Path) -> Non
     for ema_top1, expected in ((80.0, "best_ema.safetensors"), (60.0, "best.safetensors")):
         record = {"kind": "evaluation", "step": 1, "top1": 70.0, "ema_top1": ema_top1}
         (run_folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
-        chosen = config_of_target(str(run_folder), None, []).model.initial_weights
-        assert chosen == str(run_folder / expected)
+        source = find_source(str(run_folder))
+        assert source.path == run_folder / expected
+        assert source.config.model.initial_weights == str(source.path)
     expected = json.loads(evaluate(workplace, f"data.max_faults={DAMAGED}").output)["loss"]
     assert [result["loss"] for result in results] == [expected, expected]
 

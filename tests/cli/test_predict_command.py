@@ -8,14 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from commands import refused
 from launching import QUICKSTART, run
+from scalevit.checkpoint.saver import Saver
 from scalevit.cli.main import main
 from scalevit.config.loading import load_config
+from scalevit.config.training import CheckpointConfig
 from scalevit.data.loading.readers import open_reader
 from scalevit.data.shards.index import load_index
+from scalevit.distributed import World
+from scalevit.engines.state import TensorSlice
 from scalevit.models.build import build_model
 from scalevit.models.weights.write import write_weights
 
@@ -56,7 +62,16 @@ def predict(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int
     return status, captured.out, captured.err
 
 
-def test_predictions_are_those_of_an_evaluation(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture(scope="module")
+def evaluation(run_folder: Path) -> dict[str, float]:
+    done = run([sys.executable, "-m", "scalevit", "evaluate", str(run_folder)], cwd=run_folder)
+    assert done.status == 0, done.errors
+    return json.loads(done.output)
+
+
+def test_predictions_are_those_of_an_evaluation(
+    run_folder: Path, evaluation: dict[str, float], capsys: pytest.CaptureFixture[str]
+) -> None:
     status, out, err = predict(capsys, run_folder, run_folder / "images", "--json", "--batch", "50")
     assert (status, err) == (0, f"weights: {run_folder / 'best.safetensors'}\n")
     found = [json.loads(line) for line in out.splitlines()]
@@ -64,11 +79,8 @@ def test_predictions_are_those_of_an_evaluation(run_folder: Path, capsys: pytest
     ranks = [[each["label"] for each in entry["predictions"]] for entry in found]
     top1 = np.mean([ranked[0] == label for ranked, label in zip(ranks, labels, strict=True)])
     top5 = np.mean([label in ranked for ranked, label in zip(ranks, labels, strict=True)])
-    evaluated = run([sys.executable, "-m", "scalevit", "evaluate", str(run_folder)], cwd=run_folder)
-    assert evaluated.status == 0, evaluated.errors
-    result = json.loads(evaluated.output)
-    assert 100 * top1 == pytest.approx(result["top1"])
-    assert 100 * top5 == pytest.approx(result["top5"])
+    assert 100 * top1 == pytest.approx(evaluation["top1"])
+    assert 100 * top5 == pytest.approx(evaluation["top5"])
     first = found[0]["predictions"]
     assert all(each["class"] == NAMES[each["label"]] for each in first)
     assert [each["probability"] for each in first] == sorted((each["probability"] for each in first), reverse=True)
@@ -131,3 +143,105 @@ def test_mistakes_are_one_line(
     Path("empty").mkdir()
     Path("three.json").write_text(json.dumps({"extends": str(run_folder / "config.json"), "model": {"num_classes": 3}}))
     assert message in refused(capsys, "predict", *(argument.replace("RUN", str(run_folder)) for argument in arguments))
+
+
+# --- other sources ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checkpoint(run_folder: Path) -> Path:
+    """Of the same weights, with an EMA that has twice each weight."""
+    config = load_config(run_folder / "config.json")
+    tensors = load_file(run_folder / "best.safetensors")
+    slices = {
+        f"{part}.{name}": TensorSlice(factor * tensor.flatten(), 0, tensor.shape)
+        for part, factor in (("weights", 1.0), ("ema", 2.0))
+        for name, tensor in tensors.items()
+    }
+    record = {
+        **{key: {} for key in ("state", "optimizer", "loss_scale", "tied", "versions")},
+        "score": None,
+        "config": config.model_dump(mode="json"),
+        "data": None,
+        "classes": NAMES,
+        "tensors": {name: list(tensor.shape) for name, tensor in tensors.items()},
+        "parts": ["ema", "weights"],
+        "world_size": 1,
+    }
+    one_rank = World(rank=0, size=1, local_rank=0, ranks_per_node=1, device=torch.device("cpu"))
+    Saver(run_folder / "checkpoints", one_rank, CheckpointConfig()).write(4, slices, record)
+    return run_folder / "checkpoints" / "step-00000004"
+
+
+def probabilities(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[list[tuple[str, float]]]:
+    status, out, err = predict(capsys, *arguments, "--json", "--top", "10")
+    assert status == 0, err
+    found = [json.loads(line)["predictions"] for line in out.splitlines()]
+    return [sorted((each["class"], each["probability"]) for each in row) for row in found]
+
+
+def assert_close(found: list[list[tuple[str, float]]], expected: list[list[tuple[str, float]]]) -> None:
+    """Equal up to rounding in fp32: a softmax of logits that differ by 1e-6."""
+    assert [[name for name, _ in row] for row in found] == [[name for name, _ in row] for row in expected]
+    for row, other in zip(found, expected, strict=True):
+        assert [value for _, value in row] == pytest.approx([value for _, value in other], abs=1e-5)
+
+
+def test_a_checkpoint_predicts_as_its_weights_files_do(
+    run_folder: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = run_folder / "images" / "7"
+    expected = probabilities(capsys, run_folder, images)
+    assert_close(probabilities(capsys, checkpoint, images, "--weights", "weights"), expected)
+    assert_close(probabilities(capsys, checkpoint.parent, images, "--weights", "weights"), expected)
+    status, _, err = predict(capsys, checkpoint, images, "--top", "1")
+    assert (status, err) == (0, f"weights: EMA of {checkpoint}\n")
+    assert probabilities(capsys, checkpoint, images) == probabilities(capsys, checkpoint, images, "--weights", "ema")
+    assert probabilities(capsys, checkpoint, images) != expected
+
+
+@pytest.mark.parametrize(("form", "name"), [("timm", "x.safetensors"), ("huggingface", "x"), ("torch", "x.pt2")])
+def test_an_export_predicts_as_the_run_does(
+    form: str, name: str, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also without anything beside it: an export says itself how images are prepared."""
+    main(["export", str(run_folder), str(tmp_path / name), "--to", form])
+    capsys.readouterr()
+    images = run_folder / "images" / "7"
+    assert_close(probabilities(capsys, tmp_path / name, images), probabilities(capsys, run_folder, images))
+
+
+def test_an_onnx_file_predicts_and_is_evaluated_as_the_run(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxscript")
+    main(["export", str(run_folder), str(tmp_path / "x.onnx"), "--to", "onnx"])
+    capsys.readouterr()
+    images = run_folder / "images"
+    found = probabilities(capsys, tmp_path / "x.onnx", images)
+    assert_close(found, probabilities(capsys, run_folder, images))
+    shards = load_config(run_folder / "config.json").data.validation
+    main(["evaluate", str(tmp_path / "x.onnx"), f"data.validation={shards}", "data.workers=0"])
+    result = json.loads(capsys.readouterr().out)
+    _, out, _ = predict(capsys, run_folder, images, "--json", "--top", "1")
+    right = [
+        Path(row["image"]).parent.name == row["predictions"][0]["class"] for row in map(json.loads, out.splitlines())
+    ]
+    assert result["top1"] == pytest.approx(100 * np.mean(right))
+
+
+def test_a_weights_file_of_ours_needs_no_config(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = tmp_path / "alone.safetensors"
+    alone.write_bytes((run_folder / "best.safetensors").read_bytes())
+    status, out, _ = predict(capsys, alone, run_folder / "images" / "3", "--top", "1", "--csv")
+    assert status == 0
+    assert len(out.splitlines()) == 1 + len(list((run_folder / "images" / "3").iterdir()))
+
+
+def test_a_checkpoint_is_evaluated(run_folder: Path, evaluation: dict[str, float], checkpoint: Path) -> None:
+    command = [sys.executable, "-m", "scalevit", "evaluate", str(checkpoint), "--weights", "weights"]
+    done = run(command, cwd=run_folder)
+    assert done.status == 0, done.errors
+    assert json.loads(done.output) == {**evaluation, "weights": f"weights of {checkpoint}"}

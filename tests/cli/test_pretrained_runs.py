@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from scalevit.cli.weights_target import config_of_target
 from scalevit.config.loading import load_config
+from scalevit.export.source import find_source
 from scalevit.training.resume import check_same_run
 
 
@@ -19,10 +19,11 @@ def run_folder(tmp_path: Path) -> Path:
 
 
 def test_its_own_weights_are_evaluated(run_folder: Path) -> None:
-    model = config_of_target(str(run_folder), None, []).model
+    model = find_source(str(run_folder)).config.model
     assert model.weights_source == str(run_folder / "best.safetensors")
     assert (model.pretrained, model.initial_weights_set) == (False, "auto")
-    chosen = config_of_target(str(run_folder / "best.safetensors"), None, ["model.initial_weights_set=ema"]).model
+    overrides = ["model.initial_weights_set=ema"]
+    chosen = find_source(str(run_folder / "best.safetensors"), overrides=overrides).config.model
     assert chosen.initial_weights_set == "ema"
 
 

@@ -1,5 +1,6 @@
 """Cases of tests/test_troubleshooting.py: messages about models, runs, checkpoints and launchers."""
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,26 @@ from message_case import Place, case
 from scalevit.checkpoint.folder import lock
 from scalevit.checkpoint.restore import newest_intact
 from scalevit.cli.main import main
+from scalevit.config.model import ModelConfig
 from scalevit.data.loading.train_loader import check_fingerprint
 from scalevit.distributed import World
 from scalevit.errors import UserError, naming_settings
+from scalevit.export.source import find_source
+from scalevit.export.timm_model import as_timm_model
+from scalevit.export.trained_model import read_model
 from scalevit.launchers import find_launch
 from scalevit.models.api import create_model
+from scalevit.models.build import build_model
+from scalevit.models.mlps import NoMlp
+from scalevit.models.reductions.grouped import GroupedReduction
+from scalevit.models.weights.write import write_weights
 from scalevit.runs.folder import RunFolder
 from scalevit.runs.trackers.base import RunInfo
 from scalevit.runs.tracking import Tracking
 from scalevit.training.micro_batch import TRAINING_KNOBS, naming_out_of_memory
 from scalevit.training.setting_keys import DATA_KEYS, TRACKER_KEYS
 from scalevit.training.step import DivergenceCheck, StepResult
+from scalevit.tying import canonical_state, tied_names
 
 ALONE = World(rank=0, size=1, local_rank=0, ranks_per_node=1, device=torch.device("cpu"))
 
@@ -177,6 +187,50 @@ def _(place: Place) -> None:
 def _(place: Place) -> None:
     place.weights()
     main(["evaluate", "weights.pth"])
+
+
+# --- exports ----------------------------------------------------------------------------------------------
+
+
+def grouped(*names: str, **changes: Any) -> Any:
+    """Weights files of a grouped model of two blocks, and the model."""
+    model = ModelConfig(
+        name="vit_tiny_patch16_224", image_size=16, kwargs={"patch_size": 8, "depth": 2, "embed_dim": 24, **changes}
+    )
+    network = build_model(model, GroupedReduction(), seed=0)
+    for name in names:
+        about = {"model": model, "reduction": GroupedReduction(), "tied": tied_names(network)}
+        write_weights(Path(name), canonical_state(network), **about)
+    return network
+
+
+@case("...: already exists; choose another name")
+def _(place: Place) -> None:
+    grouped("a.safetensors", "b.safetensors")
+    main(["export", "a.safetensors", "b.safetensors", "--to", "timm"])
+
+
+@case("model ...: timm cannot build it as it was reduced, with any mlp_ratio (...); ...")
+def _(place: Place) -> None:
+    grouped("a.safetensors")
+    network, description = read_model(find_source("a.safetensors", config_required=False))
+    network.blocks[0].mlp = NoMlp()
+    as_timm_model(network, description)
+
+
+@case("export ...: contains more than tensors and operations and was not loaded (...)")
+def _(place: Place) -> None:
+    with zipfile.ZipFile("x.pt2", "w") as archive:
+        for name, content in {"archive_format": "pt2", "version": "3\n", "code.py": ""}.items():
+            archive.writestr(f"x/{name}", content)
+    main(["predict", "x.pt2", "x.pt2"])
+
+
+@case("...: is not of the structure of ...: ...")
+def _(place: Place) -> None:
+    grouped("a.safetensors")
+    grouped("b.safetensors", num_heads=2)
+    main(["average", "a.safetensors", "b.safetensors", "--output", "c.safetensors", "--no-evaluation"])
 
 
 # --- GPUs and launchers -----------------------------------------------------------------------------------

@@ -8,16 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scalevit.config.tree import SECTIONS, Config
 from scalevit.data.images import CONVERTIBLE, UndecodableImage, kind_of, to_png
 from scalevit.data.loading.dataset import decoder_for
-from scalevit.distributed import World
-from scalevit.engines.precision import DTYPES
-from scalevit.errors import naming_settings
-from scalevit.models.build import build_model
-from scalevit.models.weights.read import read_classes
-from scalevit.training.open_data import device_transform_of, evaluation_transform_of
-from scalevit.training.run import with_model_defaults
+from scalevit.export.classifier import Classifier
 
 
 class Prediction(NamedTuple):
@@ -32,39 +25,15 @@ class Prediction(NamedTuple):
 
 
 class Predictor:
-    """The model with the config's initial weights, on a GPU where there is one.
+    """Reads image files and classifies them.
 
     Args:
-        config: of the run.
-
-    Raises:
-        UserError: the weights do not fit the config's model, or have another classifier.
+        exif_orientation: turn images as their EXIF records say.
     """
 
-    def __init__(self, config: Config) -> None:
-        config = with_model_defaults(config)
-        weights = config.model.weights_source
-        assert weights is not None, "checked by the caller"
-        self.classes = read_classes(weights)
-        """Names of the labels, where the file has them."""
-        self.device = World.from_environment().device
-        with naming_settings(SECTIONS):
-            model = build_model(
-                config.model,
-                config.reduction,
-                seed=config.seed,
-                kernels=config.kernels,
-                run_device=self.device,
-                need_classifier=True,
-            )
-        self._model = model.to(self.device).eval()
-        self._transform = evaluation_transform_of(config)
-        self._finish = device_transform_of(config)
-        self._decode = decoder_for(self._transform, exif_orientation=config.data.exif_orientation)
-        # As the engines do, which have no mixed precision on a CPU other than by autocast.
-        self._autocast = torch.autocast(
-            self.device.type, DTYPES[config.train.precision], enabled=config.train.precision != "fp32"
-        )
+    def __init__(self, classifier: Classifier, *, exif_orientation: bool) -> None:
+        self._classifier = classifier
+        self._decode = decoder_for(classifier.transform, exif_orientation=exif_orientation)
 
     def predict(self, paths: Sequence[Path], *, top: int, batch: int) -> Iterator[Prediction]:
         """Predicts image files, one after the other; an image that cannot be read has the reason.
@@ -87,16 +56,14 @@ class Predictor:
             payload = path.read_bytes()
             if kind_of(payload) is None and path.suffix[1:].lower() in CONVERTIBLE:
                 payload = to_png(payload)
-            return self._transform(self._decode(payload))
+            return self._classifier.transform(self._decode(payload))
         except OSError as error:
             return f"cannot be read ({error.strerror})"
         except UndecodableImage as error:
             return f"cannot be decoded ({error})"
 
-    @torch.inference_mode()
     def _forward(self, images: Tensor, top: int) -> list[Prediction]:
-        with self._autocast:
-            logits = self._model(self._finish(images.to(self.device)))
-        probabilities, labels = logits.float().softmax(1).topk(min(top, logits.shape[1]), dim=1)
+        logits = self._classifier.logits(self._classifier.finish(images.to(self._classifier.device)))
+        probabilities, labels = logits.softmax(1).topk(min(top, logits.shape[1]), dim=1)
         rows = zip(labels.tolist(), np.asarray(probabilities.cpu(), np.float64).tolist(), strict=True)
         return [Prediction(tuple(row), tuple(values)) for row, values in rows]

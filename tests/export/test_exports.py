@@ -1,0 +1,179 @@
+"""`scalevit export` in every form, for every reduction; read by the tools that the forms are for, without scalevit."""
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+from commands import refused
+from launching import ROOT, environment
+from scalevit.cli.main import main
+from scalevit.export.source import find_source
+from scalevit.export.trained_model import read_model
+from trained_runs import CLASSES, STRATEGIES
+
+FORMS = {"timm": "safetensors", "huggingface": "hf", "torch": "pt2", "onnx": "onnx"}
+PROGRAM = """
+import runpy, sys
+paths, blocked, script, *sys.argv[1:] = sys.argv[1].split(":"), sys.argv[2].split(","), *sys.argv[3:]
+sys.path += paths
+sys.modules.update(dict.fromkeys(blocked))  # an import of them fails
+sys.argv[0] = script
+runpy.run_path(script, run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="session")
+def exports(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every strategy in every form, as `foreign_tools.py` expects them."""
+    folder = tmp_path_factory.mktemp("exports")
+    (folder / "expected").mkdir()
+    images = np.random.default_rng(0).standard_normal((3, 3, 16, 16), np.float32)
+    for strategy in STRATEGIES:
+        for form, suffix in FORMS.items():
+            if form != "onnx" or find_spec("onnxscript"):
+                main(["export", str(runs / strategy), str(folder / f"{strategy}.{suffix}"), "--to", form])
+        tied = ["--to", "timm", "--tied"]
+        main(["export", str(runs / strategy), str(folder / f"{strategy}.tied.safetensors"), *tied])
+        model, _ = read_model(find_source(str(runs / strategy)))
+        with torch.no_grad():
+            logits = model(torch.from_numpy(images)).numpy()
+        assert np.abs(logits).max() > 0.5
+        np.savez(folder / "expected" / f"{strategy}.npz", images=images, logits=logits)
+    return folder
+
+
+def without_scalevit(tool: str, folder: Path, packages: tuple[str, ...], blocked: str) -> dict[str, float]:
+    """Runs `foreign_tools.py` in an interpreter that cannot import the blocked packages."""
+    specs = [find_spec(package) for package in packages]
+    paths = ":".join(dict.fromkeys(str(Path(spec.origin).parents[1]) for spec in specs if spec and spec.origin))
+    script = ROOT / "tests" / "support" / "foreign_tools.py"
+    command = [sys.executable, "-I", "-c", PROGRAM, paths, blocked, str(script), tool, str(folder)]
+    done = subprocess.run(command, env=environment(), cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+def test_timm_and_torch_give_the_same_logits(exports: Path) -> None:
+    differences = without_scalevit("timm", exports, ("timm", "torch", "numpy", "safetensors"), "scalevit")
+    assert len(differences) == len(STRATEGIES) * 2 * 5
+
+
+def test_onnxruntime_gives_the_same_logits(exports: Path) -> None:
+    pytest.importorskip("onnxscript")
+    differences = without_scalevit("onnx", exports, ("onnxruntime", "numpy"), "scalevit,torch,timm")
+    assert len(differences) == len(STRATEGIES) * 2
+
+
+def test_the_file_for_timm_is_untied_unless_asked(exports: Path) -> None:
+    untied, tied = (load_file(exports / f"grouped{suffix}") for suffix in (".safetensors", ".tied.safetensors"))
+    shared = {name for name in untied if name.startswith("blocks.1.mlp.")}
+    assert len(shared) == 4
+    assert untied.keys() - tied.keys() == shared
+    for name in shared:
+        assert torch.equal(untied[name], untied[name.replace("blocks.1", "blocks.0")])
+
+
+@pytest.mark.parametrize(("strategy", "hidden"), [("shallow", 16), ("thin", 49)])
+def test_timm_builds_exactly_the_hidden_width(exports: Path, strategy: str, hidden: int) -> None:
+    config = json.loads((exports / f"{strategy}.json").read_text())
+    model = timm.create_model(config["architecture"], **config["model_args"])
+    assert {block.mlp.fc1.out_features for block in model.blocks} == {hidden}
+
+
+def test_the_printed_lines_load_the_export(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    expected = read_model(find_source(str(runs / "grouped")))[0](images)
+    for target, options in {
+        "a.safetensors": ["timm"],
+        "b.safetensors": ["timm", "--tied"],
+        "c": ["huggingface"],
+    }.items():
+        main(["export", str(runs / "grouped"), target, "--to", *options])
+        first, *lines = capsys.readouterr().out.splitlines()
+        assert first.startswith(
+            f"wrote {target}: {runs}/grouped/best.safetensors; largest difference of a logit, read back: 0"
+        )
+        scope: dict[str, object] = {}
+        exec("\n".join(["import timm, safetensors.torch", *lines]), scope)
+        model = scope["model"]
+        assert isinstance(model, torch.nn.Module)
+        assert torch.allclose(model.eval()(images), expected, atol=1e-5)
+        assert (model.blocks[0].mlp is model.blocks[1].mlp) == ("--tied" in options)
+
+
+def test_the_folder_says_what_the_model_expects(exports: Path) -> None:
+    folder = exports / "grouped.hf"
+    config = json.loads((folder / "config.json").read_text())
+    assert config["label_names"] == CLASSES
+    assert (config["num_classes"], config["num_features"], config["global_pool"]) == (5, 49, "token")
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    data = timm.data.resolve_model_data_config(model)
+    assert (data["input_size"], data["interpolation"], data["crop_pct"]) == ((3, 16, 16), "bicubic", 0.8)
+    assert (tuple(data["mean"]), tuple(data["std"])) == ((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+    card = (folder / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: timm\n")
+    assert "cat, dog, owl, elk, bee" in card
+
+
+def test_what_is_written_is_readable_by_all_and_nothing_is_left_over(exports: Path) -> None:
+    assert [path for path in exports.rglob("*") if path.name.startswith(".")] == []
+    (exports / "probe").touch()
+    mode = (exports / "probe").stat().st_mode
+    assert (
+        (exports / "grouped.safetensors").stat().st_mode
+        == (exports / "grouped.hf" / "model.safetensors").stat().st_mode
+        == mode
+    )
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["RUNS/grouped", "there.safetensors", "--to", "timm"],
+            "there.safetensors: already exists; choose another name",
+        ),
+        (["RUNS/grouped", "beside.safetensors", "--to", "timm"], "beside.json: already exists"),
+        (["RUNS/grouped", "x.pth", "--to", "timm"], "x.pth: --to timm writes a .safetensors file: name it so"),
+        (["RUNS/grouped", "no/x.pt2", "--to", "torch"], "no: no such folder"),
+        (["RUNS/grouped", "x.pt2", "--to", "torch", "--tied"], "--tied applies to --to timm, not to --to torch"),
+        (["RUNS/grouped", "x.pt2", "--to", "torch", "--weights", "ema"], "has none of best_ema.safetensors, final_ema"),
+        (
+            ["RUNS/grouped/best.safetensors", "x.pt2", "--to", "torch", "--weights", "ema"],
+            "--weights applies to runs and",
+        ),
+        (["RUNS", "x.pt2", "--to", "torch"], "has none of best_ema.safetensors"),
+        (["EXPORTS/grouped.pt2", "x.pt2", "--to", "torch"], "grouped.pt2: is an export (--to torch): name the run"),
+        (["RUNS/grouped", "x.bin", "--to", "tim"], "invalid choice: 'tim'"),
+        (["plain.safetensors", "x.pt2", "--to", "torch"], "plain.safetensors: there is no config.json beside it"),
+    ],
+)
+def test_mistakes_are_one_line(
+    runs: Path,
+    exports: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("there.safetensors", "beside.json", "plain.safetensors"):
+        Path(name).touch()
+    given = [argument.replace("RUNS", str(runs)).replace("EXPORTS", str(exports)) for argument in arguments]
+    assert message in refused(capsys, "export", *given)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["beside.json", "plain.safetensors", "there.safetensors"]

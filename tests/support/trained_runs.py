@@ -1,0 +1,49 @@
+"""Run folders with models as if trained: weights that no initialisation gives, and class names."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from scalevit.config.loading import load_config
+from scalevit.models.build import build_model
+from scalevit.models.weights.write import write_weights
+from scalevit.tying import tied_names
+
+CLASSES = ["cat", "dog", "owl", "elk", "bee"]
+STRATEGIES = ("grouped", "shallow", "thin")
+SETTINGS = {
+    "model": {
+        "name": "vit_tiny_patch16_224",
+        "image_size": 16,
+        "num_classes": len(CLASSES),
+        # Shallow keeps int(0.11 * 147) = 16 units, and int(49 * (16 / 49)) is 15.
+        "kwargs": {"patch_size": 4, "embed_dim": 49, "depth": 2, "num_heads": 7, "mlp_ratio": 3.0},
+    },
+    "data": {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3], "crop_pct": 0.8},
+    "engine": {"name": "fsdp"},
+}
+REDUCTIONS = {
+    "grouped": {"strategy": "grouped"},
+    "shallow": {"strategy": "shallow", "keep": 0.11},
+    "thin": {"strategy": "thin", "mlp_ratio": 1.0},
+}
+
+
+def write_run(folder: Path, strategy: str, *, seed: int = 0) -> Path:
+    """A run folder with config.json and best.safetensors."""
+    folder.mkdir(parents=True)
+    settings = {**SETTINGS, "reduction": REDUCTIONS[strategy]}
+    if strategy == "thin":  # the strategy sets it
+        kwargs = {key: value for key, value in SETTINGS["model"]["kwargs"].items() if key != "mlp_ratio"}
+        settings["model"] = {**SETTINGS["model"], "kwargs": kwargs}
+    (folder / "config.json").write_text(json.dumps(settings))
+    config = load_config(folder / "config.json")
+    model = build_model(config.model, config.reduction, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():  # biases and norms too, and logits of the size of trained ones
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+    about = {"model": config.model, "reduction": config.reduction, "tied": tied_names(model), "classes": CLASSES}
+    write_weights(folder / "best.safetensors", dict(model.named_parameters()), **about)
+    return folder
