@@ -41,8 +41,8 @@ from scalevit.kernels.mlp import fused_mlp
 from scalevit.kernels.reference import eager_mlp, eager_packed_gated_mlp
 from scalevit.kernels.timing import Timing, cold_cache_copies, environment, time_calls
 
-# name -> (D, H), H of a gated MLP being the width of gate and of value: EVA-02-B's and DINOv2-g's.
-GATED_SHAPES = {"swiglu_b": (768, 2048), "swiglu_g": (1536, 4096)}
+# name -> (D, H). H of a gated MLP is the width of gate and of value; these are Sapiens2-B's, AIMv2-L's and DINOv2-g's.
+GATED_SHAPES = {"swiglu_b": (768, 3072), "swiglu_l": (1024, 2816), "swiglu_g": (1536, 4096)}
 # vit_b_half is the paper's narrowed MLP.
 SHAPES = {
     "vit_b": (768, 3072), "vit_b_half": (768, 1536), "vit_s": (384, 1536), "vit_l": (1024, 4096),

@@ -37,7 +37,7 @@ from scalevit.kernels.tuning.tables import (
 )
 
 SHAPES = ("768x3072", "768x1536", "384x1536", "1024x4096", "1280x5120")
-GATED_SHAPES = ("768x2048", "1024x2736", "1536x4096")
+GATED_SHAPES = ("384x1536", "768x3072", "1024x2816", "1536x4096")
 TOKENS = (12608, 25216, 50432)
 
 # One call for each copy of the inputs, with a tile or, for None, the library.
