@@ -125,7 +125,7 @@ def cut_to_width(
     for view in views:
         view.narrow(units_of(width, view.hidden))
     wanted = _shapes(model)
-    for settings in _narrower(description.model_copy(update={"initial_weights": None}), reduction, width):
+    for settings in _narrower(description.without_weights(), reduction, width):
         if _shapes(build_model(*settings, seed=0, device="meta")) == wanted:
             return settings
     raise UserError(f"model {description.name}: no settings build it at width {width:g}")
@@ -136,13 +136,14 @@ def _narrower(model: ModelConfig, reduction: Reduction, width: float) -> Iterato
     with torch.device("meta"):
         unreduced = mlp_views(create_unreduced(model, reduction))[0][0]
     units = units_of(width, unreduced.hidden)
-    ratio = units / unreduced.width
-    if int(ratio * unreduced.width) < units:  # timm rounds down
-        ratio = math.nextafter(ratio, math.inf)
-    if "mlp_ratio" in reduction.factory_arguments():
-        yield model, reduction.model_copy(update={"mlp_ratio": ratio})
-    else:
-        yield model.model_copy(update={"kwargs": {**model.kwargs, "mlp_ratio": ratio}}), reduction
+    for features in (units, 2 * units):  # some models count the gate of a packed MLP too
+        ratio = features / unreduced.width
+        if int(ratio * unreduced.width) < features:  # timm rounds down
+            ratio = math.nextafter(ratio, math.inf)
+        if "mlp_ratio" in reduction.factory_arguments():
+            yield model, reduction.model_copy(update={"mlp_ratio": ratio})
+        else:
+            yield model.model_copy(update={"kwargs": {**model.kwargs, "mlp_ratio": ratio}}), reduction
     if not reduction.changes_model:  # where the ratio narrows an MLP outside of the blocks too
         yield model, parse_reduction({"strategy": "shallow", "keep": width})
 

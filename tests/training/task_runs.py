@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from scalevit.training.run import prepare, prepare_evaluation, with_model_defaul
 from scalevit.training.tasks.base import DeviceBatch
 from scalevit.tying import canonical_state, tied_names
 
+AnyModel = TypeVar("AnyModel", bound=torch.nn.Module)
 ALONE = World(rank=0, size=1, local_rank=0, ranks_per_node=1, device=torch.device("cpu"))
 SETTINGS = [
     "data.workers=0",
@@ -69,6 +70,15 @@ def write(path: Path, model: Any, of: Config) -> Path:
     tensors = canonical_state(model)
     write_weights(path, tensors, model=of.model, reduction=of.reduction, tied=tied_names(model))
     return path
+
+
+def spread(model: AnyModel) -> AnyModel:
+    """Gives every parameter values that differ visibly: timm's initial ones leave logits and gradients near zero."""
+    generator = torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return model
 
 
 def micro_batch(rows: int = 5, *, padding: int = 0, classes: int = 10, side: int = 16) -> DeviceBatch:

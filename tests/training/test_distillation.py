@@ -8,7 +8,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from task_runs import ALONE, config, gradients, micro_batch, train, write
+from task_runs import ALONE, config, gradients, micro_batch, spread, train, write
 from timm.task import FeatureDistillationTask, LogitDistillationTask, TokenDistillationTask
 from torch import nn
 
@@ -34,9 +34,7 @@ BY_NAME = ["task.name=distillation", "task.teacher.name=deit_tiny_patch16_224"]
 def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A plain state dict."""
     path = tmp_path_factory.mktemp("teacher") / "wide.pth"
-    with torch.random.fork_rng():
-        torch.manual_seed(5)
-        torch.save(timm.create_model("deit_tiny_patch16_224", **WIDE).state_dict(), path)
+    torch.save(spread(timm.create_model("deit_tiny_patch16_224", **WIDE)).state_dict(), path)
     return path
 
 
@@ -46,7 +44,7 @@ def wide(path: Path) -> list[str]:
 
 
 def student_and_runner(of: Config) -> tuple[Any, DistillationRunner]:
-    model = build_model(of.model, of.reduction, seed=1)
+    model = spread(build_model(of.model, of.reduction, seed=1))
     runner = of.task.build(of, ALONE)
     assert isinstance(runner, DistillationRunner)
     runner.extend(model)
@@ -82,7 +80,7 @@ def test_loss_and_gradients_are_timms(case: str, teacher_file: Path) -> None:
     ours = runner.loss(model, batch, 0)
     own = gradients(ours.total / 5, model)
 
-    other = build_model(of.model, of.reduction, seed=1).train()
+    other = spread(build_model(of.model, of.reduction, seed=1)).train()
     other.pretrained_cfg = INCEPTION if case in ("logits", "features") else IMAGENET  # the student's, by its name
     teacher = timm.create_model("deit_tiny_patch16_224", **WIDE)
     teacher.load_state_dict(torch.load(teacher_file))
@@ -102,7 +100,8 @@ def test_loss_and_gradients_are_timms(case: str, teacher_file: Path) -> None:
     renamed = {name.replace("student.", "").replace("projection.", "task.projection."): g for name, g in theirs.items()}
     assert own.keys() == renamed.keys()
     for name, gradient in own.items():
-        torch.testing.assert_close(gradient, renamed[name], atol=1e-6, rtol=1e-4, msg=name)  # fp32, another order
+        # fp32 rounds at 6e-8; the order of summation differs.
+        assert (gradient - renamed[name]).norm() <= 1e-5 * renamed[name].norm(), name
 
 
 def test_cosine_distance_and_rows_that_fill_up(teacher_file: Path) -> None:

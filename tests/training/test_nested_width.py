@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from task_runs import ALONE, config, evaluate, gradients, micro_batch, train, write
+from task_runs import ALONE, config, evaluate, gradients, micro_batch, spread, train, write
 from timm.layers import Mlp
 from torch import Tensor, nn
 
@@ -28,7 +28,7 @@ NESTED = ["task.name=nested_width", "task.widths=[0.25,0.5,0.75,1.0]", "task.ran
 
 
 def nested_model(of: Config) -> tuple[nn.Module, NestedWidthRunner]:
-    model = build_model(of.model, of.reduction, seed=1, kernels=of.kernels)
+    model = spread(build_model(of.model, of.reduction, seed=1, kernels=of.kernels))
     of.task.adapt(model, of.kernels)
     runner = of.task.build(of, ALONE)
     assert isinstance(runner, NestedWidthRunner)
@@ -39,7 +39,7 @@ def nested_model(of: Config) -> tuple[nn.Module, NestedWidthRunner]:
 
 def narrow_model(of: Config, width: float) -> nn.Module:
     """timm's own modules with the first units only, cut by hand."""
-    model = build_model(of.model, of.reduction, seed=1).train()
+    model = spread(build_model(of.model, of.reduction, seed=1)).train()
     for mlp in [module for module in model.modules() if isinstance(module, Mlp)]:
         units = units_of(width, mlp.fc1.out_features)
         with torch.no_grad():
@@ -54,6 +54,11 @@ def padded_like(gradient: Tensor, whole: Tensor) -> Tensor:
     result = torch.zeros_like(whole)
     result[tuple(slice(0, size) for size in gradient.shape)] = gradient
     return result
+
+
+def assert_near(ours: Tensor, expected: Tensor, name: str) -> None:
+    """fp32 rounds at 6e-8, relative to the largest terms of a sum; the order of summation differs."""
+    assert (ours - expected).norm() <= 1e-5 * expected.norm(), name
 
 
 @pytest.mark.parametrize("targets", ["largest", "labels"])
@@ -97,7 +102,7 @@ def test_gradients_are_the_sum_of_those_of_narrow_models(targets: str, strategy:
     torch.testing.assert_close(total, expected_total)
     assert own.keys() == expected.keys()
     for name, gradient in own.items():
-        torch.testing.assert_close(gradient, expected[name], atol=2e-6, rtol=1e-4, msg=name)  # fp32, another order
+        assert_near(gradient, expected[name], name)
 
 
 def test_the_divergence_has_the_gradient_of_cross_entropy_with_soft_targets() -> None:
@@ -150,7 +155,7 @@ def test_a_recomputed_block_keeps_the_width_of_its_pass_and_few_programs_are_com
             for index in range(3):
                 found = gradients(runner.loss(model, batch, index).total, model)
                 for name, gradient in expected[index].items():
-                    torch.testing.assert_close(found[name], gradient, atol=2e-6, rtol=1e-4, msg=name)
+                    assert_near(found[name], gradient, name)
             assert len(programs) <= 2 * 3, "one for each block and width, and no more in the second step"
     finally:
         torch._dynamo.reset()
@@ -188,19 +193,39 @@ def test_a_mistake_is_one_line(settings: list[str], message: str, place: Path) -
 def test_a_cut_model_is_described_and_computes_what_the_width_did(strategy: str, tmp_path: Path) -> None:
     of = config(*NESTED, f"reduction.strategy={strategy}", "model.kwargs.depth=4", "task.widths=[0.5,1.0]")
     model, _ = nested_model(of)
-    plain = build_model(of.model, of.reduction, seed=1).eval()
+    plain = spread(build_model(of.model, of.reduction, seed=1)).eval()
     images = micro_batch().images
     with NestedWidths(model.eval()).at(0.5):
         expected = model(images)
     assert torch.equal(model(images), plain(images))
+    assert not torch.allclose(plain(images), expected, rtol=0.1)
     description, reduction = cut_to_width(plain, 0.5, description=of.model, reduction=of.reduction)
-    torch.testing.assert_close(plain(images), expected)
+    torch.testing.assert_close(plain(images), expected, atol=1e-4, rtol=1e-4)  # fp32, another order
     assert reduction.strategy == strategy
 
     cut = of.model_copy(update={"model": description, "reduction": reduction})
     path = write(tmp_path / "cut.safetensors", plain, cut)
     loaded = build_model(description.model_copy(update={"initial_weights": str(path)}), reduction, seed=5).eval()
     assert torch.equal(loaded(images), plain(images))
+
+
+@pytest.mark.parametrize("strategy", ["none", "grouped"])
+@pytest.mark.parametrize(
+    "name", ["vit_giant_patch14_dinov2", "eva02_tiny_patch14_224", "vit_small_plus_patch16_dinov3"]
+)
+def test_gated_mlps_are_narrowed_and_cut(name: str, strategy: str) -> None:
+    """Packed with the gate counted in timm's ratio, packed without, and separate layers."""
+    kwargs = {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 2}
+    settings = [f"model.name={name}", f"model.kwargs={json.dumps(kwargs)}", f"reduction.strategy={strategy}"]
+    of = config(*NESTED, *settings, "task.widths=[0.5,1.0]")
+    model, _ = nested_model(of)
+    images = micro_batch().images
+    with NestedWidths(model.eval()).at(0.5):
+        expected = model(images)
+    plain = spread(build_model(of.model, of.reduction, seed=1)).eval()
+    assert not torch.allclose(plain(images), expected, rtol=0.1)
+    cut_to_width(plain, 0.5, description=of.model, reduction=of.reduction)
+    torch.testing.assert_close(plain(images), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_cut_that_leaves_nothing_is_refused() -> None:
