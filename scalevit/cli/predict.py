@@ -48,6 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
         UserError: a mistake in the arguments or the weights.
     """
     source = find_source(arguments.target, config=arguments.config, weights=arguments.weights, config_required=False)
+    if source.exporter is not None and arguments.config is not None:
+        raise UserError(f"--config applies to runs, checkpoints and weights, and {source.path} is an export")
     paths = _images(arguments.images)
     # Imported late: a mistake in the arguments is reported before torch and timm are loaded, which takes seconds.
     from scalevit.export.classifier import open_classifier

@@ -39,6 +39,11 @@ class Preprocessing:
     """Of the normalisation, for values in 0..1."""
     std: Channels
 
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Of one image: channels, height, width."""
+        return len(self.mean), self.image_size, self.image_size
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

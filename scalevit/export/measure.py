@@ -20,7 +20,7 @@ def measure_classifier(classifier: Classifier, config: Config) -> CheckedMetrics
     """Every metric of the validation set, and its bad samples.
 
     Args:
-        config: of the data. Its images are prepared as the classifier needs them.
+        config: of the data. Where it leaves open how images are prepared, the classifier's own way is taken.
 
     Raises:
         UserError: a shard is missing or cannot be read, a label is not one of the classifier's, or there are too many
@@ -51,11 +51,16 @@ def _validation_of(classifier: Classifier, config: Config) -> EvaluationLoader:
             f"evaluations resize images by {EVALUATION_INTERPOLATION} interpolation; this model needs "
             f"{images.interpolation}"
         )
-    preparation = {"mean": images.mean, "std": images.std, "crop_pct": images.crop_pct}
+    data = config.data
+    preparation = {
+        "mean": data.mean or images.mean,
+        "std": data.std or images.std,
+        "crop_pct": data.crop_pct or images.crop_pct,
+    }
     size = {"image_size": images.image_size, "num_classes": classifier.num_classes}
     config = config.model_copy(
         update={
-            "data": config.data.model_copy(update=preparation),
+            "data": data.model_copy(update=preparation),
             "model": config.model.model_copy(update=size),
         }
     )

@@ -1,10 +1,7 @@
 """An ONNX file: one file for onnxruntime and others, any number of images at a time."""
 
 import json
-import logging
 import warnings
-from contextlib import redirect_stdout
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,10 +40,8 @@ class OnnxFile(Exporter):
                 f"model {description.model.name}: has {format_bytes(size)} of weights, and one ONNX file holds at most "
                 f"{format_bytes(_MOST_BYTES)}: use --to torch"
             )
-        side = description.preprocessing.image_size
-        example = torch.zeros(2, 3, side, side)
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        with warnings.catch_warnings(), redirect_stdout(StringIO()), torch.no_grad():
+        example = torch.zeros(2, *description.preprocessing.input_shape)
+        with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program: Any = torch.onnx.export(
                 model,

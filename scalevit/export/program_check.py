@@ -1,5 +1,5 @@
-"""What a torch program must not contain: `torch.export.load` unpickles what an archive asks it to, and runs any
-function of torch's namespaces that its graph names.
+"""What a torch program must not contain: `torch.export.load` unpickles what an archive asks it to, and evaluates the
+symbols of its graph as Python.
 
 A file passes if it has tensors as plain bytes, and operations on tensors by their names in ATen. The archive is read
 by the same (private) reader of torch as there, so that both see the same files.

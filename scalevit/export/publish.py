@@ -63,7 +63,7 @@ def _difference(
     """
     logits = exporter.logits(written, model)
     differences = []
-    for images in (_images(count, description.preprocessing.image_size) for count in _BATCHES):
+    for images in (_images(count, *description.preprocessing.input_shape) for count in _BATCHES):
         expected, found = model(images), logits(images)
         if found.shape != expected.shape:
             raise UserError(
@@ -80,6 +80,6 @@ def _difference(
     return max(differences)
 
 
-def _images(count: int, side: int) -> Tensor:
-    """The same normal noise at every call: (count, 3, side, side)."""
-    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(count))
+def _images(count: int, *shape: int) -> Tensor:
+    """The same normal noise at every call: (count, *shape)."""
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(count))

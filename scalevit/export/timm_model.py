@@ -116,7 +116,7 @@ def timm_config(call: TimmModel, description: ModelDescription) -> dict[str, Any
     with torch.device("meta"):
         built: Any = timm.create_model(call.architecture, **call.arguments)
     data_config = {
-        "input_size": (3, preparation.image_size, preparation.image_size),
+        "input_size": preparation.input_shape,
         "interpolation": preparation.interpolation,
         "crop_pct": preparation.crop_pct,
         "crop_mode": "center",

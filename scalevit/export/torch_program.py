@@ -25,7 +25,7 @@ class TorchProgram(Exporter):
     def write(self, model: "nn.Module", description: ModelDescription, target: Path, *, tied: bool) -> None:
         import torch
 
-        program = exported_program(model, description.preprocessing.image_size)
+        program = exported_program(model, description.preprocessing.input_shape)
         for module in program.graph_module.modules():
             if isinstance(module, torch.fx.GraphModule):
                 for node in module.graph.nodes:  # traces of the source code, which a reader would have to trust
@@ -60,15 +60,15 @@ class TorchProgram(Exporter):
             raise UserError(f"export {path}: cannot be read ({reason})") from error
 
 
-def exported_program(model: "nn.Module", image_size: int) -> "torch.export.ExportedProgram":
-    """The model's operations, for any number of images.
+def exported_program(model: "nn.Module", input_shape: tuple[int, int, int]) -> "torch.export.ExportedProgram":
+    """The model's operations, for any number of images of one shape.
 
     Raises:
         UserError: torch cannot express the model so.
     """
     import torch
 
-    example = torch.zeros(2, 3, image_size, image_size)
+    example = torch.zeros(2, *input_shape)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")

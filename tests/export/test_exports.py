@@ -6,7 +6,6 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import pytest
 import timm
 import torch
@@ -17,9 +16,8 @@ from launching import ROOT, environment
 from scalevit.cli.main import main
 from scalevit.export.source import find_source
 from scalevit.export.trained_model import read_model
-from trained_runs import CLASSES, STRATEGIES
+from trained_runs import CLASSES, STRATEGIES, write_exports
 
-FORMS = {"timm": "safetensors", "huggingface": "hf", "torch": "pt2", "onnx": "onnx"}
 PROGRAM = """
 import runpy, sys
 paths, blocked, script, *sys.argv[1:] = sys.argv[1].split(":"), sys.argv[2].split(","), *sys.argv[3:]
@@ -30,23 +28,11 @@ runpy.run_path(script, run_name="__main__")
 """
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def exports(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every strategy in every form, as `foreign_tools.py` expects them."""
     folder = tmp_path_factory.mktemp("exports")
-    (folder / "expected").mkdir()
-    images = np.random.default_rng(0).standard_normal((3, 3, 16, 16), np.float32)
     for strategy in STRATEGIES:
-        for form, suffix in FORMS.items():
-            if form != "onnx" or find_spec("onnxscript"):
-                main(["export", str(runs / strategy), str(folder / f"{strategy}.{suffix}"), "--to", form])
-        tied = ["--to", "timm", "--tied"]
-        main(["export", str(runs / strategy), str(folder / f"{strategy}.tied.safetensors"), *tied])
-        model, _ = read_model(find_source(str(runs / strategy)))
-        with torch.no_grad():
-            logits = model(torch.from_numpy(images)).numpy()
-        assert np.abs(logits).max() > 0.5
-        np.savez(folder / "expected" / f"{strategy}.npz", images=images, logits=logits)
+        write_exports(runs / strategy, folder, with_onnx=find_spec("onnxscript") is not None)
     return folder
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import pickle
 import zipfile
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -52,7 +53,7 @@ def pickled_weight(files: Files) -> None:
 def pickled_constant(files: Files) -> None:
     entry = {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": True, "tensor_meta": None}
     files["data/constants/model_constants_config.json"] = json.dumps({"config": {"x": entry}}).encode()
-    files["data/constants/opaque_obj_0"] = pickled()
+    files["data/constants/opaque_obj_0"] = pickle.dumps(Attack())
 
 
 def first_node(program: dict[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,19 @@
-"""Run folders with models as if trained: weights that no initialisation gives, and class names."""
+"""Run folders with models as if trained: weights that no initialisation gives, and class names; and their exports.
+
+python tests/support/trained_runs.py FOLDER    # the exports that `foreign_tools.py` reads, in a new folder
+"""
 
 import json
+import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from scalevit.cli.main import main
 from scalevit.config.loading import load_config
+from scalevit.export.source import find_source
+from scalevit.export.trained_model import read_model
 from scalevit.models.build import build_model
 from scalevit.models.weights.write import write_weights
 from scalevit.tying import tied_names
@@ -47,3 +55,28 @@ def write_run(folder: Path, strategy: str, *, seed: int = 0) -> Path:
     about = {"model": config.model, "reduction": config.reduction, "tied": tied_names(model), "classes": CLASSES}
     write_weights(folder / "best.safetensors", dict(model.named_parameters()), **about)
     return folder
+
+
+FORMS = {"timm": "safetensors", "huggingface": "hf", "torch": "pt2", "onnx": "onnx"}
+
+
+def write_exports(run: Path, folder: Path, *, with_onnx: bool = True) -> None:
+    """A run in every form, and its logits, as `foreign_tools.py` expects them in a folder."""
+    name = run.name
+    for form, suffix in FORMS.items():
+        if form != "onnx" or with_onnx:
+            main(["export", str(run), str(folder / f"{name}.{suffix}"), "--to", form])
+    main(["export", str(run), str(folder / f"{name}.tied.safetensors"), "--to", "timm", "--tied"])
+    model, description = read_model(find_source(str(run)))
+    side = description.preprocessing.image_size
+    images = np.random.default_rng(0).standard_normal((3, 3, side, side), np.float32)
+    with torch.no_grad():
+        logits = model(torch.from_numpy(images)).numpy()
+    assert np.abs(logits).max() > 0.5, "differences of such logits would show"
+    (folder / "expected").mkdir(exist_ok=True)
+    np.savez(folder / "expected" / f"{name}.npz", images=images, logits=logits)
+
+
+if __name__ == "__main__":
+    for strategy in STRATEGIES:
+        write_exports(write_run(Path(sys.argv[1]) / "runs" / strategy, strategy), Path(sys.argv[1]))
