@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from scalevit.config.model import ModelConfig
 from scalevit.errors import UserError
-from scalevit.models import families
 from scalevit.models.build import build_model
 from scalevit.models.meta_init import initial_values
 from scalevit.models.reductions.base import Reduction
@@ -258,7 +257,6 @@ def dinov3(model: nn.Module) -> dict[str, Tensor]:
     return result
 
 
-@pytest.mark.skipif(not hasattr(families, "classifier_names"), reason="needs families other than VisionTransformer")
 @pytest.mark.parametrize(
     "name", ["vit_small_patch16_dinov3", "vit_small_patch16_dinov3_qkvb", "vit_small_plus_patch16_dinov3"]
 )

@@ -6,14 +6,26 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from scalevit.models.weights.read import METADATA_KEY
+METADATA_KEY = "scalevit"
+"""Of the JSON object that our files carry in their safetensors metadata: `model`, `reduction`, `tied`, `classes`."""
+
+
+def own_metadata(file: Any) -> dict[str, Any]:
+    """What an opened safetensors file of ours says; {} for a file of another program.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    content = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+    if not isinstance(content, dict):
+        raise ValueError(f"its metadata {METADATA_KEY} is no JSON object")
+    return content
 
 
 def read_description(path: Path) -> dict[str, Any]:
     """`model`, `reduction`, `tied` and `classes` of a file of ours; {} for any other file."""
     try:
         with safe_open(path, framework="pt") as file:
-            content = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+            return own_metadata(file)
     except (OSError, ValueError, SafetensorError):
         return {}
-    return content if isinstance(content, dict) else {}

@@ -1,6 +1,5 @@
 """Reads weights files: ours (safetensors with metadata) and plain state dicts. Never executes what it reads."""
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +11,11 @@ from scalevit.config.model import WeightsSet
 from scalevit.errors import SettingError, UserError
 from scalevit.models.reductions.apply import parse_reduction
 from scalevit.models.reductions.base import Reduction
+from scalevit.models.weights.description import METADATA_KEY, own_metadata
 from scalevit.models.weights.hub import Source, WeightsFile, find_weights
 from scalevit.models.weights.npz import SUFFIX as NPZ
 from scalevit.models.weights.npz import read_npz
 from scalevit.models.weights.plain import ONE_SET, no_such_set, read_plain, unwrapped
-
-METADATA_KEY = "scalevit"
-"""Of the JSON object that our files carry in their safetensors metadata: `model`, `reduction`, `tied`, `classes`."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ def _read(file: WeightsFile, source: Source, weights_set: WeightsSet, model: nn.
         with safe_open(file.path, framework="pt") as opened:
             strings = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
-            metadata = _our_metadata(opened)
+            metadata = own_metadata(opened)
     except Exception as error:
         # The library does not limit the exceptions that a damaged or foreign file raises.
         raise _unreadable(source, error) from error
@@ -101,7 +98,7 @@ def _read_metadata(file: WeightsFile, source: Source) -> dict[str, Any]:
         return {}
     try:
         with safe_open(file.path, framework="pt") as opened:
-            return _our_metadata(opened)
+            return own_metadata(opened)
     except Exception as error:
         raise _unreadable(source, error) from error
 
@@ -109,10 +106,6 @@ def _read_metadata(file: WeightsFile, source: Source) -> dict[str, Any]:
 def _unreadable(source: Source, error: Exception) -> UserError:
     reason = " ".join(f"{type(error).__name__}: {error}".split())
     return UserError(f"weights {source}: cannot be read ({reason[:200]})")
-
-
-def _our_metadata(file: Any) -> dict[str, Any]:
-    return json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
 
 
 def _stated_model(metadata: dict[str, Any]) -> str | None:

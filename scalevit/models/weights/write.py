@@ -17,7 +17,7 @@ from scalevit.config.model import WEIGHTS_SETTINGS, ModelConfig
 from scalevit.errors import UserError
 from scalevit.files import writing_whole
 from scalevit.models.reductions.base import Reduction
-from scalevit.models.weights.read import METADATA_KEY
+from scalevit.models.weights.description import METADATA_KEY
 
 
 def write_weights(
