@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from scalevit.cli.parsing import add_weight_set
-from scalevit.errors import UserError
+from scalevit.errors import SettingError, UserError
 from scalevit.export import EXPORTERS
 from scalevit.export.source import find_source
 
@@ -12,7 +12,8 @@ EXAMPLES = """\
   scalevit export runs/photos photos.safetensors --to timm
   scalevit export runs/photos photos_model --to huggingface
   scalevit export runs/photos/checkpoints/step-00001000 photos.pt2 --to torch --weights weights
-  scalevit export runs/photos/final.safetensors photos.onnx --to onnx"""
+  scalevit export runs/photos/final.safetensors photos.onnx --to onnx
+  scalevit export runs/nested half.safetensors --to timm --width 0.5    # trained at several widths"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_weight_set(parser)
     parser.add_argument(
         "--tied", action="store_true", help="write shared tensors once (--to timm): smaller, but timm must tie them"
+    )
+    parser.add_argument(
+        "--width", type=float, metavar="FRACTION", help="keep only the first hidden units of each MLP, e.g. 0.5"
     )
     parser.add_argument("--config", help="of the run; default: the config.json in the run folder or beside the file")
 
@@ -51,9 +55,15 @@ def run(arguments: argparse.Namespace) -> None:
     source = find_source(arguments.source, config=arguments.config, weights=arguments.weights, config_required=False)
     # Imported late: a mistake in the arguments is reported before torch and timm are loaded, which takes seconds.
     from scalevit.export.publish import publish
-    from scalevit.export.trained_model import read_model
+    from scalevit.export.trained_model import cut, read_model
 
-    difference = publish(exporter, *read_model(source), target, tied=arguments.tied)
+    model, description = read_model(source)
+    if arguments.width is not None:
+        try:
+            description = cut(model, description, arguments.width)
+        except SettingError as error:
+            raise UserError(f"--width {arguments.width:g}: {error.reason}") from None
+    difference = publish(exporter, model, description, target, tied=arguments.tied)
     print(f"wrote {target}: {source}; largest difference of a logit, read back: {difference:.3g}")
     if usage := exporter.usage(target):
         print(usage)

@@ -3,6 +3,8 @@
 Must not know in which form a model is written.
 """
 
+from dataclasses import replace
+
 from torch import nn
 
 from scalevit.config.tree import SECTIONS
@@ -11,6 +13,7 @@ from scalevit.export.base import ModelDescription
 from scalevit.export.checkpoint_model import model_of_checkpoint, preprocessing_of
 from scalevit.export.source import Source
 from scalevit.models.build import build_model
+from scalevit.models.nested import cut_to_width
 from scalevit.models.weights.read import read_classes
 from scalevit.tying import tied_names
 
@@ -38,3 +41,17 @@ def read_model(source: Source) -> tuple[nn.Module, ModelDescription]:
         classes=read_classes(source.path),
     )
     return model, description
+
+
+def cut(model: nn.Module, description: ModelDescription, width: float) -> ModelDescription:
+    """Removes the hidden units beyond a width, in place, of a model that was trained at several (`nested_width`).
+
+    Returns:
+        The description of the model as it is now.
+
+    Raises:
+        SettingError: the "width" leaves no units, or is above 1.
+        UserError: no settings build such a model.
+    """
+    settings, reduction = cut_to_width(model, width, description=description.model, reduction=description.reduction)
+    return replace(description, model=settings, reduction=reduction)

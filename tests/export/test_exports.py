@@ -31,8 +31,10 @@ runpy.run_path(script, run_name="__main__")
 @pytest.fixture(scope="module")
 def exports(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exports")
+    with_onnx = find_spec("onnxscript") is not None
     for strategy in STRATEGIES:
-        write_exports(runs / strategy, folder, with_onnx=find_spec("onnxscript") is not None)
+        write_exports(runs / strategy, folder, with_onnx=with_onnx)
+    write_exports(runs / "grouped", folder, with_onnx=with_onnx, width=0.5)
     return folder
 
 
@@ -49,13 +51,13 @@ def without_scalevit(tool: str, folder: Path, packages: tuple[str, ...], blocked
 
 def test_timm_and_torch_give_the_same_logits(exports: Path) -> None:
     differences = without_scalevit("timm", exports, ("timm", "torch", "numpy", "safetensors"), "scalevit")
-    assert len(differences) == len(STRATEGIES) * 2 * 5
+    assert len(differences) == (len(STRATEGIES) + 1) * 2 * 5
 
 
 def test_onnxruntime_gives_the_same_logits(exports: Path) -> None:
     pytest.importorskip("onnxscript")
     differences = without_scalevit("onnx", exports, ("onnxruntime", "numpy"), "scalevit,torch,timm")
-    assert len(differences) == len(STRATEGIES) * 2
+    assert len(differences) == (len(STRATEGIES) + 1) * 2
 
 
 def test_the_file_for_timm_is_untied_unless_asked(exports: Path) -> None:
@@ -67,7 +69,7 @@ def test_the_file_for_timm_is_untied_unless_asked(exports: Path) -> None:
         assert torch.equal(untied[name], untied[name.replace("blocks.1", "blocks.0")])
 
 
-@pytest.mark.parametrize(("strategy", "hidden"), [("shallow", 16), ("thin", 49)])
+@pytest.mark.parametrize(("strategy", "hidden"), [("shallow", 16), ("thin", 49), ("grouped_cut", 73)])
 def test_timm_builds_exactly_the_hidden_width(exports: Path, strategy: str, hidden: int) -> None:
     config = json.loads((exports / f"{strategy}.json").read_text())
     model = timm.create_model(config["architecture"], **config["model_args"])
@@ -143,6 +145,10 @@ def test_what_is_written_is_readable_by_all_and_nothing_is_left_over(exports: Pa
             "--weights applies to runs and",
         ),
         (["RUNS", "x.pt2", "--to", "torch"], "has none of best_ema.safetensors"),
+        (
+            ["RUNS/grouped", "x.pt2", "--to", "torch", "--width", "2"],
+            "--width 2: must leave hidden units, and be at most 1",
+        ),
         (["EXPORTS/grouped.pt2", "x.pt2", "--to", "torch"], "grouped.pt2: is an export (--to torch): name the run"),
         (["RUNS/grouped", "x.bin", "--to", "tim"], "invalid choice: 'tim'"),
         (["plain.safetensors", "x.pt2", "--to", "torch"], "plain.safetensors: there is no config.json beside it"),

@@ -15,6 +15,7 @@ from scalevit.config.loading import load_config
 from scalevit.export.source import find_source
 from scalevit.export.trained_model import read_model
 from scalevit.models.build import build_model
+from scalevit.models.mlps import mlp_views
 from scalevit.models.weights.write import write_weights
 from scalevit.tying import tied_names
 
@@ -60,14 +61,22 @@ def write_run(folder: Path, strategy: str, *, seed: int = 0) -> Path:
 FORMS = {"timm": "safetensors", "huggingface": "hf", "torch": "pt2", "onnx": "onnx"}
 
 
-def write_exports(run: Path, folder: Path, *, with_onnx: bool = True) -> None:
-    """A run in every form, and its logits, as `foreign_tools.py` expects them in a folder."""
-    name = run.name
+def write_exports(run: Path, folder: Path, *, with_onnx: bool = True, width: float | None = None) -> None:
+    """A run in every form, and its logits, as `foreign_tools.py` expects them in a folder.
+
+    Args:
+        width: fraction of the hidden units that is exported.
+    """
+    name = run.name if width is None else f"{run.name}_cut"
+    cut = [] if width is None else ["--width", str(width)]
     for form, suffix in FORMS.items():
         if form != "onnx" or with_onnx:
-            main(["export", str(run), str(folder / f"{name}.{suffix}"), "--to", form])
-    main(["export", str(run), str(folder / f"{name}.tied.safetensors"), "--to", "timm", "--tied"])
+            main(["export", str(run), str(folder / f"{name}.{suffix}"), "--to", form, *cut])
+    main(["export", str(run), str(folder / f"{name}.tied.safetensors"), "--to", "timm", "--tied", *cut])
     model, description = read_model(find_source(str(run)))
+    if width is not None:
+        for view in {view.module: view for views in mlp_views(model) for view in views}.values():
+            view.narrow(int(width * view.hidden))
     side = description.preprocessing.image_size
     images = np.random.default_rng(0).standard_normal((3, 3, side, side), np.float32)
     with torch.no_grad():
@@ -80,3 +89,4 @@ def write_exports(run: Path, folder: Path, *, with_onnx: bool = True) -> None:
 if __name__ == "__main__":
     for strategy in STRATEGIES:
         write_exports(write_run(Path(sys.argv[1]) / "runs" / strategy, strategy), Path(sys.argv[1]))
+    write_exports(Path(sys.argv[1]) / "runs" / "grouped", Path(sys.argv[1]), width=0.5)
