@@ -26,6 +26,7 @@ COMMANDS = CommandTable(
             "train": "train a model",
             "evaluate": "evaluate weights on the validation images",
             "predict": "print classes and probabilities of images",
+            "reduce": "reduce trained weights for fine-tuning",
             "config": "explain, compare and check settings",
             "describe": "count the parameters and multiply-accumulates of a model",
             "plan": "estimate memory, traffic and throughput of a run",

@@ -56,7 +56,8 @@ def _check_same_mlps(model: nn.Module, views: list[list[MlpView]], block: int, s
     here, there = ([view.shapes for view in views[index]] for index in (block, source))
     if here != there:
         sizes = (
-            " and ".join(f"{view.width} x {view.hidden}" for view in views[index]) or "none" for index in (source, block)
+            " and ".join(f"{view.width} x {view.hidden}" for view in views[index]) or "none"
+            for index in (source, block)
         )
         raise UserError(
             f"model {type(model).__name__}: blocks {source} and {block} cannot share their MLPs, whose shapes are "

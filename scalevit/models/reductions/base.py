@@ -6,6 +6,7 @@ Knows settings and block indices. Must not import torch at module level; `apply.
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from scalevit.config.base import Part
+from scalevit.errors import SettingError
 
 if TYPE_CHECKING:
     from scalevit.models.mlps import MlpView
@@ -58,3 +59,15 @@ class Reduction(Part):
             SettingError: as `source`.
         """
         return self.model_dump(mode="json")
+
+
+def kept_units(mlp: "MlpView", keep: float) -> int:
+    """How many hidden units an MLP keeps of which the setting `keep` is the fraction.
+
+    Raises:
+        SettingError: none would be left.
+    """
+    kept = int(keep * mlp.hidden)
+    if kept < 1:
+        raise SettingError("keep", keep, f"leaves none of the {mlp.hidden} hidden units")
+    return kept

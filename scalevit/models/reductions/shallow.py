@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from scalevit.config.base import NonNegativeInt
 from scalevit.errors import SettingError
-from scalevit.models.reductions.base import Reduction
+from scalevit.models.reductions.base import Reduction, kept_units
 
 if TYPE_CHECKING:
     from scalevit.models.mlps import MlpView
@@ -19,12 +20,22 @@ class ShallowReduction(Reduction):
     """Fraction of the hidden units that is kept: int(keep * hidden) of them."""
     select_units: Literal["first", "importance"] = "first"
     """first keeps the first units (the paper); importance those with the largest weights, for pretrained models."""
+    blocks: Annotated[list[NonNegativeInt], Field(min_length=1)] | None = None
+    """Blocks whose MLPs are narrowed, for example [0, 1, 5]; null narrows all."""
 
     def transform(self, mlp: "MlpView", block: int, depth: int) -> None:
-        kept = int(self.keep * mlp.hidden)
-        if kept < 1:
-            raise SettingError("keep", self.keep, f"leaves none of the {mlp.hidden} hidden units")
-        mlp.narrow(kept, select_units=self.select_units)
+        if block in self._narrowed(depth):
+            mlp.narrow(kept_units(mlp, self.keep), select_units=self.select_units)
 
     def structure(self, depth: int) -> dict[str, Any]:
-        return {"strategy": self.strategy, "keep": self.keep}
+        narrowed = self._narrowed(depth)
+        some = {} if len(narrowed) == depth else {"blocks": narrowed}
+        return {"strategy": self.strategy, "keep": self.keep, **some}
+
+    def _narrowed(self, depth: int) -> list[int]:
+        for block in self.blocks or ():
+            if block >= depth:
+                raise SettingError(
+                    "blocks", self.blocks, f"names block {block}, but the model has blocks 0 to {depth - 1}"
+                )
+        return list(range(depth)) if self.blocks is None else sorted(set(self.blocks))

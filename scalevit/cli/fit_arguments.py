@@ -1,0 +1,58 @@
+"""Arguments of the commands that reduce trained models: how it is done, and on which images."""
+
+import argparse
+from typing import get_args
+
+from scalevit.cli.parsing import integer
+from scalevit.models.reductions.method import FitMethod, KeptUnits, SharedMlp
+
+_DEFAULTS = FitMethod()
+
+
+def add_method(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of a `FitMethod`, and the number of calibration images."""
+    parser.add_argument(
+        "--shared",
+        choices=get_args(SharedMlp),
+        default=_DEFAULTS.shared,
+        help="what blocks that share an MLP start from: the MLP of the first of them, or the mean of theirs with "
+        "matched hidden units (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--units",
+        choices=get_args(KeptUnits),
+        default=_DEFAULTS.units,
+        help="hidden units that a narrower MLP keeps: the first, those of the largest weights, or of the largest "
+        "activations (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--refit",
+        action=argparse.BooleanOptionalAction,
+        default=_DEFAULTS.refit,
+        help="fit fc2 to the outputs of the trained MLPs by least squares (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--ridge",
+        type=_positive,
+        default=_DEFAULTS.ridge,
+        help="weight of the distance to the present fc2 in this fit, relative to the mean square of the hidden units "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--images", type=integer(1), default=512, help="training images for fit and activations (default: %(default)s)"
+    )
+
+
+def method_of(arguments: argparse.Namespace) -> FitMethod:
+    """The method that the options name."""
+    return FitMethod(arguments.shared, arguments.units, arguments.refit, arguments.ridge)
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: must be above 0")
+    return value
