@@ -125,7 +125,7 @@ class Runs:
         if not path.exists():
             prepare(config).train()
         summary = json.loads(path.read_text())
-        return {"top1": summary["weights"]["final_top1"], "parameters": summary["parameters"]}
+        return {"top1": summary["final_top1"], "parameters": summary["parameters"]}
 
     @property
     def baseline(self) -> str:
