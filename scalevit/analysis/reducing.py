@@ -167,8 +167,8 @@ def chosen_blocks(
 ) -> dict[str, Any]:
     """A setting of the reduction that names what changes the trained model's outputs least.
 
-    Each pair of neighbouring blocks is made to share an MLP, or the MLP of each block is narrowed to half, with the rest
-    of the model unreduced. The change is the divergence over the calibration images (`sensitivity.Change`).
+    Each pair of neighbouring blocks is made to share an MLP, or the MLP of each block is narrowed to half, with the
+    rest of the model unreduced. The change is the divergence over the calibration images (`sensitivity.Change`).
 
     Args:
         samples: the calibration images.

@@ -11,6 +11,7 @@ from scalevit.engines.settings import UpdateScope
 from scalevit.errors import naming_settings
 from scalevit.models.build import build_model
 from scalevit.models.dropout import use_row_keys
+from scalevit.models.freezing import freeze
 from scalevit.models.meta_init import initial_values
 from scalevit.models.mlps import transformer_blocks
 from scalevit.models.weights.match import Coverage
@@ -89,7 +90,7 @@ class EngineBuilder:
 
     def _build_model(self) -> nn.Module:
         config = self._config
-        with naming_settings(SECTIONS):
+        with naming_settings({**SECTIONS, **OPTIMIZATION_KEYS}):
             model = build_model(
                 config.model,
                 config.reduction,
@@ -100,5 +101,6 @@ class EngineBuilder:
                 need_classifier=self._need_classifier,
                 on_weights=self._keep_coverage,
             )
+            freeze(model, config.optimizer.frozen)
         use_row_keys(model)
         return model

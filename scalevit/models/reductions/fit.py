@@ -74,17 +74,18 @@ def _share(model: nn.Module, example: nn.Module, how: SharedMlp) -> list[_Shared
     """Gives the model the example's shared and removed MLPs, in place."""
     places, wanted = _places(model), _places(example)
     found: dict[nn.Module, _Shared] = {}
-    owners: dict[nn.Module, nn.Module] = {}
+    owners: dict[Any, Any] = {}
     for block, (here, there) in enumerate(zip(places, wanted, strict=True)):
         for index, (place, goal) in enumerate(zip(here, there, strict=True)):
-            if isinstance(goal.module, NoMlp):
+            shared: Any = goal.module
+            if isinstance(shared, NoMlp):
                 place.remove()
                 continue
             if isinstance(place.module, NoMlp):
                 raise UserError(f"the trained model has no MLP in block {block}, the reduced one has")
-            if owners.setdefault(place.module, goal.module) is not goal.module:
+            if owners.setdefault(place.module, shared) is not shared:
                 raise UserError(f"the trained model shares the MLP of block {block}, the reduced one does not")
-            found.setdefault(goal.module, _Shared([], MlpView(goal.module))).uses.append((block, index))
+            found.setdefault(shared, _Shared([], MlpView(shared))).uses.append((block, index))
     for mlp in found.values():
         own = [places[block][index] for block, index in mlp.uses]
         module = _shared_module([place.module for place in own], [block for block, _ in mlp.uses], how)

@@ -25,8 +25,8 @@ class GroupedReduction(Reduction):
     scale: PositiveFloat = 1 / math.sqrt(2)
     """Factor on the shared `fc1.weight`, `fc1.bias` and `fc2.weight` at initialisation (the paper's 1/sqrt(2))."""
     keep: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """Fraction of the hidden units that each MLP keeps, shared or not: the first int(keep * hidden). Below 1, grouped and
-    shallow are combined; the paper has one or the other."""
+    """Fraction of the hidden units that each MLP keeps, shared or not: the first int(keep * hidden). Below 1, this is
+    grouped and shallow combined; the paper has one or the other."""
 
     @model_validator(mode="after")
     def _one_grouping(self) -> "GroupedReduction":
