@@ -156,6 +156,15 @@ def calibration_samples(trained: TrainedModel, count: int) -> Samples:
     return read_samples(trained.config, trained.config.data.train, count, trained.device, classes=trained.classes)
 
 
+def validation_samples(trained: TrainedModel, count: int) -> Samples:
+    """Validation images at the first positions of an order of this seed.
+
+    Raises:
+        UserError: as `read_samples`.
+    """
+    return read_samples(trained.config, trained.config.data.validation, count, trained.device, classes=trained.classes)
+
+
 def chosen_blocks(
     trained: TrainedModel,
     method: FitMethod,

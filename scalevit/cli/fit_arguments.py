@@ -1,12 +1,16 @@
 """Arguments of the commands that reduce trained models: how it is done, and on which images."""
 
 import argparse
+import sys
+from collections.abc import Sequence
 from typing import get_args
 
 from scalevit.cli.parsing import integer
+from scalevit.data.faults import Fault
 from scalevit.models.reductions.method import FitMethod, KeptUnits, SharedMlp
 
 _DEFAULTS = FitMethod()
+_PRINTED_FAULTS = 5
 
 
 def add_method(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +50,14 @@ def add_method(parser: argparse.ArgumentParser) -> None:
 def method_of(arguments: argparse.Namespace) -> FitMethod:
     """The method that the options name."""
     return FitMethod(arguments.shared, arguments.units, arguments.refit, arguments.ridge)
+
+
+def warn_of_faults(faults: Sequence[Fault]) -> None:
+    """Names bad samples on standard error."""
+    for fault in faults[:_PRINTED_FAULTS]:
+        print(f"warning: bad sample, replaced by another: {fault}", file=sys.stderr)
+    if more := len(faults[_PRINTED_FAULTS:]):
+        print(f"warning: ... and {more} more; `scalevit shards verify` lists all", file=sys.stderr)
 
 
 def _positive(text: str) -> float:

@@ -27,6 +27,7 @@ COMMANDS = CommandTable(
             "evaluate": "evaluate weights on the validation images",
             "predict": "print classes and probabilities of images",
             "reduce": "reduce trained weights for fine-tuning",
+            "analyze": "measure which blocks of trained weights can share or lose an MLP",
             "config": "explain, compare and check settings",
             "describe": "count the parameters and multiply-accumulates of a model",
             "plan": "estimate memory, traffic and throughput of a run",

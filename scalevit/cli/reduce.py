@@ -3,7 +3,6 @@
 import argparse
 import json
 import shlex
-import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from scalevit.cli.fit_arguments import add_method, method_of
+from scalevit.cli.fit_arguments import add_method, method_of, warn_of_faults
 from scalevit.cli.parsing import add_overrides, integer
 from scalevit.cli.weights_target import config_of_target
 from scalevit.config.tree import Config
@@ -21,11 +20,9 @@ from scalevit.terminal import print_table, progress_text
 if TYPE_CHECKING:
     from torch import nn
 
-    from scalevit.data.faults import Fault
     from scalevit.training.evaluation import CheckedMetrics
 
 _SUFFIX = ".safetensors"
-_PRINTED_FAULTS = 5
 EXAMPLES = """\
   scalevit reduce runs/baseline --to grouped.safetensors reduction.strategy=grouped
   scalevit reduce runs/baseline --to half.safetensors reduction.strategy=shallow reduction.keep=0.5
@@ -92,7 +89,7 @@ def run(arguments: argparse.Namespace) -> None:
         written = reduced.write(destination)
         report("evaluating")
         results = [evaluated(each) for each in (trained.config, written)]
-    _warn(reduced.faults)
+    warn_of_faults(reduced.faults)
     _print(written.reduction.strategy, [trained.network, reduced.network], results)
     print(f"wrote {destination}; to train from it:\n  {shlex.join(_settings(trained.config, written))}")
 
@@ -106,13 +103,6 @@ def _destination(given: str, config: Config) -> Path:
     if path.exists() and path.samefile(config.model.initial_weights or ""):
         raise UserError(f"--to {given}: is the file that is reduced; name another")
     return path
-
-
-def _warn(faults: "Sequence[Fault]") -> None:
-    for fault in faults[:_PRINTED_FAULTS]:
-        print(f"warning: bad sample, replaced by another: {fault}", file=sys.stderr)
-    if more := len(faults[_PRINTED_FAULTS:]):
-        print(f"warning: ... and {more} more; `scalevit shards verify` lists all", file=sys.stderr)
 
 
 def _print(strategy: str, networks: "Sequence[nn.Module]", results: "Sequence[CheckedMetrics | None]") -> None:
