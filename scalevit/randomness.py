@@ -69,6 +69,8 @@ class Purpose(IntEnum):
     MIXING = 1
     ERASING = 2
     DROPPING = 3
+    STEP_DROPPING = 4
+    """In what all rows of a step have in common."""
 
 
 def row_keys(seed: int, purpose: Purpose, step: int, rows: np.ndarray) -> np.ndarray:

@@ -29,7 +29,6 @@ from scalevit.errors import UserError
 from scalevit.files import write_whole
 from scalevit.models.costs import model_costs
 from scalevit.models.dropout import RowKeys
-from scalevit.randomness import Purpose, row_keys
 from scalevit.runs.environment import describe_environment
 from scalevit.terminal import print_table
 from scalevit.training.engine_builder import EngineBuilder, check_engine
@@ -150,7 +149,7 @@ def _step_seconds(engine: Engine, config: Config, batch: int, world: World, step
         if step == _WARM_UP_STEPS and on_gpu:
             torch.cuda.reset_peak_memory_stats()
         started = time.perf_counter()
-        keys.set(row_keys(config.seed, Purpose.DROPPING, step, np.arange(batch)), device)
+        keys.set(config.seed, step, np.arange(batch), device)
         for index in range(task.passes):
             loss = task.loss(engine.forward, mixed, index).total / (batch * world.size)
             engine.backward(loss, last=index == task.passes - 1)

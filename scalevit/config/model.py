@@ -8,10 +8,11 @@ from scalevit.config.base import FilePath, Section
 
 
 class ModelConfig(Section):
-    """The timm Vision Transformer that is trained."""
+    """The timm model that is trained."""
 
     name: str = "vit_base_patch16_224"
-    """A model of timm's registry whose blocks have timm's Mlp (ViT, DeiT III, DINOv2, SigLIP)."""
+    """A model of timm's registry. Reductions need blocks with timm's Mlp, GluMlp or SwiGLU: ViT, DeiT, DINOv2, DINOv3,
+    SigLIP, EVA02, BEiT, Swin and others (docs/models.md lists them). Without a reduction any without batch norms."""
     image_size: PositiveInt = 224
     """Side of the square input in pixels."""
     num_classes: PositiveInt = 1000

@@ -98,6 +98,10 @@ def create_unreduced(model: ModelConfig, reduction: Reduction) -> nn.Module:
         if reduction.changes_model:
             with torch.device("meta"):
                 mlp_views(timm.create_model(architecture))  # an unsupported kind of model explains it better
+        for key in reduction.factory_arguments():
+            if f"unexpected keyword argument '{key}'" in str(error):
+                reason = f"sets {key}, which timm's {architecture} does not take"
+                raise SettingError("reduction.strategy", reduction.strategy, reason) from error
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise SettingError("model.name", model.name, f"cannot be built with these arguments ({reason})") from error
     if model.drop_path and "drop_path_rate" not in optional:
@@ -142,6 +146,9 @@ def _check_patches(network: nn.Module, image_size: int) -> None:
         SettingError: the patch size does not divide the image size, and the model does not pad.
     """
     embedding = getattr(network, "patch_embed", None)
+    projection = getattr(embedding, "proj", None)
+    if isinstance(projection, nn.Conv2d) and projection.stride != projection.kernel_size:
+        return  # patches overlap
     side = max(getattr(embedding, "patch_size", None) or (1,))
     if image_size % side and not getattr(embedding, "dynamic_img_pad", False):
         lower = image_size // side * side

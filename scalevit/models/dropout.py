@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.layers import DropPath, PatchDropout, PatchDropoutWithIndices
+from timm.layers import DropPath, PatchDropout, PatchDropoutWithIndices, RelPosMlp
 from torch import Tensor, nn
 
+from scalevit.errors import UserError
 from scalevit.models.mlps import mlp_places, transformer_blocks
-from scalevit.randomness import mix64, uniforms
+from scalevit.randomness import Purpose, mix64, row_keys, uniforms
 
 _MULTIPLIER = 0x9E3779B1
 _MASK = 0xFFFFFFFF
@@ -39,7 +40,9 @@ class RowDropPath(nn.Module):
         """x: (b, ...) -> the same shape."""
         if not self.training:
             return x
-        assert self.factors is not None, "set_row_keys comes before a forward pass in training"
+        assert self.factors is not None, "RowKeys.set comes before a forward pass in training"
+        if len(x) != len(self.factors):
+            raise UserError("model: its drop-path drops parts of images, which is not supported: use model.drop_path=0")
         return x * self.factors.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
 
 
@@ -56,7 +59,7 @@ class _KeyedLayer(nn.Module):
 
     def _uniforms(self, shape: torch.Size) -> Tensor:
         """shape: (b, ...), of each row's numbers -> float32 in [0, 1), multiples of 2^-24."""
-        assert self.keys is not None, "set_row_keys comes before a forward pass in training"
+        assert self.keys is not None, "RowKeys.set comes before a forward pass in training"
         counters = torch.arange(shape[1:].numel(), device=self.keys.device)
         # Two rounds of a 32-bit finaliser (Wellons' lowbias32), in 64-bit integers, whose shifts are then logical.
         bits = (self.keys[:, None] ^ (counters * _MULTIPLIER & _MASK)[None, :]) & _MASK
@@ -79,6 +82,14 @@ class RowDropout(_KeyedLayer):
         if not self.training:
             return x
         return x * ((self._uniforms(x.shape) >= self.p).to(x.dtype) / (1.0 - self.p))
+
+
+class StepDropout(RowDropout):
+    """torch's Dropout of what all rows have in common, as position biases are: one mask for all rows of a step."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: any shape -> the same shape."""
+        return super().forward(x[None])[0]
 
 
 class RowPatchDropout(_KeyedLayer):
@@ -120,11 +131,14 @@ def use_row_keys(model: nn.Module) -> None:
                 mlp = copy.copy(place.module)
                 mlp._modules = dict(place.module._modules)
                 place.put(mlp)
+    shared = {module for biases in model.modules() if isinstance(biases, RelPosMlp) for module in biases.modules()}
     for module in list(model.modules()):
         for name, layer in list(module.named_children()):
             replacement = _replacement(layer)
             if replacement is None:
                 continue
+            if module in shared and isinstance(layer, nn.Dropout):
+                replacement = StepDropout(layer)
             if name == "attn_drop" and hasattr(module, "fused_attn"):
                 vars(module)["fused_attn"] = False  # torch's fused attention draws its own mask
             setattr(module, name, replacement)
@@ -144,12 +158,17 @@ class RowKeys:
     def __init__(self, model: nn.Module):
         self._layers: list[Any] = [module for module in model.modules() if isinstance(module, _ROW_LAYERS)]
 
-    def set(self, keys: np.ndarray, device: torch.device) -> None:
+    def set(self, seed: int, step: int, rows: np.ndarray, device: torch.device) -> None:
         """Before each forward pass in training.
 
         Args:
-            keys: (b,) uint64, one for each row of the next forward pass (`randomness.row_keys`).
+            seed: of the run.
+            step: number of the optimizer step.
+            rows: (b,) int64, numbers in the global batch of the rows of the next forward pass.
             device: of the model.
         """
+        of_rows = row_keys(seed, Purpose.DROPPING, step, rows)
+        of_step = row_keys(seed, Purpose.STEP_DROPPING, step, np.zeros(1, np.int64))
         for place, layer in enumerate(self._layers):
+            keys = of_step if isinstance(layer, StepDropout) else of_rows
             layer.set_keys(mix64(keys ^ np.uint64(place + 1)), device)

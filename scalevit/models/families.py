@@ -18,7 +18,7 @@ from scalevit.errors import UserError
 
 
 def classifier_names(model: Any) -> set[str]:
-    """Names of the parameters of the classifier (of both, in distilled models): they depend on the number of classes."""
+    """Names of the classifier's parameters (of both, in distilled models), which depend on the number of classes."""
     found = model.get_classifier()
     heads = [head for head in (found if isinstance(found, tuple) else (found,)) if isinstance(head, nn.Module)]
     own = {id(parameter) for head in heads for parameter in head.parameters()}
@@ -47,11 +47,11 @@ class LayerInitialiser:
     def __init__(self, model: nn.Module):
         if not isinstance(model, VisionTransformer):
             raise UserError(
-                f"model {type(model).__name__} cannot be initialised layer by layer: train.meta_init needs a timm "
+                f"meta initialisation does not know how timm initialises a {type(model).__name__}: it needs a timm "
                 "VisionTransformer (ViT, DeiT, DINOv2, SigLIP)"
             )
         if getattr(model, "fix_init", False):  # changes parameters across layers afterwards
-            raise UserError("train.meta_init cannot be combined with model.kwargs.fix_init")
+            raise UserError("meta initialisation cannot be combined with the model's argument fix_init")
         self._model: Any = model
 
     def __call__(self, layer: nn.Module, name: str, *, whole: bool) -> None:

@@ -3,7 +3,6 @@
 Knows layers, whatever class of model they are in. Must not know which reduction asks for a change, or the kernels.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ _BRANCH = ("norm2", "ls2", "drop_path2")
 class _HiddenRows(NamedTuple):
     """Rows of a layer that compute the hidden units: unit i is row `first + i`."""
 
-    layer: nn.Linear
+    layer: Any
     first: int
     gate: bool
     """Whether an activation of them multiplies the other rows."""
@@ -30,8 +29,8 @@ class _HiddenRows(NamedTuple):
 class MlpView:
     """One face for the MLPs that can be reduced.
 
-    Plain (timm's `Mlp`: fc1, activation, fc2) and gated (`GluMlp`, also known as `SwiGLUPacked`: gate and value packed in
-    fc1; `SwiGLU`: fc1_g and fc1_x). A hidden unit of a gated MLP is a row of the gate with the same row of the value.
+    Plain: timm's `Mlp` (fc1, activation, fc2). Gated: `GluMlp`, also known as `SwiGLUPacked` (gate and value packed in
+    fc1), and `SwiGLU` (fc1_g, fc1_x). A hidden unit of a gated MLP is a row of the gate with the same row of the value.
     """
 
     def __init__(self, module: Mlp | GluMlp | SwiGLU):
@@ -88,7 +87,7 @@ class MlpView:
 
     @torch.no_grad()
     def importance(self) -> Tensor:
-        """Of each hidden unit, from the weights only: (hidden,), the product of the norms of its rows and fc2 column."""
+        """Of each hidden unit (hidden,), from the weights only: the product of the norms of its rows and fc2 column."""
         result = self.output.weight.norm(dim=0)
         for layer, first, _ in self._rows:
             result = result * layer.weight[first : first + self.hidden].norm(dim=1)
@@ -155,7 +154,7 @@ class MlpView:
         norm.normalized_shape = (len(units),)
 
 
-def _selected(parameter: nn.Parameter, dim: int, units: Tensor) -> nn.Parameter:
+def _selected(parameter: Any, dim: int, units: Tensor) -> nn.Parameter:
     return nn.Parameter(parameter.index_select(dim, units), requires_grad=parameter.requires_grad)
 
 
@@ -201,31 +200,21 @@ class MlpPlace:
 def transformer_blocks(model: nn.Module) -> list[Any]:
     """The repeated blocks of a model, in the order of its forward: what engines wrap and recompute.
 
-    They are the elements of its containers named `blocks`, which timm's transformers have once (ViT), once per stage
-    (Swin) or nested (Twins). Empty for models without, as some convolutional networks.
+    They are the elements of its container `blocks` (ViT), or those of its stages (Swin), which may hold further
+    containers (Twins). Empty for models without, as some convolutional networks.
     """
-    found: list[nn.Module] = []
-
-    def elements(container: nn.Module) -> Iterator[nn.Module]:
-        for child in container.children():
-            yield from child if isinstance(child, nn.ModuleList) else [child]
-
-    def search(module: nn.Module) -> None:
-        for name, child in module.named_children():
-            if name == "blocks" and isinstance(child, nn.Sequential | nn.ModuleList):
-                found.extend(elements(child))
-            else:
-                search(child)
-
-    search(model)
-    return found
+    blocks = getattr(model, "blocks", None)
+    if isinstance(blocks, nn.Sequential | nn.ModuleList):
+        nested = [list(child) if isinstance(child, nn.ModuleList) else [child] for child in blocks]
+        return [block for children in nested for block in children]
+    return [block for child in model.children() for block in transformer_blocks(child)]
 
 
 def mlp_places(block: nn.Module) -> list[MlpPlace]:
     """Where a block has MLPs that are known here, whatever became of them: one place in most blocks."""
     places: list[MlpPlace] = []
     for name, child in block.named_children():
-        if isinstance(child, _KINDS) and _is_linear(child) or isinstance(child, ReplacedMlp):
+        if (isinstance(child, _KINDS) and _is_linear(child)) or isinstance(child, ReplacedMlp):
             places.append(MlpPlace(block, name))
         elif not isinstance(child, RelPosMlp):  # whose MLP computes position biases
             places += mlp_places(child)
@@ -261,7 +250,7 @@ def _is_linear(mlp: Any) -> bool:
 
 def _found_instead(block: nn.Module) -> str:
     for name, child in block.named_modules():
-        if name.rpartition(".")[2].startswith(("mlp", "ffn")) and not isinstance(child, nn.ModuleList):
+        if name.rpartition(".")[2] in ("mlp", "ffn"):
             layers = " of convolutions" if isinstance(child, _KINDS) else ""
             return f"a {type(child).__name__}{layers} as MLP"
     return "no MLP of its own"

@@ -8,7 +8,7 @@ from scalevit.config.tree import SECTIONS, Config
 from scalevit.distributed import World
 from scalevit.engines.base import Engine, EngineSpec
 from scalevit.engines.settings import UpdateScope
-from scalevit.errors import naming_settings
+from scalevit.errors import SettingError, naming_settings
 from scalevit.models.build import build_model
 from scalevit.models.dropout import use_row_keys
 from scalevit.models.freezing import freeze
@@ -103,4 +103,8 @@ class EngineBuilder:
             )
             freeze(model, config.optimizer.frozen)
         use_row_keys(model)
+        if not transformer_blocks(model):
+            for key in ("compile", "activation_checkpointing"):
+                if getattr(config.train, key):
+                    raise SettingError(f"train.{key}", True, f"works on blocks, and {config.model.name} has none")
         return model

@@ -160,7 +160,7 @@ def _trial_step(engine: Engine, config: Config, split: Split) -> None:
         labels = torch.zeros(split.size, dtype=torch.int64, device=device)
         mixed = MixedLabels(labels, labels, torch.ones(split.size, dtype=torch.float64, device=device))
         batch = DeviceBatch(images, mixed, torch.ones(split.size, device=device))
-        keys.set(np.arange(split.size, dtype=np.uint64), device)
+        keys.set(config.seed, 0, np.arange(split.size), device)
         for number in range(task.passes):
             total = task.loss(engine.forward, batch, number).total / split.global_batch
             engine.backward(total, last=index == count - 1 and number == task.passes - 1)

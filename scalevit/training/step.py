@@ -122,7 +122,7 @@ class TrainingStep:
 
     def _forward_backward(self, batch: DeviceBatch, rows: np.ndarray, step: int, *, last: bool) -> dict[str, Tensor]:
         """The losses of a micro-batch, summed over the task's passes; its gradient is added to the engine's."""
-        self._row_keys.set(row_keys(self._seed, Purpose.DROPPING, step, rows), self._engine.world.device)
+        self._row_keys.set(self._seed, step, rows, self._engine.world.device)
         losses: dict[str, Tensor] = {}
         for index in range(self._task.passes):
             with record_function("forward"):

@@ -9,6 +9,7 @@ from deepspeed.ops.op_builder import AsyncIOBuilder
 
 from scalevit.distributed import World
 from scalevit.engines.deepspeed.settings import DeepSpeedSettings
+from scalevit.engines.fsdp.engine import without_view
 from scalevit.engines.fsdp.settings import FsdpSettings
 from scalevit.errors import UserError
 
@@ -35,3 +36,14 @@ def test_an_offload_to_nvme_says_what_it_lacks(tmp_path: Path) -> None:
         settings.check(world(2))
     assert "\n" not in str(error.value)
     assert (f"nvme_path = {json.dumps(str(missing))}" if able else "libaio") in str(error.value)
+
+
+def test_a_view_becomes_a_tensor_of_its_own() -> None:
+    x = torch.ones(2, 6, requires_grad=True)
+    y = without_view(lambda tensor: (2 * tensor).view(3, 4), x)
+    assert y.shape == (3, 4)
+    assert not y._is_view()
+    y += 1  # through a view, FSDP's hook would be lost here
+    y.sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, torch.full((2, 6), 2.0))

@@ -41,7 +41,7 @@ def images(count):
 
 
 def forward(network, rows, step=0):
-    RowKeys(network).set(keys(rows, step), CPU)
+    RowKeys(network).set(5, step, np.asarray(rows), CPU)
     return network(images(12)[np.asarray(rows)])
 
 
@@ -163,7 +163,7 @@ def test_every_layer_of_timms_models_is_replaced():
         network = timm.create_model(name, **sizes, **rates)
         use_row_keys(network)
         network.train()
-        RowKeys(network).set(keys(range(2)), CPU)
+        RowKeys(network).set(5, 0, np.arange(2), CPU)
         state = torch.get_rng_state()
         network(torch.rand(2, 3, *network.patch_embed.img_size, generator=torch.Generator().manual_seed(0)))
         assert torch.equal(torch.get_rng_state(), state), name

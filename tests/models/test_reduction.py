@@ -155,7 +155,10 @@ def test_building_leaves_the_callers_random_state_alone() -> None:
         (
             ModelConfig(name="swin_tiny_patch4_window7_224"),
             GroupedReduction(group_size=4),
-            ["blocks 0 and 2 cannot share their MLPs, whose shapes are 96 x 384 and 192 x 768"],
+            [
+                "blocks 0 and 2 cannot share their MLPs, whose shapes are 96 x 384 and 192 x 768",
+                "name groups of equal blocks",
+            ],
         ),
         (TINY, ThinReduction(mlp_ratio=0.001), ["mlp_ratio = 0.001", "no hidden units"]),
         (TINY.model_copy(update={"kwargs": {"num_heads": 0}}), NoReduction(), ["cannot be built", "ZeroDivision"]),

@@ -1,6 +1,7 @@
 """PyTorch FSDP2: `fully_shard` over the blocks; blocks that share a module are one unit."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,6 +39,8 @@ class FsdpEngine(Engine):
     def _shard(self, module: nn.Module) -> nn.Module:
         self._mesh = self._build_mesh()
         own = self.settings.reshard_after_forward
+        for block in self.spec.blocks:
+            block.forward = partial(without_view, block.forward)
         # A parameter may belong to one unit only. Blocks that share a module are one unit together: it is gathered
         # before the first of them runs and freed after the last, and its gradient is reduced when all have added to it.
         self._units = [
@@ -257,6 +260,14 @@ class FsdpEngine(Engine):
     def invalidate_gathered(self) -> None:
         for unit in self._units:
             unit.reshard()
+
+
+def without_view(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """A block's output as no view of another tensor (Swin's is one): an in-place addition would drop FSDP's hook."""
+    output = forward(*args, **kwargs)
+    if isinstance(output, Tensor) and output._is_view():
+        return torch.ops.aten._unsafe_view(output, output.shape)
+    return output
 
 
 def rehearse_on_shards(spec: EngineSpec, mesh: DeviceMesh) -> None:

@@ -55,13 +55,10 @@ def _check_same_mlps(model: nn.Module, views: list[list[MlpView]], block: int, s
     """Two blocks can share their MLPs if these are of the same kind and shapes."""
     here, there = ([view.shapes for view in views[index]] for index in (block, source))
     if here != there:
-        sizes = (
-            " and ".join(f"{view.width} x {view.hidden}" for view in views[index]) or "none"
-            for index in (source, block)
-        )
+        shapes = [f"{view.width} x {view.hidden}" for index in (source, block) for view in views[index]]
         raise UserError(
             f"model {type(model).__name__}: blocks {source} and {block} cannot share their MLPs, whose shapes are "
-            + " and ".join(sizes)
+            f"{' and '.join(dict.fromkeys(shapes))}: name groups of equal blocks"
         )
 
 
