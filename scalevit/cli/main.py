@@ -28,6 +28,8 @@ COMMANDS = CommandTable(
             "predict": "print classes and probabilities of images",
             "export": "write a trained model for timm, model hubs, torch or ONNX",
             "average": "average the weights of several checkpoints or runs",
+            "reduce": "reduce trained weights for fine-tuning",
+            "analyze": "measure which blocks of trained weights can share or lose an MLP",
             "config": "explain, compare and check settings",
             "describe": "count the parameters and multiply-accumulates of a model",
             "plan": "estimate memory, traffic and throughput of a run",

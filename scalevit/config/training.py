@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from scalevit.config.base import NonNegativeFloat, NonNegativeInt, Precision, Section
+from scalevit.config.base import NonNegativeFloat, NonNegativeInt, Precision, Section, UnitInterval
 
 
 class OptimizerConfig(Section):
@@ -20,6 +20,17 @@ class OptimizerConfig(Section):
     """Further arguments of the optimizer, for example {"betas": [0.9, 0.95], "eps": 1e-8} or {"momentum": 0.9}."""
     clip_grad_norm: PositiveFloat | None = None
     """Maximum global norm of the gradients; null does not clip."""
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """For fine-tuning: the learning rate of a layer is that of the layer above it times this (timm's layers:
+    embedding, blocks, classifier). null: one learning rate for all, as in the paper."""
+    layer_decay_min_scale: UnitInterval = 0.0
+    """Lower bound of a layer's learning rate as a fraction of `lr`."""
+    layer_decay_shared: Literal["first", "mean", "last"] = "first"
+    """Learning rate of an MLP that several blocks share: that of the first of them (timm's choice, the smallest), of
+    the last, or the mean over them."""
+    frozen: Literal["backbone"] | tuple[str, ...] = ()
+    """Parameters that are not trained. backbone: all but the classifier (a linear probe); or a list of names of modules
+    and parameters with * and ?, for example ["patch_embed", "pos_embed", "blocks.[0-3]"]."""
 
 
 class ScheduleConfig(Section):

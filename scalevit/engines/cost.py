@@ -46,6 +46,11 @@ class ParameterLayout:
         """All of them."""
         return [parameter for unit in [self.root, *self.units] for parameter in unit]
 
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """Those that need a gradient."""
+        return [parameter for parameter in self.parameters if parameter.requires_grad]
+
 
 @dataclass(frozen=True)
 class Workload:

@@ -93,6 +93,17 @@ class MlpView:
             result = result * layer.weight[first : first + self.hidden].norm(dim=1)
         return result
 
+    @torch.no_grad()
+    def unit_vectors(self) -> Tensor:
+        """(hidden, features): of each hidden unit, its rows with their biases, then its column of fc2."""
+        parts = []
+        for layer, first, _ in self._rows:
+            rows = slice(first, first + self.hidden)
+            parts.append(layer.weight[rows])
+            if layer.bias is not None:
+                parts.append(layer.bias[rows, None])
+        return torch.cat([*parts, self.output.weight.T], dim=1)
+
     def narrow(self, kept: int, *, select_units: str = "first") -> None:
         """Removes all but `kept` hidden units.
 

@@ -18,6 +18,7 @@ from scalevit.engines.cost import EngineCost, ParameterLayout, Workload
 from scalevit.engines.settings import EngineSettings, UpdateScope
 from scalevit.errors import SettingError, UserError, naming_settings
 from scalevit.models.build import build_model
+from scalevit.models.freezing import freeze
 from scalevit.models.mlps import transformer_blocks
 from scalevit.models.reductions import REDUCTIONS
 from scalevit.models.reductions.base import Reduction
@@ -210,7 +211,7 @@ class _ReducedModel:
             UserError: as `build_model`.
         """
         model = config.model.without_weights()
-        network = build_model(model, reduction, seed=0, device="meta")
+        network = freeze(build_model(model, reduction, seed=0, device="meta"), config.optimizer.frozen)
         self.strategy = reduction.kind()
         self.layout = ParameterLayout.of(network, transformer_blocks(network))
         self.parameters = sum(parameter.numel() for parameter in self.layout.parameters)

@@ -47,6 +47,9 @@ def banner(
     }
     if task is not None:
         lines["task"] = task
+    if config.optimizer.frozen:
+        frozen = config.optimizer.frozen
+        lines["frozen"] = frozen if isinstance(frozen, str) else ", ".join(frozen)
     if weights is not None:
         lines["weights"] = weights_line(config, weights) + _other_classes(config, weights, data)
     width = max(map(len, lines))

@@ -13,6 +13,7 @@ from scalevit.engines.settings import UpdateScope
 from scalevit.errors import SettingError, naming_settings, settings_of
 from scalevit.models.build import build_model
 from scalevit.models.dropout import use_row_keys
+from scalevit.models.freezing import freeze
 from scalevit.models.fused_mlp import fuse_mlps
 from scalevit.models.meta_init import initial_values
 from scalevit.models.mlps import transformer_blocks
@@ -116,7 +117,7 @@ class EngineBuilder:
 
     def _build_model(self) -> nn.Module:
         config = self._config
-        with naming_settings(SECTIONS):
+        with naming_settings({**SECTIONS, **OPTIMIZATION_KEYS}):
             model = build_model(
                 config.model,
                 config.reduction,
@@ -136,8 +137,10 @@ class EngineBuilder:
         return self._prepared(model)
 
     def _prepared(self, model: nn.Module) -> nn.Module:
-        """A model as the task needs it, with masks that follow from keys."""
+        """A model as the task needs it, with frozen parameters, and masks that follow from keys."""
         config = self._config
+        with naming_settings(OPTIMIZATION_KEYS):
+            freeze(model, config.optimizer.frozen)
         with naming_settings(SECTIONS), settings_of("task"):
             config.task.adapt(model, config.kernels)
             self.task.extend(model)

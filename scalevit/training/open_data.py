@@ -87,11 +87,24 @@ def open_evaluation(config: Config, world: World, *, classes: Sequence[str] | No
         UserError, SettingError: as `open_data`.
     """
     return EvaluationLoader(
-        _open_dataset(config, config.data.validation, evaluation_transform_of(config), classes=classes),
+        open_unaugmented(config, config.data.validation, classes=classes),
         batch=config.evaluation.batch,
         **_placement(config, world),
         finish=device_transform_of(config),
     )
+
+
+def open_unaugmented(config: Config, path: str, *, classes: Sequence[str] | None = None) -> ShardDataset:
+    """The images of any shards as an evaluation sees them, e.g. training images without augmentation.
+
+    Args:
+        path: `data.train` or `data.validation` of the config.
+        classes: as for `open_evaluation`.
+
+    Raises:
+        UserError, SettingError: as `open_data`.
+    """
+    return _open_dataset(config, path, evaluation_transform_of(config), seed=config.seed, classes=classes)
 
 
 def _open_training(config: Config, world: World) -> TrainingBatches:

@@ -16,7 +16,9 @@ from scalevit.config.training import OptimizerConfig
 from scalevit.engines.optimizer_access import group_scalars, kept_scalars, kept_tensors
 from scalevit.engines.settings import UPDATE_SCOPES, UpdateScope
 from scalevit.errors import SettingError, nearest_hint
+from scalevit.training.layer_decay import move_shared_parameters
 
+_DECAY = "optimizer.layer_decay, optimizer.frozen"
 _WHERE = {
     "elements": "every engine",
     "tensors": "ZeRO stage 0 or FSDP2",
@@ -25,15 +27,21 @@ _WHERE = {
 
 
 def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """timm's optimizer over the unique parameters, in timm's groups.
+    """timm's optimizer over the unique parameters that need a gradient, in timm's groups.
 
     Biases, norms and other vectors, and what the model's `no_weight_decay()` names (tokens, position embeddings), do
     not decay. Adam and AdamW are fused on a GPU.
 
     Raises:
-        SettingError: "optimizer" is no name that timm knows, or "optimizer_args" do not fit it.
+        SettingError: "optimizer" is no name that timm knows, "optimizer_args" do not fit it, or the model has no layers
+            for "layer_decay".
     """
-    return _create(module, config.name, config.lr, config.weight_decay, config.args)
+    if config.layer_decay is None:
+        return _create(module, config.name, config.lr, config.weight_decay, config.args)
+    decay = {"layer_decay": config.layer_decay, "layer_decay_min_scale": config.layer_decay_min_scale}
+    optimizer = _create(module, config.name, config.lr, config.weight_decay, {**config.args, **decay})
+    move_shared_parameters(optimizer, module, config)
+    return optimizer
 
 
 def check_optimizer(config: OptimizerConfig, allowed: UpdateScope) -> UpdateScope:
@@ -49,6 +57,11 @@ def check_optimizer(config: OptimizerConfig, allowed: UpdateScope) -> UpdateScop
         SettingError: timm does not know it, its arguments do not fit, it cannot be run with gradients only, or its
             state cannot be saved; or the engine shards what it needs whole.
     """
+    for key in config.args:
+        if key.startswith("layer_decay"):
+            raise SettingError(
+                "optimizer_args", dict(config.args), f"{key} is no argument of the optimizer: see {_DECAY}"
+            )
     scope = update_scope(config.name, config.args)
     if reason := _refusal(config, scope, allowed):
         raise SettingError("optimizer", config.name, reason)

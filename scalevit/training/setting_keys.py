@@ -45,6 +45,8 @@ def naming_data_settings() -> Iterator[None]:
 OPTIMIZATION_KEYS = {
     "optimizer": "optimizer.name",
     "optimizer_args": "optimizer.args",
+    "frozen": "optimizer.frozen",
+    "layer_decay": "optimizer.layer_decay",
     "schedule": "schedule.name",
     "schedule_args": "schedule.args",
 }

@@ -8,6 +8,7 @@ from scalevit.engines.deepspeed.settings import DeepSpeedSettings
 from scalevit.engines.fsdp.settings import FsdpSettings
 from scalevit.engines.settings import EngineSettings
 from scalevit.models.build import build_model
+from scalevit.models.freezing import freeze
 from scalevit.models.mlps import transformer_blocks
 from scalevit.models.reductions.base import Reduction
 from scalevit.models.reductions.grouped import GroupedReduction
@@ -47,6 +48,24 @@ def test_one_rank_sends_nothing() -> None:
     parameters = layout(GroupedReduction())
     for engine in KINDS:
         assert cost(engine, parameters, ranks=1).traffic.bytes_sent(1) == 0, engine.label
+
+
+@pytest.mark.parametrize("engine", KINDS, ids=lambda engine: engine.label)
+def test_frozen_parameters_cost_weights_only(engine: EngineSettings) -> None:
+    model = build_model(ModelConfig(), NoReduction(), seed=0, device="meta")
+    whole = cost(engine, ParameterLayout.of(model, transformer_blocks(model)))
+    freeze(model, "backbone")
+    probe = cost(engine, ParameterLayout.of(model, transformer_blocks(model)))
+    share = sum(p.numel() for p in model.parameters() if p.requires_grad) / sum(p.numel() for p in model.parameters())
+    assert probe.memory.weights == whole.memory.weights
+    for small, large in (
+        (probe.memory.optimizer, whole.memory.optimizer),
+        (probe.memory.gradients, whole.memory.gradients),
+        (probe.traffic.gradients, whole.traffic.gradients),
+        (probe.updated_bytes, whole.updated_bytes),
+    ):
+        # FSDP2 pads the first dimension of each parameter to the number of ranks.
+        assert small == pytest.approx(share * large, rel=0.02)
 
 
 def test_labels_tell_the_kinds_of_sharding_apart() -> None:

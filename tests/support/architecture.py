@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 LAYERS = (
     ("launch",),
     ("cli",),
-    ("reports", "bench", "export"),
+    ("reports", "bench", "export", "analysis"),
     ("training",),
     ("planning",),
     ("config",),

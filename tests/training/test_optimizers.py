@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import timm.optim
 import torch
 from torch import nn
 
@@ -13,7 +14,10 @@ from scalevit.engines.deepspeed.settings import DeepSpeedSettings
 from scalevit.engines.fsdp.settings import FsdpSettings
 from scalevit.errors import SettingError
 from scalevit.models.build import build_model
+from scalevit.models.freezing import freeze
+from scalevit.models.reductions.base import Reduction
 from scalevit.models.reductions.grouped import GroupedReduction
+from scalevit.models.reductions.none import NoReduction
 from scalevit.training.optimizers import (
     build_optimizer,
     check_optimizer,
@@ -120,6 +124,11 @@ def test_where_an_optimizer_may_run(name: str, works: list[Any], refused: list[A
         ("adamw", {"betas": [0.9]}, "optimizer_args = .*refuses them"),
         ("adamw", {"lr": 1}, "optimizer_args = .*multiple values for keyword argument 'lr'"),
         ("lion", {"eps": 1e-8}, "optimizer_args = .*lion has no eps"),
+        (
+            "adamw",
+            {"layer_decay": 0.7},
+            "optimizer_args = .*: layer_decay is no argument of the optimizer: see optimizer.",
+        ),
     ],
 )
 def test_refusals(name: str, args: dict[str, Any], message: str) -> None:
@@ -128,12 +137,49 @@ def test_refusals(name: str, args: dict[str, Any], message: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_layer_decay_scales_the_learning_rate() -> None:
-    """timm's groups with an `lr_scale`; engines multiply it in."""
-    config = ModelConfig(
-        name="vit_tiny_patch16_224", image_size=32, kwargs={"embed_dim": 48, "depth": 4, "num_heads": 3}
-    )
-    model: nn.Module = build_model(config, GroupedReduction(), seed=0)
-    groups = build_optimizer(model, OptimizerConfig(args={"layer_decay": 0.5})).param_groups
-    assert min(group["lr_scale"] for group in groups) < 0.1
-    assert max(group["lr_scale"] for group in groups) == 1.0
+TINY = ModelConfig(name="vit_tiny_patch16_224", image_size=32, kwargs={"embed_dim": 48, "depth": 4, "num_heads": 3})
+SHARED_MLP = "blocks.0.mlp.fc1.weight"
+
+
+def scales(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, tuple[float, float]]:
+    """Factor of the learning rate and weight decay of each parameter; each is in one group."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = [(names[id(p)], group) for group in optimizer.param_groups for p in group["params"]]
+    assert len(found) == len({name for name, _ in found})
+    return {name: (group["lr_scale"], group["weight_decay"]) for name, group in found}
+
+
+@pytest.mark.parametrize("reduction", [NoReduction(), GroupedReduction()], ids=lambda reduction: reduction.strategy)
+@pytest.mark.parametrize("least", [0.0, 0.3])
+def test_layer_decay_is_that_of_timm(reduction: Reduction, least: float) -> None:
+    model = build_model(TINY, reduction, seed=0)
+    config = OptimizerConfig(layer_decay=0.7, layer_decay_min_scale=least, weight_decay=0.05)
+    ours = build_optimizer(model, config).param_groups
+    expected = timm.optim.create_optimizer_v2(
+        model, "adamw", lr=1e-3, weight_decay=0.05, layer_decay=0.7, layer_decay_min_scale=least
+    ).param_groups
+    assert len(ours) == len(expected)
+    for group, other in zip(ours, expected, strict=True):
+        assert [id(p) for p in group.pop("params")] == [id(p) for p in other.pop("params")]
+        assert group == other
+    assert min(group["lr_scale"] for group in ours) == max(least, 0.7**5)
+
+
+@pytest.mark.parametrize(("choice", "power"), [("first", (4,)), ("mean", (3, 4)), ("last", (3,))])
+def test_a_shared_mlp_takes_the_learning_rate_of_the_block_that_is_named(choice: Any, power: tuple[int, ...]) -> None:
+    model = build_model(TINY, GroupedReduction(), seed=0)
+    optimizer = build_optimizer(model, OptimizerConfig(layer_decay=0.7, layer_decay_shared=choice))
+    found = scales(optimizer, model)
+    wanted = sum(0.7**exponent for exponent in power) / len(power)
+    assert found[SHARED_MLP] == (pytest.approx(wanted), 0.05)
+    assert found[SHARED_MLP.replace("weight", "bias")] == (pytest.approx(wanted), 0.0)
+    assert found["blocks.0.norm1.weight"] == (pytest.approx(0.7**4), 0.0)
+    assert found.keys() == dict(model.named_parameters()).keys()
+    assert all(group["params"] for group in optimizer.param_groups)
+
+
+def test_frozen_parameters_are_in_no_group() -> None:
+    model = freeze(build_model(TINY, GroupedReduction(), seed=0), ["blocks.[0-1]", "patch_embed"])
+    for config in (OptimizerConfig(), OptimizerConfig(layer_decay=0.7, layer_decay_shared="last")):
+        held = {id(p) for group in build_optimizer(model, config).param_groups for p in group["params"]}
+        assert held == {id(p) for p in model.parameters() if p.requires_grad}

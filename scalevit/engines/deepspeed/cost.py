@@ -15,30 +15,30 @@ def deepspeed_cost(settings: DeepSpeedSettings, layout: ParameterLayout, workloa
 
 def _replicated(settings: DeepSpeedSettings, layout: ParameterLayout, workload: Workload) -> EngineCost:
     """Stage 0."""
-    full = parameter_bytes(layout.parameters)
+    full, trained = parameter_bytes(layout.parameters), parameter_bytes(layout.trained)
     memory = MemoryUse(
         weights=full,
-        optimizer=workload.optimizer_tensors * full,
-        gradients=full,
+        optimizer=workload.optimizer_tensors * trained,
+        gradients=trained,
         ema=full if workload.ema else 0,
         # All gradients are flattened into one buffer, and copied back from it.
-        backward_buffers=full * (2 if workload.accumulation > 1 else 1),
-        step_buffers=2 * full,
+        backward_buffers=trained * (2 if workload.accumulation > 1 else 1),
+        step_buffers=2 * trained,
     )
-    return EngineCost(memory, Traffic(all_reduce=full), updated_bytes=full)
+    return EngineCost(memory, Traffic(all_reduce=trained), updated_bytes=trained)
 
 
 def _sharded_optimizer(settings: DeepSpeedSettings, layout: ParameterLayout, workload: Workload) -> EngineCost:
     """Stages 1 and 2."""
-    full = parameter_bytes(layout.parameters)
-    shard = full // workload.ranks
+    full, trained = parameter_bytes(layout.parameters), parameter_bytes(layout.trained)
+    shard = trained // workload.ranks
     # A bucket is allocated at its full size, even for a smaller model.
     buckets = _bucket_bytes(settings) * (2 if settings.overlaps_communication else 1)
     if settings.stage == 1:  # unreduced gradients wait for the last micro-batch
-        backward = buckets + full * (2 if workload.accumulation > 1 else 1)
-        step = buckets + 3 * full - shard
+        backward = buckets + trained * (2 if workload.accumulation > 1 else 1)
+        step = buckets + 3 * trained - shard
     else:
-        backward = buckets + full + (shard if workload.accumulation > 1 else 0)
+        backward = buckets + trained + (shard if workload.accumulation > 1 else 0)
         step = 0
     memory = MemoryUse(
         weights=full,
@@ -50,13 +50,16 @@ def _sharded_optimizer(settings: DeepSpeedSettings, layout: ParameterLayout, wor
     )
     # Both stages reduce by all-reduce (`use_multi_rank_bucket_allreduce`), stage 2 after every micro-batch.
     reductions = workload.accumulation if settings.stage == 2 else 1
-    return EngineCost(memory, Traffic(all_reduce=reductions * full, all_gather=full), updated_bytes=shard)
+    return EngineCost(memory, Traffic(all_reduce=reductions * trained, all_gather=trained), updated_bytes=shard)
 
 
 def _sharded_parameters(settings: DeepSpeedSettings, layout: ParameterLayout, workload: Workload) -> EngineCost:
     """Stage 3."""
     parameters = layout.parameters
-    full, shard = parameter_bytes(parameters), sum(FP32_BYTES * -(-p.numel() // workload.ranks) for p in parameters)
+    full, trained = parameter_bytes(parameters), parameter_bytes(layout.trained)
+    shard, trained_shard = (
+        sum(FP32_BYTES * -(-p.numel() // workload.ranks) for p in some) for some in (parameters, layout.trained)
+    )
     threshold = _zero_setting(settings, "param_persistence_threshold", 1e5)
     persistent = parameter_bytes(p for p in parameters if p.numel() <= threshold)
     # Parameters stay gathered from forward to backward where both limits allow it. With the default limits, only
@@ -71,22 +74,22 @@ def _sharded_parameters(settings: DeepSpeedSettings, layout: ParameterLayout, wo
     gathered = remote if stays_gathered else min(remote, 2 * largest)
     memory = MemoryUse(
         weights=shard + (persistent if workload.ranks > 1 else 0),
-        optimizer=(1 + workload.optimizer_tensors) * shard,
-        gradients=shard,
+        optimizer=(1 + workload.optimizer_tensors) * trained_shard,
+        gradients=trained_shard,
         ema=shard if workload.ema else 0,
         # Unreduced gradients wait until they fill a bucket, and are then copied into a flat buffer.
-        backward_buffers=shard + bucket + gathered + min(full, bucket),
-        step_buffers=bucket + gathered + 2 * min(full, bucket),
+        backward_buffers=trained_shard + bucket + gathered + min(trained, bucket),
+        step_buffers=bucket + gathered + 2 * min(trained, bucket),
     )
     gathered_per_micro_batch = full - persistent
     if not stays_gathered:  # in the forward and in the backward, and a shared MLP once for each of its uses
         gathered_per_micro_batch += parameter_bytes(p for p in layout.reused if p.numel() > threshold)
         gathered_per_micro_batch *= 2
     traffic = Traffic(
-        reduce_scatter=workload.accumulation * full,
+        reduce_scatter=workload.accumulation * trained,
         all_gather=workload.accumulation * gathered_per_micro_batch + persistent,
     )
-    return EngineCost(memory, traffic, updated_bytes=shard)
+    return EngineCost(memory, traffic, updated_bytes=trained_shard)
 
 
 def _bucket_bytes(settings: DeepSpeedSettings) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from scalevit.config.base import Part
+from scalevit.errors import SettingError
 
 if TYPE_CHECKING:
     from scalevit.models.mlps import MlpView
@@ -80,3 +81,15 @@ class Reduction(Part):
             unreduced: of each block of the model, which has as many.
         """
         return None
+
+
+def kept_units(mlp: "MlpView", keep: float) -> int:
+    """How many hidden units an MLP keeps of which the setting `keep` is the fraction.
+
+    Raises:
+        SettingError: none would be left.
+    """
+    kept = int(keep * mlp.hidden)
+    if kept < 1:
+        raise SettingError("keep", keep, f"leaves none of the {mlp.hidden} hidden units")
+    return kept

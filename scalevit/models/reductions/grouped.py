@@ -1,4 +1,4 @@
-"""GroupedMLP (arXiv:2512.01059, section 3): neighbouring blocks share one MLP."""
+"""GroupedMLP (arXiv:2512.01059, section 3): neighbouring blocks share one MLP, which may be narrowed as well."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from pydantic import Field, PositiveFloat, model_validator
 
 from scalevit.config.base import NonNegativeInt
 from scalevit.errors import SettingError
-from scalevit.models.reductions.base import BlockMlp, Reduction
+from scalevit.models.reductions.base import BlockMlp, Reduction, kept_units
 
 if TYPE_CHECKING:
     from scalevit.models.mlps import MlpView
@@ -25,6 +25,9 @@ class GroupedReduction(Reduction):
     """Explicit groups of block indices, for example [[0, 1], [2, 3, 4]]; blocks not named keep their own MLP."""
     scale: PositiveFloat = 1 / math.sqrt(2)
     """Factor on the shared `fc1.weight`, `fc1.bias` and `fc2.weight` at initialisation (the paper's 1/sqrt(2))."""
+    keep: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Fraction of the hidden units that each MLP keeps, shared or not: the first int(keep * hidden). Below 1, this is
+    grouped and shallow combined; the paper has one or the other."""
 
     @model_validator(mode="after")
     def _one_grouping(self) -> "GroupedReduction":
@@ -38,14 +41,19 @@ class GroupedReduction(Reduction):
     def transform(self, mlp: "MlpView", block: int, depth: int) -> None:
         if len(self._group_of(block, depth)) > 1:
             mlp.scale(self.scale)
+        if self.keep < 1:
+            mlp.narrow(kept_units(mlp, self.keep))
 
     def structure(self, depth: int) -> dict[str, Any]:
-        return {"strategy": self.strategy, "groups": self._all_groups(depth)}
+        narrowed = {"keep": self.keep} if self.keep < 1 else {}
+        return {"strategy": self.strategy, "groups": self._all_groups(depth), **narrowed}
 
     @classmethod
     def recognise(cls, found: Sequence[BlockMlp], unreduced: Sequence[BlockMlp]) -> "GroupedReduction | None":
-        if [mlp.hidden for mlp in found] != [mlp.hidden for mlp in unreduced]:
+        kept = {mlp.hidden / own.hidden for mlp, own in zip(found, unreduced, strict=True) if mlp.source is not None}
+        if len(kept) != 1 or max(kept) > 1:
             return None
+        keep = kept.pop()
         groups: dict[int, list[int]] = {}
         for block, mlp in enumerate(found):
             groups.setdefault(block if mlp.source is None else mlp.source, []).append(block)
@@ -54,8 +62,8 @@ class GroupedReduction(Reduction):
             return None
         size = len(shared[0])
         if shared == [list(range(first, first + size)) for first in range(0, len(found), size)]:
-            return cls(group_size=size)
-        return cls(groups=shared)
+            return cls(group_size=size, keep=keep)
+        return cls(groups=shared, keep=keep)
 
     def _group_of(self, block: int, depth: int) -> list[int]:
         return next(group for group in self._all_groups(depth) if block in group)

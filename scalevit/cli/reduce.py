@@ -1,0 +1,131 @@
+"""`scalevit reduce`: reduces trained weights, and writes a file from which the reduced model is trained."""
+
+import argparse
+import json
+import shlex
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from scalevit.cli.fit_arguments import add_method, method_of, trained_config, warn_of_faults
+from scalevit.cli.parsing import add_overrides, integer
+from scalevit.config.tree import Config
+from scalevit.errors import UserError
+from scalevit.terminal import print_table, progress_text
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from scalevit.training.evaluation import CheckedMetrics
+
+_SUFFIX = ".safetensors"
+EXAMPLES = """\
+  scalevit reduce runs/baseline --to grouped.safetensors reduction.strategy=grouped
+  scalevit reduce runs/baseline --to half.safetensors reduction.strategy=shallow reduction.keep=0.5
+  scalevit reduce runs/baseline --to both.safetensors reduction.strategy=grouped reduction.keep=0.5
+  scalevit reduce runs/baseline --to pairs.safetensors --choose-pairs 3 reduction.strategy=grouped
+  scalevit reduce runs/baseline --to first.safetensors --shared first --no-refit reduction.strategy=grouped
+
+The last line that it prints are the settings with which `scalevit train` continues from the file."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "target", metavar="RUN|FILE", help="a run folder, whose best weights are taken, or a weights file"
+    )
+    add_overrides(parser)
+    parser.add_argument("--to", required=True, metavar=f"DEST{_SUFFIX}", help="the weights file to write")
+    parser.add_argument("--config", help="of the model; default: the config.json in the run folder or beside the file")
+    add_method(parser)
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument(
+        "--choose-pairs",
+        type=integer(1),
+        metavar="N",
+        help="share the MLPs of those N pairs of neighbouring blocks that change the outputs least: sets "
+        "reduction.groups",
+    )
+    chosen.add_argument(
+        "--choose-blocks",
+        type=integer(1),
+        metavar="N",
+        help="narrow the MLPs of those N blocks that change the outputs least: sets reduction.blocks",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Reduces, writes, evaluates before and after, and prints the settings that take the file.
+
+    Raises:
+        UserError: a mistake in the arguments, the weights or the data, or a reduction that does not fit.
+    """
+    config = trained_config(arguments.target, arguments.config, arguments.overrides)
+    destination = _destination(arguments.to, config)
+    method = method_of(arguments)
+    # Imported late: a mistake in the arguments is reported before torch and timm are loaded, which takes seconds.
+    from scalevit.analysis.reducing import calibration_samples, chosen_blocks, evaluated, load_trained, reduce_weights
+
+    with progress_text("loading the weights") as report:
+        trained = load_trained(config)
+        samples = cache(lambda: calibration_samples(trained, arguments.images))
+        if arguments.choose_pairs or arguments.choose_blocks:
+            setting = chosen_blocks(
+                trained,
+                method,
+                samples(),
+                pairs=arguments.choose_pairs,
+                blocks=arguments.choose_blocks,
+                on_block=lambda block: report(f"measuring block {block}"),
+            )
+            chosen = [f"reduction.{key}={json.dumps(value)}" for key, value in setting.items()]
+            config = trained_config(arguments.target, arguments.config, [*arguments.overrides, *chosen])
+        reduced = reduce_weights(
+            trained, config.reduction, method, samples, on_use=lambda block: report(f"fitting block {block}")
+        )
+        written = reduced.write(destination)
+        report("evaluating")
+        results = [evaluated(each) for each in (trained.config, written)]
+    warn_of_faults(reduced.faults)
+    _print(written.reduction.strategy, [trained.network, reduced.network], results)
+    print(f"wrote {destination}; to train from it:\n  {shlex.join(_settings(trained.config, written))}")
+
+
+def _destination(given: str, config: Config) -> Path:
+    path = Path(given)
+    if path.suffix != _SUFFIX:
+        raise UserError(f"--to {given}: must end with {_SUFFIX}")
+    if not path.parent.is_dir():
+        raise UserError(f"--to {given}: {path.parent}: no such folder")
+    if path.exists() and path.samefile(config.model.initial_weights or ""):
+        raise UserError(f"--to {given}: is the file that is reduced; name another")
+    return path
+
+
+def _print(strategy: str, networks: "Sequence[nn.Module]", results: "Sequence[CheckedMetrics | None]") -> None:
+    table = Table()
+    for heading in ("", "trained", strategy):
+        table.add_column(heading, justify="right" if heading else "left")
+    counts = [sum(parameter.numel() for parameter in network.parameters()) for network in networks]
+    table.add_row("parameters", *(f"{count:,}" for count in counts))
+    table.add_row("share", "100 %", f"{100 * counts[1] / counts[0]:.1f} %")
+    found = [result.metrics for result in results if result is not None]
+    if len(found) == len(results):
+        for name, unit in (("top1", " %"), ("top5", " %"), ("loss", "")):
+            table.add_row(name, *(f"{metrics[name]:.{2 if unit else 4}f}{unit}" for metrics in found))
+    print_table(table, *([] if found else ["Not evaluated: there are no validation shards."]))
+
+
+def _settings(trained: Config, reduced: Config) -> list[str]:
+    """Overrides of the trained model's config that build the reduced model from its file."""
+    changed = reduced.reduction.model_dump(mode="json", exclude_defaults=True)
+    values: dict[str, Any] = {
+        "model.initial_weights": reduced.model.initial_weights,
+        "reduction.strategy": reduced.reduction.strategy,
+    }
+    values |= {f"reduction.{key}": value for key, value in changed.items()}
+    if reduced.model.kwargs != trained.model.kwargs:
+        values["model.kwargs"] = reduced.model.kwargs
+    return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()]

@@ -1,0 +1,183 @@
+"""`scalevit reduce` and `scalevit analyze` as a user calls them, on a run folder with digits."""
+
+import csv
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from commands import refused
+from scalevit.cli.main import main
+from scalevit.config.loading import load_config
+from scalevit.models.build import build_model
+from scalevit.models.weights.match import Coverage
+from scalevit.models.weights.read import read_classes, read_weights
+from scalevit.models.weights.write import write_weights
+from scalevit.training.run import prepare
+from scalevit.tying import canonical_state
+
+SETTINGS = {
+    "reduction": {"strategy": "none"},
+    "model": {"kwargs": {"depth": 4, "embed_dim": 24}},
+    "engine": {"name": "fsdp"},
+    "kernels": {"mlp": "eager"},
+}
+CLASSES = [str(digit) for digit in range(10)]
+FEW = ["--images", "16"]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
+    """A run folder `run` with weights, and one `bare` whose config names shards that do not exist."""
+    folder = tmp_path_factory.mktemp("reduce")
+    data = {"workers": 0, "builtin": None, "train": str(digits / "train"), "validation": str(digits / "validation")}
+    for name, own in (("run", data), ("bare", {**data, "train": "nowhere", "validation": "nowhere"})):
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text(json.dumps({"extends": "quickstart", **SETTINGS, "data": own}))
+        config = load_config(folder / name / "config.json", [])
+        model = build_model(config.model, config.reduction, seed=0)
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(std=0.2)
+        write_weights(
+            folder / name / "final.safetensors",
+            canonical_state(model),
+            model=config.model,
+            reduction=config.reduction,
+            tied={},
+            classes=CLASSES,
+        )
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _inside(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+
+
+def reduced(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[str, list[str]]:
+    """What the command prints, and the settings that it names for training."""
+    main(["reduce", *arguments])
+    output = capsys.readouterr().out
+    return output, shlex.split(output.splitlines()[-1])
+
+
+def parameters(path: str) -> int:
+    return sum(tensor.numel() for tensor in read_weights(Path(path)).tensors.values())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["reduction.strategy=grouped"],
+        ["reduction.strategy=grouped", "reduction.groups=[[0, 1, 3]]", "--shared", "first", "--no-refit"],
+        ["reduction.strategy=grouped", "reduction.keep=0.5"],
+        ["reduction.strategy=shallow", "reduction.keep=0.25", "--units", "weights"],
+        ["reduction.strategy=shallow", "--choose-blocks", "2", "--no-refit", "--units", "first"],
+        ["reduction.strategy=grouped", "--choose-pairs", "2", "--no-refit"],
+        ["reduction.strategy=thin", "reduction.mlp_ratio=1.5"],
+    ],
+    ids=" ".join,
+)
+def test_training_takes_the_file_as_it_is(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    output, settings = reduced(capsys, "run", "--to", "out.safetensors", *FEW, *arguments)
+    config = load_config("run", settings)
+    found: list[Coverage] = []
+    model = build_model(config.model, config.reduction, seed=3, on_weights=found.append, need_classifier=True)
+    assert found[0].already_reduced, "or it would be reduced a second time"
+    weights = read_weights(Path("out.safetensors"))
+    assert weights.tensors.keys() == canonical_state(model).keys()
+    assert all(torch.equal(weights.tensors[name], tensor) for name, tensor in canonical_state(model).items())
+    assert read_classes(Path("out.safetensors")) == tuple(CLASSES)
+    counts = [parameters("run/final.safetensors"), parameters("out.safetensors")]
+    assert counts[1] < counts[0]
+    assert all(f"{count:,}" in output for count in counts)
+    assert "top1" in output
+
+
+def test_a_run_starts_from_the_file(capsys: pytest.CaptureFixture[str]) -> None:
+    _, settings = reduced(capsys, "run", "--to", "start.safetensors", "reduction.strategy=grouped", "--no-refit")
+    probe = [
+        "name=probe",
+        "optimizer.frozen=backbone",
+        "train.epochs=1",
+        "schedule.warmup_epochs=0",
+        "ema.enabled=false",
+    ]
+    prepare(load_config("run", [*settings, *probe, "train.max_steps=2", "train.global_batch=32"])).train()
+    before, after = (
+        read_weights(path).tensors for path in (Path("start.safetensors"), Path("runs/probe/final.safetensors"))
+    )
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"head.weight", "head.bias"}
+
+
+def test_a_reduced_file_is_reduced_along_the_other_axis(capsys: pytest.CaptureFixture[str]) -> None:
+    reduced(capsys, "run", "--to", "grouped.safetensors", *FEW, "reduction.strategy=grouped")
+    both = ["reduction.strategy=grouped", "reduction.keep=0.5"]
+    output, _ = reduced(capsys, "grouped.safetensors", "--config", "run", "--to", "both.safetensors", *FEW, *both)
+    assert f"{parameters('grouped.safetensors'):,}" in output
+    made = read_weights(Path("both.safetensors")).reduction
+    assert made is not None
+    assert made.model_dump()["keep"] == 0.5
+
+
+def test_without_data_weights_can_still_be_reduced(capsys: pytest.CaptureFixture[str]) -> None:
+    alone = ["--units", "weights", "--no-refit", "reduction.strategy=shallow"]
+    output, _ = reduced(capsys, "bare", "--to", "out.safetensors", *alone)
+    assert "Not evaluated: there are no validation shards." in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--to", "out.pth"], "--to out.pth: must end with .safetensors"),
+        (["run", "--to", "no/out.safetensors"], "--to no/out.safetensors: no: no such folder"),
+        (["run", "--to", "run/final.safetensors"], "is the file that is reduced; name another"),
+        (["run", "--to", "x.safetensors"], 'config: reduction.strategy = "none": the weights are reduced so already'),
+        (["run", "--to", "x.safetensors", "--units", "best"], "invalid choice: 'best'"),
+        (["run", "--to", "x.safetensors", "--ridge", "0"], "argument --ridge: 0: must be above 0"),
+        (["run", "--to", "x.safetensors", "reduction.strategy=grouped", "reduction.group_size=3"], "allowed: 2, 4"),
+        (["run", "--to", "x.safetensors", "reduction.strategy=shallow", "reduction.blocks=[4]"], "names block 4"),
+        (["run", "--to", "x.safetensors", "reduction.strategy=grouped", "--choose-pairs", "3", *FEW], "not as many"),
+        (["bare", "--to", "x.safetensors", "reduction.strategy=grouped"], "no shards at nowhere"),
+        (
+            ["run", "--to", "x.safetensors", "reduction.strategy=shallow", "--choose-pairs", "1", "--no-refit", *FEW],
+            "unknown key reduction.groups",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in refused(capsys, "reduce", *arguments)
+
+
+# --- analyze ----------------------------------------------------------------------------------------------
+
+
+def test_an_analysis_is_printed_and_written(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    main(["analyze", "run", "--output", "analysis", "--validation-images", "40", *FEW])
+    output = capsys.readouterr().out
+    assert "on 40 validation images" in output
+    assert "least first: " in output
+    found = json.loads(Path("analysis/analysis.json").read_text())
+    assert [row["blocks"] for row in found["pairs"]] == [[0, 1], [1, 2], [2, 3]]
+    assert [row["hidden"] for row in found["blocks"]] == [96] * 4
+    assert all(value is not None for row in found["pairs"] + found["blocks"] for value in row.values())
+    for name, rows in (("pairs", found["pairs"]), ("blocks", found["blocks"])):
+        with Path(f"analysis/{name}.csv").open(newline="") as file:
+            assert [list(row) for row in csv.DictReader(file)] == [list(row) for row in rows]
+    for name in ("sharing", "hidden_units", "attention_distance", "attention_maps"):
+        assert Path(f"analysis/{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_figures_need_matplotlib(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scalevit.errors.find_spec", lambda module: None)
+    message = refused(capsys, "analyze", "run", "--output", "analysis2")
+    assert "the package 'matplotlib' is not installed; install the extra: pip install 'scalevit[plots]'" in message
+    assert not Path("analysis2").exists()
+    assert "torch" in sys.modules
