@@ -12,6 +12,8 @@ import torch
 from commands import refused
 from scalevit.cli.main import main
 from scalevit.config.loading import load_config
+from scalevit.data.builtin import digits
+from scalevit.data.writing.writer import write_samples
 from scalevit.models.build import build_model
 from scalevit.models.weights.match import Coverage
 from scalevit.models.weights.read import read_classes, read_weights
@@ -30,10 +32,12 @@ FEW = ["--images", "16"]
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder `run` with weights, and one `bare` whose config names shards that do not exist."""
     folder = tmp_path_factory.mktemp("reduce")
-    data = {"workers": 0, "builtin": None, "train": str(digits / "train"), "validation": str(digits / "validation")}
+    for part, samples in digits().items():
+        write_samples(samples[:48], folder / part, shard_size=48, classes=CLASSES)
+    data = {"workers": 0, "builtin": None, "train": str(folder / "train"), "validation": str(folder / "validation")}
     for name, own in (("run", data), ("bare", {**data, "train": "nowhere", "validation": "nowhere"})):
         (folder / name).mkdir()
         (folder / name / "config.json").write_text(json.dumps({"extends": "quickstart", **SETTINGS, "data": own}))
