@@ -8,6 +8,7 @@ import pytest
 from scalevit.config.loading import load_config
 from scalevit.errors import UserError
 from scalevit.models.reductions.grouped import GroupedReduction
+from scalevit.models.reductions.shallow import ShallowReduction
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(path for path in CONFIGS.glob("*.json") if path.name != "schema.json")
@@ -46,7 +47,7 @@ def test_overrides_win_over_the_file_and_the_file_over_its_parent(tmp_path: Path
 
 def test_changing_the_kind_of_a_section_starts_it_anew() -> None:
     config = load_config(CONFIGS / "grouped.json", ["reduction.strategy=shallow", "engine.name=fsdp"])
-    assert config.reduction.model_dump() == {"strategy": "shallow", "keep": 0.5, "select_units": "first"}
+    assert config.reduction == ShallowReduction()
     assert config.engine.name == "fsdp"
     same_kind = load_config(CONFIGS / "grouped.json", ["reduction.strategy=grouped", "reduction.group_size=3"])
     assert same_kind.reduction.model_dump()["group_size"] == 3
