@@ -88,6 +88,8 @@ TUNED = {
     "digits": [method for method in METHODS if method.name not in ("first, refit", "weights", "mean, activations")],
     "fashion": [method for method in METHODS if method.name in ("scaled first", "mean, refit", "activations, refit")],
 }
+# Fine-tuned a second time, with the unreduced baseline as the teacher.
+DISTILLED = ("mean, refit", "activations, refit")
 
 
 def data_sets(work: Path) -> Iterator[DataSet]:
@@ -132,7 +134,10 @@ class Runs:
         return f"model.initial_weights={self.folder}/{self.seed}-baseline/final.safetensors"
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One per model; `top1` is that at the end of training, `reduced_top1` that before fine-tuning."""
+        """One per model; `top1` is that at the end of training, `reduced_top1` that before fine-tuning.
+
+        `distilled_top1` is that of fine-tuning with the baseline as the teacher.
+        """
         epochs = self.data.epochs
         yield {"reduction": "none", "method": "baseline", **self.trained("baseline", epochs, REDUCTIONS["none"])}
         tuned = self.trained("tuned", TUNING_EPOCHS, [*REDUCTIONS["none"], *TUNING, self.baseline])
@@ -159,6 +164,10 @@ class Runs:
         row = {"reduced_top1": before.metrics["top1"], "reduced_loss": before.metrics["loss"]}
         if reduced in TUNED[self.data.name]:
             row |= self.trained(name, TUNING_EPOCHS, [*settings, weights])
+        if reduced.name in DISTILLED:
+            teacher = self.baseline.replace("model.initial_weights", "task.teacher.weights")
+            taught = [*settings, weights, "task.name=distillation", teacher]
+            row["distilled_top1"] = self.trained(f"{name}_distilled", TUNING_EPOCHS, taught)["top1"]
         return row
 
 
@@ -169,7 +178,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         same = [row for row in rows if (row["data"], row["reduction"], row["method"]) == key]
         values: dict[str, Any] = dict(zip(("data", "reduction", "method"), key, strict=True))
         values |= {"seeds": len(same)}
-        for name in ("reduced_top1", "reduced_loss", "top1"):
+        for name in ("reduced_top1", "reduced_loss", "top1", "distilled_top1"):
             numbers = [row[name] for row in same if name in row]
             values[name] = statistics.mean(numbers) if numbers else None
             values[f"{name}_std"] = statistics.stdev(numbers) if len(numbers) > 1 else None
