@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from scalevit.kernels import support
-from scalevit.kernels.tuning.tables import KEPT, KernelPlan
+from scalevit.kernels.tuning.tables import KEPT, KernelPlan, Tile
 
 if not support.TRITON_MISSING:
     from scalevit.kernels import products
@@ -32,8 +32,8 @@ class FirstLayers(Protocol):
     def hidden_grad(
         self, dy: Tensor, w2: Tensor, saved: Tensor, *, save: str, plan: KernelPlan
     ) -> tuple[Tensor, Tensor | None]: ...
-    def input_grad(self, dpre: Tensor, *, tile: Any) -> Tensor: ...
-    def fill_weight_grad(self, dpre: Tensor, x: Tensor, *, tile: Any) -> None: ...
+    def input_grad(self, dpre: Tensor, *, tile: Tile | None) -> Tensor: ...
+    def fill_weight_grad(self, dpre: Tensor, x: Tensor, *, tile: Tile | None) -> None: ...
 
 
 # ---------------------------------------------------------------------------------------------- before the operator

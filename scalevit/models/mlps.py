@@ -238,7 +238,7 @@ def mlp_views(model: nn.Module) -> list[list[MlpView]]:
         if not places:
             raise UserError(
                 f"model {type(model).__name__} cannot be reduced: block {index} ({type(block).__name__}) has "
-                f"{_found_instead(block)}; needs timm's Mlp, GluMlp or SwiGLU"
+                f"{_found_instead(block)}, needs timm's Mlp, GluMlp or SwiGLU"
             )
         views.append([MlpView(place.module) for place in places if isinstance(place.module, _KINDS)])
     return views

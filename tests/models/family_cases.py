@@ -190,7 +190,7 @@ def _short(reason: str) -> str:
     """An error message without the part that the other columns say."""
     for before in (r".*cannot be reduced: ", r"model \w+: ", r"model\.name = \S+: ", r"reduction\.strategy = \S+ "):
         reason = re.sub("^" + before, "", reason)
-    return re.sub("; needs timm's .*|: take a model without$|, whose statistics .*", "", reason)
+    return re.sub(", needs timm's .*|: take a model without$|, whose statistics .*", "", reason)
 
 
 def main() -> None:

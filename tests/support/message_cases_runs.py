@@ -42,14 +42,19 @@ def _(place: Place) -> None:
     place.prepare("model.name=vit_smal_patch16_224")
 
 
-@case("model ... is not supported: expected ...")
+@case("config: model.name = ...: has batch norms, ...")
 def _(place: Place) -> None:
-    create_model("resnet18")
+    place.prepare("model.name=resnet18", "model.kwargs={}", "reduction.strategy=none")
 
 
-@case("model ... is not supported: blocks.0 has ..., expected timm's Mlp (fc1, act, fc2)")
+@case("model ... cannot be reduced: block ... has ..., needs timm's Mlp, GluMlp or SwiGLU")
 def _(place: Place) -> None:
-    create_model("vit_giant_patch14_dinov2", depth=1, embed_dim=48, num_heads=2)
+    place.prepare("model.name=vit_base_patch16_xp_224")
+
+
+@case("model ...: blocks ... and ... cannot share their MLPs, whose shapes are ...: name groups of equal blocks")
+def _(place: Place) -> None:
+    create_model("swin_tiny_patch4_window7_224", "grouped", group_size=4)
 
 
 @case("config: model.name = ...: timm knows no weights of ... with this tag; nearest: ...")
