@@ -46,7 +46,12 @@ def test_overrides_win_over_the_file_and_the_file_over_its_parent(tmp_path: Path
 
 def test_changing_the_kind_of_a_section_starts_it_anew() -> None:
     config = load_config(CONFIGS / "grouped.json", ["reduction.strategy=shallow", "engine.name=fsdp"])
-    assert config.reduction.model_dump() == {"strategy": "shallow", "keep": 0.5, "select_units": "first"}
+    assert config.reduction.model_dump() == {
+        "strategy": "shallow",
+        "keep": 0.5,
+        "select_units": "first",
+        "blocks": None,
+    }
     assert config.engine.name == "fsdp"
     same_kind = load_config(CONFIGS / "grouped.json", ["reduction.strategy=grouped", "reduction.group_size=3"])
     assert same_kind.reduction.model_dump()["group_size"] == 3
