@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from scalevit.config.loading import load_config
     from scalevit.config.tree import Config
-    from scalevit.kernels import fused_mlp
+    from scalevit.kernels import fused_gated_mlp, fused_mlp, fused_packed_gated_mlp
     from scalevit.models.api import create_model, load_weights, reduce_model
     from scalevit.training.run import prepare
     from scalevit.training.trainer import Trainer
@@ -20,7 +20,9 @@ __all__ = [
     "Trainer",
     "__version__",
     "create_model",
+    "fused_gated_mlp",
     "fused_mlp",
+    "fused_packed_gated_mlp",
     "load_config",
     "load_weights",
     "prepare",
@@ -31,7 +33,9 @@ _MODULES = {
     "Config": "scalevit.config.tree",
     "Trainer": "scalevit.training.trainer",
     "create_model": "scalevit.models.api",
+    "fused_gated_mlp": "scalevit.kernels",
     "fused_mlp": "scalevit.kernels",
+    "fused_packed_gated_mlp": "scalevit.kernels",
     "load_config": "scalevit.config.loading",
     "load_weights": "scalevit.models.api",
     "prepare": "scalevit.training.run",

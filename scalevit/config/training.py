@@ -28,9 +28,9 @@ class OptimizerConfig(Section):
     layer_decay_shared: Literal["first", "mean", "last"] = "first"
     """Learning rate of an MLP that several blocks share: that of the first of them (timm's choice, the smallest), of
     the last, or the mean over them."""
-    frozen: Literal["backbone"] | tuple[str, ...] = ()
+    frozen: Literal["backbone"] | tuple[str, ...] | None = None
     """Parameters that are not trained. backbone: all but the classifier (a linear probe); or a list of names of modules
-    and parameters with * and ?, for example ["patch_embed", "pos_embed", "blocks.[0-3]"]."""
+    and parameters with * and ?, for example ["patch_embed", "pos_embed", "blocks.[0-3]"]. null trains all."""
 
 
 class ScheduleConfig(Section):

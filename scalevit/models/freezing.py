@@ -13,7 +13,7 @@ from torch import nn
 from scalevit.errors import SettingError, nearest_hint
 from scalevit.models.families import classifier_names
 
-Frozen = Literal["backbone"] | Sequence[str]
+Frozen = Literal["backbone"] | Sequence[str] | None
 
 
 def freeze(model: nn.Module, frozen: Frozen) -> nn.Module:
@@ -35,7 +35,7 @@ def freeze(model: nn.Module, frozen: Frozen) -> nn.Module:
         chosen = set(names) - classifier_names(model)
     else:
         chosen = set()
-        for pattern in frozen:
+        for pattern in frozen or ():
             found = {name for name in names if any(fnmatchcase(part, pattern) for part in _beginnings(name))}
             if not found:
                 hint = nearest_hint(pattern, {part for name in names for part in _beginnings(name)})

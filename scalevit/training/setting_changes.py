@@ -32,6 +32,8 @@ _OF_THE_RESULT = (
 )
 # Of these sections, but not of the result: where a teacher is read from (its digest is compared), and how it is held.
 _OF_SPEED = ("task.teacher.weights", "task.teacher.sharded")
+# The optimizer's state is of the parameters that are trained.
+_FIXED = ("optimizer.frozen",)
 # They say how to resume.
 _IGNORED = ("train.resume", "train.resume_changes")
 
@@ -60,8 +62,14 @@ def check_changes(changes: Changes, allowed: Literal["allow", "refuse"] | Sequen
         where: what holds the settings before, for the message.
 
     Raises:
-        UserError: a setting that the result depends on has changed; names all of them.
+        UserError: a setting that the result depends on has changed; names all of them. Or one that never may change.
     """
+    for key, text in zip(changes, described(changes), strict=True):
+        if key in _FIXED:
+            raise UserError(
+                f"{where}: cannot be resumed with other parameters frozen ({text}): choose another name, and start "
+                "from its weights by model.initial_weights"
+            )
     if allowed == "allow":
         return
     named = () if allowed == "refuse" else tuple(allowed)

@@ -106,8 +106,9 @@ def data_sets(work: Path) -> Iterator[DataSet]:
             scalevit(["shards", "split", f"{work}/all-{part}", *taken])
     settings = [f"data.train={work}/fashion-train/validation", f"data.validation={work}/fashion-t10k/validation"]
     settings += ["data.builtin=null", "model.image_size=28", "model.kwargs.patch_size=7"]
+    settings += ["optimizer.lr=0.002"]
     what = "Fashion-MNIST: 2,500 of the training images, 2,000 of the test images, both stratified, 28 px"
-    yield DataSet("fashion", settings, 15, what)
+    yield DataSet("fashion", settings, 30, what)
 
 
 class Runs:

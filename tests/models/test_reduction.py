@@ -168,6 +168,8 @@ def test_building_leaves_the_callers_random_state_alone() -> None:
         (TINY, GroupedReduction(groups=[[0, 6]]), ["block 6", "0 to 5"]),
         (TINY, GroupedReduction(groups=[[0, 1], [1, 2]]), ["block 1 twice"]),
         (TINY, ShallowReduction(keep=0.001), ["keep = 0.001", "192"]),
+        (TINY, GroupedReduction(keep=0.001), ["reduction.keep = 0.001", "192"]),
+        (TINY, ShallowReduction(blocks=[6]), ["reduction.blocks = [6]", "block 6", "0 to 5"]),
         (
             TINY.model_copy(update={"kwargs": {"mlp_ratio": 3.0}}),
             ThinReduction(),
@@ -208,7 +210,25 @@ def test_structure_is_what_weights_must_share() -> None:
     assert GroupedReduction(group_size=3).structure(6) != by_default
     assert ShallowReduction(select_units="importance").structure(6) == ShallowReduction().structure(6)
     assert ShallowReduction(keep=0.25).structure(6) != ShallowReduction().structure(6)
+    assert ShallowReduction(blocks=[3, 1, 1]).structure(6) == ShallowReduction(blocks=[1, 3]).structure(6)
+    assert ShallowReduction(blocks=[1, 3]).structure(6) != ShallowReduction().structure(6)
+    assert GroupedReduction(keep=0.5).structure(6) != by_default
     assert ThinReduction().structure(6) != NoReduction().structure(6)
+
+
+def test_grouped_and_shallow_combined() -> None:
+    model = build_model(TINY, GroupedReduction(keep=0.5, groups=[[0, 1]]), seed=SEED)
+    whole = build_model(TINY, GroupedReduction(groups=[[0, 1]]), seed=SEED)
+    assert [block.mlp.fc1.out_features for block in model.blocks] == [96] * 6
+    assert model.blocks[0].mlp is model.blocks[1].mlp
+    for block, other in zip(model.blocks, whole.blocks, strict=True):
+        assert torch.equal(block.mlp.fc1.weight, other.mlp.fc1.weight[:96])
+        assert torch.equal(block.mlp.fc2.weight, other.mlp.fc2.weight[:, :96])
+
+
+def test_some_blocks_are_narrowed() -> None:
+    model = build_model(TINY, ShallowReduction(blocks=[1, 4], keep=0.25), seed=SEED)
+    assert [block.mlp.fc1.out_features for block in model.blocks] == [192, 48, 192, 192, 48, 192]
 
 
 def test_blocks_are_found_after_mlps_are_fused() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from message_case import Place, case
+from message_case import TINY, Place, case
 from scalevit.checkpoint.folder import lock
 from scalevit.checkpoint.restore import newest_intact
 from scalevit.cli.main import main
@@ -98,6 +98,17 @@ def _(place: Place) -> None:
 @case("config: task.widths = ...: ... hidden units are ..., not a multiple of 16: use ...")
 def _(place: Place) -> None:
     place.prepare("task.name=nested_width", "task.widths=[0.3,1.0]")
+
+
+@case("config: reduction.strategy = ...: the weights are reduced so already; name another")
+def _(place: Place) -> None:
+    place.weights()
+    main(["reduce", "weights.pth", "--to", "x.safetensors", "--config", "quickstart", *TINY, "reduction.strategy=none"])
+
+
+@case("config: optimizer.frozen = ...: names no parameter of this model; nearest: ...")
+def _(place: Place) -> None:
+    place.prepare('optimizer.frozen=["blocks.9"]')
 
 
 # --- runs and checkpoints ---------------------------------------------------------------------------------

@@ -27,6 +27,10 @@ GROUPED = "reduction.strategy=grouped"
             ["reduction.strategy=shallow"],
             ["reduction.strategy=shallow", "reduction.select_units=importance"],
         ),
+        (
+            ["reduction.strategy=shallow"],
+            ["reduction.strategy=shallow", "reduction.blocks=[0,1,2,3,4,5,6,7,8,9,10,11]"],
+        ),
         (["model.drop_path=0.3"], ["model.initial_weights=other.safetensors"]),
         ([], ["engine.name=fsdp", "train.max_steps=9", "optimizer.lr=0.5", "data.workers=0"]),
     ],
@@ -35,6 +39,7 @@ GROUPED = "reduction.strategy=grouped"
         "scale",
         "explicit groups",
         "select_units",
+        "all blocks",
         "drop-path and initial weights",
         "engine and training",
     ],
@@ -49,6 +54,8 @@ def test_what_does_not_change_the_weights_structure_may_change(before: list[str]
         ([GROUPED], [GROUPED, "reduction.group_size=3"], "reduction"),
         ([GROUPED], ["reduction.strategy=none"], "reduction"),
         (["reduction.strategy=shallow"], ["reduction.strategy=shallow", "reduction.keep=0.25"], "reduction"),
+        (["reduction.strategy=shallow"], ["reduction.strategy=shallow", "reduction.blocks=[0,1]"], "reduction"),
+        ([GROUPED], [GROUPED, "reduction.keep=0.5"], "reduction"),
         ([], ["model.image_size=160"], "model"),
         ([], ["seed=7"], "seed"),
     ],
@@ -101,6 +108,12 @@ def test_settings_of_the_result_change_only_with_consent(change: str) -> None:
         check_changes(changes, ["seed", key[:-1]], "run folder x")
     for allowed in ("allow", [key], [key.rpartition(".")[0]]):
         check_changes(changes, allowed, "run folder x")
+
+
+def test_frozen_parameters_never_change() -> None:
+    changes = changed_settings(config("optimizer.frozen=backbone"), config())
+    with pytest.raises(UserError, match=r'other parameters frozen \(optimizer.frozen: "backbone" -> null\): choose'):
+        check_changes(changes, "allow", "run folder x")
 
 
 def test_settings_of_speed_change_freely() -> None:
