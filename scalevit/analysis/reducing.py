@@ -21,10 +21,12 @@ from scalevit.errors import SettingError, UserError, naming_settings, settings_o
 from scalevit.models.build import build_model
 from scalevit.models.mlps import transformer_blocks
 from scalevit.models.reductions import REDUCTIONS
+from scalevit.models.reductions.apply import parse_reduction
 from scalevit.models.reductions.base import Reduction
 from scalevit.models.reductions.fit import reduce_trained
 from scalevit.models.reductions.method import FitMethod
-from scalevit.models.weights.read import read_classes, read_weights
+from scalevit.models.weights.description import read_description
+from scalevit.models.weights.read import read_classes
 from scalevit.models.weights.write import write_weights
 from scalevit.training.evaluation import CheckedMetrics
 from scalevit.training.run import prepare_evaluation, with_model_defaults
@@ -53,7 +55,9 @@ def load_trained(config: Config) -> TrainedModel:
     config = with_model_defaults(config)
     assert config.model.initial_weights is not None, "checked by the caller"
     path = Path(config.model.initial_weights)
-    reduction = read_weights(path).reduction or next(part() for part in REDUCTIONS if not part.changes_model)
+    described = read_description(path).get("reduction")
+    unreduced = next(part() for part in REDUCTIONS if not part.changes_model)
+    reduction = unreduced if described is None else parse_reduction(described)
     # The reduction that is wanted may be of another kind, whose arguments of timm's factory are not these.
     config = config.model_copy(update={"reduction": reduction})
     device = World.from_environment().device
@@ -216,4 +220,5 @@ def evaluated(config: Config) -> CheckedMetrics | None:
             find_shards(config.data.validation)
         except UserError:  # which a reduction does not need
             return None
-    return prepare_evaluation(config).evaluate()
+    # The model as it is, whatever task its run has.
+    return prepare_evaluation(config.model_copy(update={"task": Config().task})).evaluate()

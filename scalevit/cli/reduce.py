@@ -14,6 +14,7 @@ from scalevit.cli.fit_arguments import add_method, method_of, trained_config, wa
 from scalevit.cli.parsing import add_overrides, integer
 from scalevit.config.tree import Config
 from scalevit.errors import UserError
+from scalevit.models.reductions import REDUCTIONS
 from scalevit.terminal import print_table, progress_text
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
     """
     config = trained_config(arguments.target, arguments.config, arguments.overrides)
     destination = _destination(arguments.to, config)
+    _check_choice(arguments, config)
     method = method_of(arguments)
     # Imported late: a mistake in the arguments is reported before torch and timm are loaded, which takes seconds.
     from scalevit.analysis.reducing import calibration_samples, chosen_blocks, evaluated, load_trained, reduce_weights
@@ -81,6 +83,8 @@ def run(arguments: argparse.Namespace) -> None:
                 on_block=lambda block: report(f"measuring block {block}"),
             )
             chosen = [f"reduction.{key}={json.dumps(value)}" for key, value in setting.items()]
+            if "group_size" in type(config.reduction).model_fields:
+                chosen.append("reduction.group_size=null")
             config = trained_config(arguments.target, arguments.config, [*arguments.overrides, *chosen])
         reduced = reduce_weights(
             trained, config.reduction, method, samples, on_use=lambda block: report(f"fitting block {block}")
@@ -90,7 +94,20 @@ def run(arguments: argparse.Namespace) -> None:
         results = [evaluated(each) for each in (trained.config, written)]
     warn_of_faults(reduced.faults)
     _print(written.reduction.strategy, [trained.network, reduced.network], results)
-    print(f"wrote {destination}; to train from it:\n  {shlex.join(_settings(trained.config, written))}")
+    print(f"wrote {destination}; to train from it:\n  {shlex.join(overrides_of(trained.config, written))}")
+
+
+def _check_choice(arguments: argparse.Namespace, config: Config) -> None:
+    for given, option, setting in (
+        (arguments.choose_pairs, "--choose-pairs", "groups"),
+        (arguments.choose_blocks, "--choose-blocks", "blocks"),
+    ):
+        if given and setting not in type(config.reduction).model_fields:
+            able = [part.kind() for part in REDUCTIONS if setting in part.model_fields]
+            raise UserError(
+                f"{option} sets reduction.{setting}, which {config.reduction.strategy!r} does not have: give "
+                f"reduction.strategy={' or '.join(able)}"
+            )
 
 
 def _destination(given: str, config: Config) -> Path:
@@ -118,9 +135,13 @@ def _print(strategy: str, networks: "Sequence[nn.Module]", results: "Sequence[Ch
     print_table(table, *([] if found else ["Not evaluated: there are no validation shards."]))
 
 
-def _settings(trained: Config, reduced: Config) -> list[str]:
+def overrides_of(trained: Config, reduced: Config) -> list[str]:
     """Overrides of the trained model's config that build the reduced model from its file."""
-    changed = reduced.reduction.model_dump(mode="json", exclude_defaults=True)
+    # Of the same kind as the trained model's, those that differ from it; else those that differ from the defaults.
+    same_kind = type(trained.reduction) is type(reduced.reduction)
+    start = trained.reduction.model_dump(mode="json") if same_kind else {}
+    given = reduced.reduction.model_dump(mode="json", exclude_defaults=not same_kind)
+    changed = {key: value for key, value in given.items() if key != "strategy" and (key, value) not in start.items()}
     values: dict[str, Any] = {
         "model.initial_weights": reduced.model.initial_weights,
         "reduction.strategy": reduced.reduction.strategy,

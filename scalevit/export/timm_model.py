@@ -5,7 +5,6 @@ which then hold equal weights. Knows timm and modules, not files.
 """
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +19,7 @@ from scalevit.errors import UserError
 from scalevit.export.base import Exported, ModelDescription, Preprocessing
 from scalevit.models.build import create_timm_model, timm_arguments
 from scalevit.models.mlps import mlp_views
+from scalevit.models.reductions.base import fraction_of
 from scalevit.tying import tied_names
 
 
@@ -70,15 +70,8 @@ def _mlp_ratios(model: nn.Module) -> Iterator[float]:
     """What `mlp_ratio` may have to be for timm to build an MLP as the first one."""
     view = next((view for views in mlp_views(model) for view in views), None)
     if view is not None:
-        yield mlp_ratio(view.hidden, view.width)
-        yield mlp_ratio(2 * view.hidden, view.width)  # a packed gated MLP counts gate and value
-
-
-def mlp_ratio(hidden: int, width: int) -> float:
-    """The ratio with which timm's int(width * ratio) is `hidden`."""
-    ratio = hidden / width
-    # Where the quotient was rounded down, its product may be below `hidden`; that of the next number is not.
-    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
+        yield fraction_of(view.hidden, view.width)
+        yield fraction_of(2 * view.hidden, view.width)  # a packed gated MLP counts gate and value
 
 
 def untied_state(model: nn.Module) -> dict[str, Tensor]:

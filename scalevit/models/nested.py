@@ -17,7 +17,7 @@ from scalevit.models.build import build_model, create_unreduced
 from scalevit.models.fused_mlp import FusedMlp, fused
 from scalevit.models.mlps import ReplacedMlp, mlp_places, mlp_views, transformer_blocks
 from scalevit.models.reductions.apply import parse_reduction
-from scalevit.models.reductions.base import Reduction
+from scalevit.models.reductions.base import Reduction, fraction_of
 
 
 def make_nested(model: nn.Module, kernels: KernelsConfig) -> None:
@@ -96,8 +96,9 @@ def units_of(width: float, hidden: int) -> int:
 
 
 def _fraction(units: int, hidden: int) -> float:
-    """The fraction, in four decimals, that is this number of units."""
-    return math.ceil(units / hidden * 1e4) / 1e4
+    """A fraction of few decimals, four or more, that is this number of units."""
+    rounded = (math.ceil(units / hidden * 10**decimals) / 10**decimals for decimals in range(4, 16))
+    return next((fraction for fraction in rounded if units_of(fraction, hidden) == units), fraction_of(units, hidden))
 
 
 def cut_to_width(
@@ -137,9 +138,7 @@ def _narrower(model: ModelConfig, reduction: Reduction, width: float) -> Iterato
         unreduced = mlp_views(create_unreduced(model, reduction))[0][0]
     units = units_of(width, unreduced.hidden)
     for features in (units, 2 * units):  # some models count the gate of a packed MLP too
-        ratio = features / unreduced.width
-        if int(ratio * unreduced.width) < features:  # timm rounds down
-            ratio = math.nextafter(ratio, math.inf)
+        ratio = fraction_of(features, unreduced.width)
         if "mlp_ratio" in reduction.factory_arguments():
             yield model, reduction.model_copy(update={"mlp_ratio": ratio})
         else:

@@ -28,12 +28,12 @@ def move_shared_parameters(optimizer: torch.optim.Optimizer, module: nn.Module, 
         module: whose parameters it has.
 
     Raises:
-        SettingError: timm knows no layers of this model.
+        SettingError: timm knows no layers of a model with shared parameters.
     """
-    scales = layer_scales(module, config)
     names: dict[str, list[str]] = {}
     for name, first in tied_names(module).items():
         names.setdefault(first, [first]).append(name)
+    scales = layer_scales(module, config) if names else {}
     parameters = dict(module.named_parameters())
     for first, all_names in names.items():
         parameter = parameters[first]

@@ -169,4 +169,5 @@ def _trial_step(engine: Engine, task: TaskRunner, config: Config, split: Split) 
     engine.eval()
     with torch.no_grad():
         images = torch.rand(config.evaluation.batch, 3, side, side, device=device).contiguous(memory_format=layout)
-        engine.forward(images)
+        with config.task.forms(engine.module)[""]():
+            engine.forward(images)

@@ -5,8 +5,10 @@ Knows configs as plain JSON values; must not know checkpoints or folders.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
+from scalevit.config.loading import validate
 from scalevit.errors import UserError
 
 Changes = dict[str, tuple[Any, Any]]
@@ -42,9 +44,11 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> Chang
     """The settings that differ between two whole configs.
 
     Args:
-        before: plain JSON values.
+        before: plain JSON values, perhaps of an older version; settings that it did not have were at their defaults.
         now: plain JSON values.
     """
+    with suppress(UserError):  # settings of a version that this one does not take are compared as they are
+        before = validate(dict(before)).model_dump(mode="json")
     return {key: (old, new) for key, old, new in _differences(before, now) if key not in _IGNORED}
 
 

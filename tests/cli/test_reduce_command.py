@@ -11,6 +11,7 @@ import torch
 
 from commands import refused
 from scalevit.cli.main import main
+from scalevit.cli.reduce import overrides_of
 from scalevit.config.loading import load_config
 from scalevit.data.builtin import digits
 from scalevit.data.writing.writer import write_samples
@@ -151,7 +152,7 @@ def test_without_data_weights_can_still_be_reduced(capsys: pytest.CaptureFixture
         (["bare", "--to", "x.safetensors", "reduction.strategy=grouped"], "no shards at nowhere"),
         (
             ["run", "--to", "x.safetensors", "reduction.strategy=shallow", "--choose-pairs", "1", "--no-refit", *FEW],
-            "unknown key reduction.groups",
+            "--choose-pairs sets reduction.groups, which 'shallow' does not have: give reduction.strategy=grouped",
         ),
     ],
 )
@@ -185,3 +186,20 @@ def test_figures_need_matplotlib(capsys: pytest.CaptureFixture[str], monkeypatch
     assert "the package 'matplotlib' is not installed; install the extra: pip install 'scalevit[plots]'" in message
     assert not Path("analysis2").exists()
     assert "torch" in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("trained", "reduced"),
+    [
+        (["reduction.strategy=shallow", "reduction.keep=0.75"], ["reduction.keep=0.5"]),
+        (
+            ["reduction.strategy=grouped", "reduction.group_size=2"],
+            ["reduction.group_size=null", "reduction.groups=[[0,1]]"],
+        ),
+        (["reduction.strategy=none"], ["reduction.strategy=grouped", "reduction.keep=0.5"]),
+    ],
+)
+def test_the_printed_settings_make_one_reduction_of_the_other(trained: list[str], reduced: list[str]) -> None:
+    before, after = load_config(None, trained), load_config(None, [*trained, *reduced])
+    again = load_config(None, [*trained, *overrides_of(before, after)])
+    assert again.reduction == after.reduction

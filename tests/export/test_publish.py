@@ -12,10 +12,11 @@ from scalevit.export.base import ModelDescription
 from scalevit.export.huggingface_folder import HuggingFaceFolder
 from scalevit.export.publish import publish
 from scalevit.export.source import find_source
-from scalevit.export.timm_model import as_timm_model, mlp_ratio
+from scalevit.export.timm_model import as_timm_model
 from scalevit.export.timm_weights import TimmWeights
 from scalevit.export.trained_model import read_model
 from scalevit.models.mlps import MlpView, NoMlp
+from scalevit.models.reductions.base import fraction_of
 
 
 class WrongWeights(TimmWeights):
@@ -82,6 +83,6 @@ def test_models_that_timm_cannot_build(runs: Path) -> None:
 def test_every_hidden_width_has_a_ratio(width: int) -> None:
     """Where int(width * (hidden / width)) is hidden - 1, another ratio is found."""
     hiddens = range(1, 4 * width)
-    assert [hidden for hidden in hiddens if int(width * mlp_ratio(hidden, width)) != hidden] == []
+    assert [hidden for hidden in hiddens if int(width * fraction_of(hidden, width)) != hidden] == []
     if width in (49, 1408):
         assert [hidden for hidden in hiddens if int(width * (hidden / width)) != hidden] != []

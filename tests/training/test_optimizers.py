@@ -183,3 +183,9 @@ def test_frozen_parameters_are_in_no_group() -> None:
     for config in (OptimizerConfig(), OptimizerConfig(layer_decay=0.7, layer_decay_shared="last")):
         held = {id(p) for group in build_optimizer(model, config).param_groups for p in group["params"]}
         assert held == {id(p) for p in model.parameters() if p.requires_grad}
+
+
+def test_the_rehearsal_of_an_optimizer_needs_no_layers_of_timm() -> None:
+    """FSDP2 tries an optimizer that reads whole tensors on a plain layer, also with layer decay."""
+    optimizer = build_optimizer(torch.nn.Linear(4, 5), OptimizerConfig(name="lamb", layer_decay=0.75))
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 2

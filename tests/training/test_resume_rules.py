@@ -119,3 +119,12 @@ def test_frozen_parameters_never_change() -> None:
 def test_settings_of_speed_change_freely() -> None:
     free = ["engine.name=fsdp", "train.max_steps=9", "data.workers=0", "train.micro_batch=3", "train.compile=true"]
     check_changes(changed_settings(config(), config(*free)), "refuse", "run folder x")
+
+
+def test_settings_that_a_version_did_not_have_are_at_their_defaults() -> None:
+    before = load_config("quickstart").model_dump(mode="json")
+    for key in ("frozen", "layer_decay_shared", "layer_decay_min_scale"):
+        del before["optimizer"][key]
+    now = load_config("quickstart").model_dump(mode="json")
+    assert changed_settings(before, now) == {}
+    assert list(changed_settings(before, {**now, "seed": 7})) == ["seed"]

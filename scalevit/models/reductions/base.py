@@ -3,6 +3,7 @@
 Knows settings and block indices. Must not import torch at module level; `apply.py` does the work on a model.
 """
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -81,6 +82,13 @@ class Reduction(Part):
             unreduced: of each block of the model, which has as many.
         """
         return None
+
+
+def fraction_of(units: int, hidden: int) -> float:
+    """The fraction of `hidden` that gives `units` when the product is rounded down, as timm and `kept_units` do."""
+    fraction = units / hidden
+    # Where the quotient was rounded down, its product may be below `units`; that of the next number is not.
+    return fraction if int(fraction * hidden) == units else math.nextafter(fraction, math.inf)
 
 
 def kept_units(mlp: "MlpView", keep: float) -> int:

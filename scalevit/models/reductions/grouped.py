@@ -8,7 +8,7 @@ from pydantic import Field, PositiveFloat, model_validator
 
 from scalevit.config.base import NonNegativeInt
 from scalevit.errors import SettingError
-from scalevit.models.reductions.base import BlockMlp, Reduction, kept_units
+from scalevit.models.reductions.base import BlockMlp, Reduction, fraction_of, kept_units
 
 if TYPE_CHECKING:
     from scalevit.models.mlps import MlpView
@@ -50,7 +50,11 @@ class GroupedReduction(Reduction):
 
     @classmethod
     def recognise(cls, found: Sequence[BlockMlp], unreduced: Sequence[BlockMlp]) -> "GroupedReduction | None":
-        kept = {mlp.hidden / own.hidden for mlp, own in zip(found, unreduced, strict=True) if mlp.source is not None}
+        kept = {
+            fraction_of(mlp.hidden, own.hidden)
+            for mlp, own in zip(found, unreduced, strict=True)
+            if mlp.source is not None
+        }
         if len(kept) != 1 or max(kept) > 1:
             return None
         keep = kept.pop()

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from scalevit.config.base import NonNegativeInt
 from scalevit.errors import SettingError
-from scalevit.models.reductions.base import BlockMlp, Reduction, kept_units
+from scalevit.models.reductions.base import BlockMlp, Reduction, fraction_of, kept_units
 
 if TYPE_CHECKING:
     from scalevit.models.mlps import MlpView
@@ -37,7 +37,7 @@ class ShallowReduction(Reduction):
     def recognise(cls, found: Sequence[BlockMlp], unreduced: Sequence[BlockMlp]) -> "ShallowReduction | None":
         if any(mlp.source != block for block, mlp in enumerate(found)):
             return None
-        kept = [mlp.hidden / own.hidden for mlp, own in zip(found, unreduced, strict=True)]
+        kept = [fraction_of(mlp.hidden, own.hidden) for mlp, own in zip(found, unreduced, strict=True)]
         narrowed = [block for block, fraction in enumerate(kept) if fraction < 1]
         if not narrowed or len({kept[block] for block in narrowed}) > 1 or max(kept) > 1:
             return None

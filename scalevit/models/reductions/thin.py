@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import PositiveFloat
 
 from scalevit.errors import SettingError
-from scalevit.models.reductions.base import BlockMlp, Reduction
+from scalevit.models.reductions.base import BlockMlp, Reduction, fraction_of
 
 if TYPE_CHECKING:
     from scalevit.models.mlps import MlpView
@@ -32,5 +32,5 @@ class ThinReduction(Reduction):
         if any(mlp.source != block for block, mlp in enumerate(found)):
             return None
         narrower = all(mlp.hidden < own.hidden for mlp, own in zip(found, unreduced, strict=True))
-        ratios = {mlp.hidden / mlp.width for mlp in found}
+        ratios = {fraction_of(mlp.hidden, mlp.width) for mlp in found}
         return cls(mlp_ratio=min(ratios)) if narrower and len(ratios) == 1 else None

@@ -42,6 +42,8 @@ class NestedWidthTask(Task):
     def _ascending(self) -> "NestedWidthTask":
         if self.widths != sorted(set(self.widths)) or self.widths[-1] != 1.0:
             raise ValueError(f"widths = {self.widths}: must ascend to 1.0")
+        if len({f"{width:g}" for width in self.widths}) < len(self.widths):
+            raise ValueError(f"widths = {self.widths}: two are the same in six digits, which name their metrics")
         return self
 
     @property

@@ -30,7 +30,8 @@ class TeacherSettings(Section):
     kwargs: dict[str, Any] = {}
     """More arguments of timm's factory for a teacher by name, for example {"global_pool": "avg"}."""
     mean: tuple[float, float, float] | None = None
-    """Mean that the teacher's images are normalised by; null takes timm's for the model. Images of a student with
+    """Mean that the teacher's images are normalised by; null takes that of its run (the config.json beside its weights)
+    or timm's for the model. Images of a student with
     another normalisation are converted on the device."""
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
     """Standard deviation, likewise."""

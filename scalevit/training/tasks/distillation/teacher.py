@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from scalevit.config.base import parse_section
+from scalevit.config.loading import load_config
 from scalevit.config.model import ModelConfig
 from scalevit.errors import SettingError, nearest_hint
-from scalevit.models.build import build_model
+from scalevit.models.build import build_model, create_timm_model
+from scalevit.models.mlps import transformer_blocks
 from scalevit.models.reductions.apply import parse_reduction
 from scalevit.models.weights.description import read_description
 from scalevit.models.weights.read import read_weights
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from scalevit.training.tasks.distillation.task import TeacherSettings
 
 Triple = tuple[float, float, float]
+
+_Channels = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,10 @@ class Teacher:
 
     @property
     def units(self) -> list[nn.Module]:
-        """Parts that are sharded each on its own: blocks or stages, and what else has modules inside."""
-        found: list[nn.Module] = []
+        """Parts that are sharded each on its own: blocks, or else stages and what else has modules inside."""
+        found: list[nn.Module] = transformer_blocks(self.module)
+        if found:
+            return found
         for child in self.module.children():
             if isinstance(child, nn.Sequential | nn.ModuleList):
                 found += child.children()
@@ -88,13 +94,8 @@ def load_teacher(settings: "TeacherSettings", config: "Config", *, needs_classes
         torch.manual_seed(config.seed)
         load = _from_our_file if settings.name is None else _from_timm
         module: Any = load(settings, config, wanted)
-    own = module.pretrained_cfg
-    teacher = Teacher(
-        module.eval(),
-        str(settings.weights or settings.name),
-        tuple(settings.mean or own["mean"]),
-        tuple(settings.std or own["std"]),
-    )
+    mean, std = _normalisation(settings, module.pretrained_cfg)
+    teacher = Teacher(module.eval(), str(settings.weights or settings.name), mean, std)
     _check_images(teacher, settings, config.model.image_size)
     return teacher
 
@@ -157,6 +158,15 @@ def renormalisation(student: tuple[Triple, Triple], teacher: tuple[Triple, Tripl
 def _triple(values: Sequence[float]) -> Triple:
     first, second, third = values
     return first, second, third
+
+
+def _normalisation(settings: "TeacherSettings", timm_config: Any) -> tuple[_Channels, _Channels]:
+    """Mean and standard deviation of the teacher's images: as set, else of its run, else timm's for the model."""
+    mean, std = settings.mean, settings.std
+    if settings.name is None and (recorded := Path(str(settings.weights)).parent / "config.json").is_file():
+        data = load_config(recorded).data
+        mean, std = mean or data.mean, std or data.std
+    return mean or tuple(timm_config["mean"]), std or tuple(timm_config["std"])
 
 
 def _from_our_file(settings: "TeacherSettings", config: "Config", classes: int | None) -> nn.Module:
@@ -226,7 +236,7 @@ def _sized(settings: "TeacherSettings", config: "Config") -> dict[str, Any]:
 
 def _create(settings: "TeacherSettings", problem: str, **arguments: Any) -> Any:
     try:
-        return timm.create_model(str(settings.name), **arguments)
+        return create_timm_model(str(settings.name), arguments)[0]
     except Exception as error:  # of any kind: constructors, the hub's client and state dicts fail in any way
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise SettingError("teacher.name", settings.name, f"{problem} ({reason})") from error
