@@ -3,7 +3,8 @@
 import argparse
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from scalevit.cli.fit_arguments import add_method, method_of, warn_of_faults
 from scalevit.cli.parsing import add_overrides, integer
 from scalevit.cli.weights_target import config_of_target
 from scalevit.config.tree import Config
-from scalevit.errors import UserError
+from scalevit.errors import SettingError, UserError
 from scalevit.terminal import print_table, progress_text
 
 if TYPE_CHECKING:
@@ -73,14 +74,15 @@ def run(arguments: argparse.Namespace) -> None:
         trained = load_trained(config)
         samples = cache(lambda: calibration_samples(trained, arguments.images))
         if arguments.choose_pairs or arguments.choose_blocks:
-            setting = chosen_blocks(
-                trained,
-                method,
-                samples(),
-                pairs=arguments.choose_pairs,
-                blocks=arguments.choose_blocks,
-                on_block=lambda block: report(f"measuring block {block}"),
-            )
+            with _naming_options():
+                setting = chosen_blocks(
+                    trained,
+                    method,
+                    samples(),
+                    pairs=arguments.choose_pairs,
+                    blocks=arguments.choose_blocks,
+                    on_block=lambda block: report(f"measuring block {block}"),
+                )
             chosen = [f"reduction.{key}={json.dumps(value)}" for key, value in setting.items()]
             config = config_of_target(arguments.target, arguments.config, [*arguments.overrides, *chosen])
         reduced = reduce_weights(
@@ -92,6 +94,15 @@ def run(arguments: argparse.Namespace) -> None:
     warn_of_faults(reduced.faults)
     _print(written.reduction.strategy, [trained.network, reduced.network], results)
     print(f"wrote {destination}; to train from it:\n  {shlex.join(_settings(trained.config, written))}")
+
+
+@contextmanager
+def _naming_options() -> Iterator[None]:
+    """Names the option that filled an argument of `chosen_blocks`."""
+    try:
+        yield
+    except SettingError as error:
+        raise UserError(f"--choose-{error.argument} {error.value}: {error.reason}") from error
 
 
 def _destination(given: str, config: Config) -> Path:
