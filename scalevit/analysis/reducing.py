@@ -189,7 +189,7 @@ def chosen_blocks(
         blocks: number of blocks for `blocks`, where `pairs` is None.
 
     Raises:
-        UserError: the model has not as many.
+        SettingError: the model has not as many.
     """
     measure = half_changes if pairs is None else pair_changes
     changes = measure(trained.network, method, samples.image_batches, samples, on_block=on_block)
@@ -197,12 +197,12 @@ def chosen_blocks(
     if pairs is not None:
         found = least_damaging_pairs(divergences, pairs)
         if found is None:
-            raise UserError(f"--choose-pairs {pairs}: the model has not as many pairs of neighbours that can share")
+            raise SettingError("pairs", pairs, "the model has not as many pairs of neighbours that can share")
         return {"groups": found}
     assert blocks is not None, "one of the two is given"
     single = least_damaging_blocks(divergences, blocks)
     if single is None:
-        raise UserError(f"--choose-blocks {blocks}: the model has {len(divergences)} blocks")
+        raise SettingError("blocks", blocks, f"the model has {len(divergences)} blocks")
     return {"blocks": single}
 
 

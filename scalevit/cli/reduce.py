@@ -3,7 +3,8 @@
 import argparse
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from rich.table import Table
 from scalevit.cli.fit_arguments import add_method, method_of, trained_config, warn_of_faults
 from scalevit.cli.parsing import add_overrides, integer
 from scalevit.config.tree import Config
-from scalevit.errors import UserError
+from scalevit.errors import SettingError, UserError
 from scalevit.models.reductions import REDUCTIONS
 from scalevit.terminal import print_table, progress_text
 
@@ -74,14 +75,15 @@ def run(arguments: argparse.Namespace) -> None:
         trained = load_trained(config)
         samples = cache(lambda: calibration_samples(trained, arguments.images))
         if arguments.choose_pairs or arguments.choose_blocks:
-            setting = chosen_blocks(
-                trained,
-                method,
-                samples(),
-                pairs=arguments.choose_pairs,
-                blocks=arguments.choose_blocks,
-                on_block=lambda block: report(f"measuring block {block}"),
-            )
+            with _naming_options():
+                setting = chosen_blocks(
+                    trained,
+                    method,
+                    samples(),
+                    pairs=arguments.choose_pairs,
+                    blocks=arguments.choose_blocks,
+                    on_block=lambda block: report(f"measuring block {block}"),
+                )
             chosen = [f"reduction.{key}={json.dumps(value)}" for key, value in setting.items()]
             if "group_size" in type(config.reduction).model_fields:
                 chosen.append("reduction.group_size=null")
@@ -108,6 +110,15 @@ def _check_choice(arguments: argparse.Namespace, config: Config) -> None:
                 f"{option} sets reduction.{setting}, which {config.reduction.strategy!r} does not have: give "
                 f"reduction.strategy={' or '.join(able)}"
             )
+
+
+@contextmanager
+def _naming_options() -> Iterator[None]:
+    """Names the option that filled an argument of `chosen_blocks`."""
+    try:
+        yield
+    except SettingError as error:
+        raise UserError(f"--choose-{error.argument} {error.value}: {error.reason}") from error
 
 
 def _destination(given: str, config: Config) -> Path:

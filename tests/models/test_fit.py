@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -12,7 +12,8 @@ from scalevit.config.model import ModelConfig
 from scalevit.errors import UserError
 from scalevit.models.build import build_model
 from scalevit.models.mlps import mlp_views
-from scalevit.models.reductions.apply import parse_reduction
+from scalevit.models.reductions.apply import parse_reduction, reduce_model
+from scalevit.models.reductions.base import Reduction
 from scalevit.models.reductions.fit import reduce_trained
 from scalevit.models.reductions.least_squares import Moments, refitted
 from scalevit.models.reductions.method import FitMethod
@@ -212,6 +213,27 @@ def test_a_reduced_model_is_reduced_along_the_other_axis(first: dict[str, Any]) 
     shapes = {name: tensor.shape for name, tensor in canonical_state(wanted).items()}
     assert {name: tensor.shape for name, tensor in canonical_state(reduced).items()} == shapes
     assert tied_names(reduced) == tied_names(wanted)
+
+
+class _Alternate(Reduction):
+    """Every second block has no MLP."""
+
+    strategy: Literal["alternate"] = "alternate"
+
+    def source(self, block: int, depth: int) -> int | None:
+        return block if block % 2 == 0 else None
+
+
+def test_any_reduction_is_taken_by_its_structure() -> None:
+    model = trained(PLAIN)
+    wanted = reduce_model(example({"strategy": "none"}), _Alternate())
+    reduced = reduce_trained(model, wanted, FitMethod(), no_images)
+    assert canonical_state(reduced).keys() == canonical_state(wanted).keys()
+    with torch.no_grad():
+        for (view,) in mlp_views(model)[1::2]:
+            view.output.weight.zero_()
+            view.output.bias.zero_()
+    assert_same_outputs(model, reduced)
 
 
 @pytest.mark.parametrize(
