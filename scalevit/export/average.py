@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scalevit.config.model import WEIGHTS_SETTINGS
 from scalevit.errors import UserError
 from scalevit.export.base import ModelDescription
 from scalevit.export.source import Source
@@ -126,9 +127,17 @@ def _check_same(
 
 def _structure(model: nn.Module, description: ModelDescription) -> dict[str, Any]:
     """What must be equal, by a name for messages."""
-    settings = description.model.model_dump(mode="json", exclude={"initial_weights", "drop_path", "kwargs"})
+    settings = description.model.model_dump(mode="json", exclude={*WEIGHTS_SETTINGS, "drop_path", "kwargs"})
     # Rates of dropout act in training only.
     kwargs = {key: value for key, value in description.model.kwargs.items() if not key.endswith("drop_rate")}
     shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
     tied = {f"the tie of {name}": canonical for name, canonical in description.tied.items()}
-    return {**settings, "kwargs": kwargs, "the list of class names": description.label_names, **tied, **shapes}
+    images = {f"the images' {key}": value for key, value in description.preprocessing.to_json().items()}
+    return {
+        **settings,
+        **images,
+        "kwargs": kwargs,
+        "the list of class names": description.label_names,
+        **tied,
+        **shapes,
+    }

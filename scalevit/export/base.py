@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 Channels = tuple[float, float, float]
 
 
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "hamming", "box")
+MAX_IMAGE_SIZE = 8192
+"""Of an export that is read: a larger one would fill the memory."""
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """What becomes of an image before the model sees it."""
@@ -57,13 +62,20 @@ class Preprocessing:
         mean, std = (tuple(float(value) for value in values[key]) for key in ("mean", "std"))
         if not len(mean) == len(std) == 3:
             raise ValueError("mean and std must have three values")
-        return cls(
+        own = cls(
             image_size=int(values["image_size"]),
             crop_pct=float(values["crop_pct"]),
             interpolation=str(values["interpolation"]),
             mean=mean,
             std=std,
         )
+        if not 1 <= own.image_size <= MAX_IMAGE_SIZE:
+            raise ValueError(f"image_size = {own.image_size} must be 1 to {MAX_IMAGE_SIZE}")
+        if not 0 < own.crop_pct <= 1:
+            raise ValueError(f"crop_pct = {own.crop_pct} must be above 0 and at most 1")
+        if own.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation = {own.interpolation!r} must be one of {', '.join(INTERPOLATIONS)}")
+        return own
 
 
 @dataclass(frozen=True)

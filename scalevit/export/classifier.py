@@ -13,7 +13,7 @@ from scalevit.data.transforms.device import DeviceTransform
 from scalevit.data.transforms.timm_pipeline import evaluation_transform
 from scalevit.distributed import World
 from scalevit.engines.precision import DTYPES
-from scalevit.errors import naming_settings
+from scalevit.errors import UserError, naming_settings
 from scalevit.export.base import Preprocessing
 from scalevit.export.checkpoint_model import preprocessing_of
 from scalevit.export.source import Source
@@ -46,9 +46,16 @@ class Classifier:
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
-        """images: (b, 3, S, S) float32, normalised, on the device -> (b, classes), float32."""
+        """images: (b, 3, S, S) float32, normalised, on the device -> (b, classes), float32.
+
+        Raises:
+            UserError: they are NaN or infinite.
+        """
         with self._autocast:
-            return self._logits(images).float()
+            logits = self._logits(images).float()
+        if not torch.isfinite(logits).all():
+            raise UserError("the model's outputs are NaN or infinite: its weights are of a run that has diverged")
+        return logits
 
 
 def open_classifier(source: Source) -> Classifier:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.export.pt2_archive._package import PT2ArchiveReader
+from torch.export.pt2_archive._package import PT2ArchiveReader, load_pt2
 
 from scalevit.errors import UserError
 
@@ -56,11 +56,24 @@ def check_program(path: Path, content: bytes) -> None:
         raise UserError(f"export {path}: cannot be read ({reason})") from error
 
 
+def load_checked(content: bytes) -> tuple[torch.export.ExportedProgram, dict[str, str]]:
+    """The program and the extra files of bytes that `check_program` let pass.
+
+    Not by `torch.export.load`, which turns to older, unpickling forms of the file where it cannot read this one.
+    """
+    loaded = load_pt2(io.BytesIO(content))
+    return loaded.exported_programs["model"], loaded.extra_files
+
+
 def _check(content: bytes) -> None:
     if not zipfile.is_zipfile(io.BytesIO(content)):
         raise ValueError("not an archive of torch.export.save")
     reader = PT2ArchiveReader(io.BytesIO(content))
     names = reader.get_file_names()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:  # may find another directory in the same bytes
+        seen = sorted(name.partition("/")[2] for name in archive.namelist())
+    if seen != sorted(names):
+        raise _RefusedError("two directories")
     for name in names:
         if not _FILES.fullmatch(name):
             raise _RefusedError(name)

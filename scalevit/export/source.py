@@ -68,12 +68,17 @@ def find_source(
         UserError: there are no weights, or no config.
     """
     path = Path(target)
+    if not path.exists():
+        raise UserError(f"weights {target}: no such file or folder")
     exporter = next((exporter for exporter in EXPORTERS if exporter.recognises(path)), None)
     is_run = path.is_dir() and exporter is None
     checkpoint = _checkpoint(path) if is_run else None
     if weights is not None and not is_run:
         raise UserError(f"--weights applies to runs and checkpoints, and {target} is a file or an export")
     if exporter is not None:
+        for override in overrides:
+            if not override.startswith(("data.", "evaluation.")):
+                raise UserError(f"{override}: of an export only settings of data and evaluation can be given")
         return Source(path, load_config(config, overrides), has_run=config is not None, exporter=exporter)
     if checkpoint is not None:
         record = read_record(checkpoint)

@@ -22,6 +22,9 @@ from scalevit.models.mlps import mlp_views
 from scalevit.models.reductions.base import fraction_of
 from scalevit.tying import tied_names
 
+# What timm's config says about its own pretrained weights, which these are not.
+_OF_TIMMS_WEIGHTS = ("tag", "license", "origin_url", "paper_ids", "paper_name", "notes", "description")
+
 
 class TimmModel(NamedTuple):
     """A call of `timm.create_model`."""
@@ -120,7 +123,10 @@ def timm_config(call: TimmModel, description: ModelDescription) -> dict[str, Any
     with TemporaryDirectory() as folder:
         path = Path(folder) / "config.json"
         save_config_for_hf(built, str(path), model_config=names, model_args=call.arguments, data_config=data_config)
-        return json.loads(path.read_text())
+        config = json.loads(path.read_text())
+    for key in _OF_TIMMS_WEIGHTS:
+        config["pretrained_cfg"].pop(key, None)
+    return config
 
 
 def exported(model: nn.Module, config: Mapping[str, Any]) -> Exported:
@@ -130,6 +136,11 @@ def exported(model: nn.Module, config: Mapping[str, Any]) -> Exported:
         KeyError, TypeError, ValueError: the config lacks something.
     """
     own = config["pretrained_cfg"]
+    channels, *sides = own["input_size"]
+    if channels != 3 or len(set(sides)) != 1:
+        raise ValueError(f"input_size = {own['input_size']}: only square RGB images are supported")
+    if own.get("crop_mode", "center") != "center":
+        raise ValueError(f"crop_mode = {own['crop_mode']!r}: only center is supported")
     preparation = Preprocessing.from_json({**own, "image_size": own["input_size"][-1]})
     return Exported(model, preparation, int(config["num_classes"]), _label_names(config))
 

@@ -1,6 +1,5 @@
 """A program that torch runs without timm and without scalevit: `torch.export`, any number of images at a time."""
 
-import io
 import json
 import warnings
 from pathlib import Path
@@ -39,19 +38,17 @@ class TorchProgram(Exporter):
         return path.suffix == self.suffix and path.is_file()
 
     def read(self, path: Path, device: "torch.device") -> Exported:
-        import torch
         from torch.export.passes import move_to_device_pass
 
-        from scalevit.export.program_check import check_program
+        from scalevit.export.program_check import check_program, load_checked
 
         try:
             content = path.read_bytes()
         except OSError as error:
             raise UserError(f"export {path}: cannot be read ({error.strerror})") from None
         check_program(path, content)
-        extra = {EXTRA_FILE: ""}
         try:
-            program = torch.export.load(io.BytesIO(content), extra_files=extra)
+            program, extra = load_checked(content)
             if device.type != "cpu":
                 program = move_to_device_pass(program, device)
             return exported_of_record(program.module(), json.loads(extra[EXTRA_FILE]))

@@ -17,8 +17,11 @@ def own_metadata(file: Any) -> dict[str, Any]:
         ValueError: it is no JSON object.
     """
     content = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
-    if not isinstance(content, dict):
-        raise ValueError(f"its metadata {METADATA_KEY} is no JSON object")
+    kinds = {"model": dict, "reduction": dict, "tied": dict, "classes": list | None}
+    if not isinstance(content, dict) or not all(
+        isinstance(content[key], kind) for key, kind in kinds.items() if key in content
+    ):
+        raise ValueError(f"its metadata {METADATA_KEY} is not as scalevit writes it")
     return content
 
 

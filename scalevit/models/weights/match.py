@@ -130,9 +130,13 @@ def fitted(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]
     Position embeddings and patch filters of another size are resampled; filters for another number of input channels
     are adapted.
     """
-    with contextlib.redirect_stdout(io.StringIO()):  # timm prints what it finds missing in DINOv3's weights
-        result = converted(tensors, model)
-    return adapted_input(result, model)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # timm prints what it finds missing in DINOv3's weights
+            result = converted(tensors, model)
+        return adapted_input(result, model)
+    except Exception as error:  # of any kind: timm's conversions expect weights of their own models
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"weights: timm cannot convert them for a {type(model).__name__} ({reason})") from error
 
 
 def adapted_input(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

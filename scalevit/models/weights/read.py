@@ -49,6 +49,8 @@ def read_weights(source: Source, *, weights_set: WeightsSet = "auto", model: nn.
     file = find_weights(source)
     weights = _read(file, source, weights_set, model)
     for name, tensor in weights.tensors.items():
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_complex():
+            raise UserError(f"weights {source}: {name} is no dense tensor of real numbers")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UserError(f"weights {source}: {name} has NaN or infinite values: the run that wrote it has diverged")
     return weights
@@ -113,7 +115,7 @@ def _stated_model(metadata: dict[str, Any]) -> str | None:
     own = metadata.get("model")
     if not isinstance(own, dict) or "name" not in own:
         return None
-    return " ".join([own["name"], *(f"{key}={value}" for key, value in own.get("kwargs", {}).items())])
+    return " ".join([str(own["name"]), *(f"{key}={value}" for key, value in (own.get("kwargs") or {}).items())])
 
 
 def _reduction(source: Source, metadata: dict[str, Any]) -> Reduction | None:

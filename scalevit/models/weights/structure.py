@@ -90,7 +90,7 @@ def _layout(tensors: Mapping[str, Tensor], prefixes: Sequence[Sequence[str]]) ->
                     blocks[block][f"{index}.{name.removeprefix(prefix)}"] = tensors[name]
     result: list[BlockMlp] = []
     for block, mlp in enumerate(blocks):
-        if "0.fc2.weight" not in mlp:
+        if "0.fc2.weight" not in mlp or mlp["0.fc2.weight"].ndim != 2:
             result.append(BlockMlp(None, 0, 0))
             continue
         firsts = (other for other in range(block) if result[other].source == other and _equal(mlp, blocks[other]))
