@@ -1,6 +1,7 @@
 """`scalevit export`: writes a trained model for other tools, verified."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from scalevit.cli.parsing import add_weight_set
@@ -59,6 +60,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     model, description = read_model(source)
     if arguments.width is not None:
+        if arguments.width not in getattr(source.config.task, "widths", ()):
+            print(f"warning: the run was not trained at width {arguments.width:g} (task.widths)", file=sys.stderr)
         try:
             description = cut(model, description, arguments.width)
         except SettingError as error:

@@ -4,7 +4,9 @@ import io
 import json
 import os
 import pickle
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +17,8 @@ import torch
 
 from commands import refused
 from scalevit.cli.main import main
+from scalevit.errors import UserError
+from scalevit.export.program_check import check_program
 from scalevit.export.torch_program import TorchProgram
 
 Files = dict[str, bytes]
@@ -138,3 +142,37 @@ def test_damaged_files_are_one_line(
     for name in ("x.pt2", "x.onnx") if find_spec("onnxruntime") else ("x.pt2",):
         Path(name).write_bytes(content)
         assert refused(capsys, "predict", name, "a.png").startswith(f"error: export {name}: cannot be read (")
+
+
+def test_an_archive_with_two_directories_is_refused(program: Path, tmp_path: Path) -> None:
+    """zipfile takes the directory right before the end record, torch's reader the one that the record points to."""
+    with zipfile.ZipFile(program) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    seen_by_torch, directory = _records(files, start=0)
+    hidden, other = _records({"model/serialized_state_dict.pt": pickled()}, start=len(seen_by_torch))
+    size = max(len(directory), len(other)) + 10
+    # The second directory is padded by its last comment, and its offsets count from where zipfile believes to begin.
+    hidden, other = _records(
+        {"model/serialized_state_dict.pt": pickled()},
+        start=len(seen_by_torch),
+        shift=-size,
+        comment=b"c" * (size - len(other)),
+    )
+    body = seen_by_torch + hidden
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, len(files), len(files), size, len(body), 0)
+    content = body + directory.ljust(size, b"\0") + other + end
+    with pytest.raises(UserError, match="was not loaded"):
+        check_program(tmp_path / "two.pt2", content)
+
+
+def _records(files: Files, *, start: int, shift: int = 0, comment: bytes = b"") -> tuple[bytes, bytes]:
+    """Files of a zip archive and their directory; `comment` belongs to the last of them."""
+    local = directory = b""
+    for number, (name, content) in enumerate(files.items(), 1):
+        sizes = (zlib.crc32(content), len(content), len(content), len(name))
+        own = comment if number == len(files) else b""
+        place = start + len(local) + shift
+        directory += struct.pack("<4s6H3L5H2L", b"PK\1\2", 20, 20, 0, 0, 0, 33, *sizes, 0, len(own), 0, 0, 0, place)
+        directory += name.encode() + own
+        local += struct.pack("<4s5H3L2H", b"PK\3\4", 20, 0, 0, 0, 33, *sizes, 0) + name.encode() + content
+    return local, directory
