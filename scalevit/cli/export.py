@@ -60,12 +60,12 @@ def run(arguments: argparse.Namespace) -> None:
 
     model, description = read_model(source)
     if arguments.width is not None:
-        if arguments.width not in getattr(source.config.task, "widths", ()):
-            print(f"warning: the run was not trained at width {arguments.width:g} (task.widths)", file=sys.stderr)
         try:
             description = cut(model, description, arguments.width)
         except SettingError as error:
             raise UserError(f"--width {arguments.width:g}: {error.reason}") from None
+        if arguments.width not in getattr(source.config.task, "widths", ()):
+            print(f"warning: the run was not trained at width {arguments.width:g} (task.widths)", file=sys.stderr)
     difference = publish(exporter, model, description, target, tied=arguments.tied)
     print(f"wrote {target}: {source}; largest difference of a logit, read back: {difference:.3g}")
     if usage := exporter.usage(target):
