@@ -19,5 +19,5 @@ class FitMethod:
     refit: bool = True
     """Whether fc2 is then fitted by least squares to what the trained model's MLPs return."""
     ridge: float = 0.1
-    """Of that fit, see `least_squares.refitted`. Smaller ones fit more closely, by weights that grow many times larger and
-    are harder to fine-tune."""
+    """Of that fit, see `least_squares.refitted`. Smaller ones fit more closely, by weights that grow many times larger
+    and are harder to fine-tune."""
