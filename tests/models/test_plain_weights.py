@@ -13,6 +13,7 @@ from torch import Tensor
 
 from scalevit.config.model import ModelConfig
 from scalevit.errors import UserError
+from scalevit.models.api import load_weights
 from scalevit.models.build import build_model
 from scalevit.models.meta_init import initial_values
 from scalevit.models.reductions.base import Reduction
@@ -162,6 +163,23 @@ def test_values_that_are_no_numbers_are_refused(value: float, suffix: str, tmp_p
     else:
         save_file(state, path)
     assert refused(path, NoReduction()).startswith(f"weights {path}: blocks.2.norm1.weight has NaN or infinite values")
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int64", "bool"])
+@pytest.mark.parametrize("name", ["blocks.2.mlp.fc1.weight", "pos_embed"])
+def test_integer_weights_are_refused(name: str, dtype: str, tmp_path: Path) -> None:
+    state = state_of(NoReduction())
+    path = saved({**state, name: (100 * state[name]).to(getattr(torch, dtype))}, tmp_path)
+    expected = f"weights {path}: {name} has dtype {dtype}, the model's is float32: save floating-point weights"
+    assert refused(path, NoReduction()) == expected
+    with pytest.raises(UserError) as error:
+        load_weights(build_model(MODEL, NoReduction(), seed=1), path)
+    assert str(error.value) == expected
+
+
+def test_weights_in_half_precision_are_loaded(tmp_path: Path) -> None:
+    state = {name: tensor.bfloat16() for name, tensor in state_of(NoReduction()).items()}
+    assert_equal(loaded(saved(state, tmp_path), NoReduction())[0], {name: t.float() for name, t in state.items()})
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,7 @@ def match_weights(
     weights = read_weights(source, weights_set=weights_set, model=model)
     models = differing_models(weights, model)
     tensors = fitted(weights.tensors, model)
+    check_floating(tensors, model, source)
     if weights.described:
         already_reduced = weights.reduction is not None
         if weights.reduction is not None:
@@ -149,6 +150,22 @@ def adapted_input(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, 
         if given is not None and wanted is not None and given.ndim == wanted.ndim == 4:
             result[name] = adapt_input_conv(wanted.shape[1], given, base_chans=given.shape[1])
     return result
+
+
+def check_floating(tensors: Mapping[str, Tensor], model: nn.Module, source: Source) -> None:
+    """Refuses integers (of quantised weights, say) where the model has floating-point numbers: without their scales
+    they are other numbers.
+
+    Raises:
+        UserError: names the first such tensor.
+    """
+    for name, own in model.state_dict().items():
+        given = tensors.get(name)
+        if given is not None and own.is_floating_point() and not given.is_floating_point():
+            kinds = [str(each.dtype).removeprefix("torch.") for each in (given, own)]
+            raise UserError(
+                f"weights {source}: {name} has dtype {kinds[0]}, the model's is {kinds[1]}: save floating-point weights"
+            )
 
 
 def _check_same_structure(made_with: Reduction, wanted: Reduction, model: nn.Module, source: Any, models: str) -> None:
