@@ -20,7 +20,7 @@ from scalevit.distributed import World
 from scalevit.errors import SettingError, UserError, naming_settings, settings_of
 from scalevit.models.build import build_model
 from scalevit.models.mlps import transformer_blocks
-from scalevit.models.reductions import REDUCTIONS
+from scalevit.models.reductions import NO_REDUCTION
 from scalevit.models.reductions.apply import parse_reduction
 from scalevit.models.reductions.base import Reduction
 from scalevit.models.reductions.fit import reduce_trained
@@ -56,8 +56,7 @@ def load_trained(config: Config) -> TrainedModel:
     assert config.model.initial_weights is not None, "checked by the caller"
     path = Path(config.model.initial_weights)
     described = read_description(path).get("reduction")
-    unreduced = next(part() for part in REDUCTIONS if not part.changes_model)
-    reduction = unreduced if described is None else parse_reduction(described)
+    reduction = NO_REDUCTION if described is None else parse_reduction(described)
     # The reduction that is wanted may be of another kind, whose arguments of timm's factory are not these.
     config = config.model_copy(update={"reduction": reduction})
     device = World.from_environment().device

@@ -43,12 +43,18 @@ def _register(base: str, part: type[Reduction]) -> None:
     def create(pretrained: bool = False, **arguments: Any) -> nn.Module:
         settings = {key: arguments.pop(key) for key in part.model_fields if key in arguments}
         reduction = parse_reduction({"strategy": part.kind(), **settings})
-        arguments = factory_arguments(reduction, arguments)
         features = {key: arguments.pop(key) for key in _FEATURES if key in arguments}
+        given, arguments = arguments, factory_arguments(reduction, arguments)
         source = _given_weights(arguments) if pretrained else None
         model = timm.create_model(base, pretrained=pretrained and source is None, **arguments)
         # timm would load what fits without a word, and reduced weights would then be reduced again.
-        if source is None or not load_initial_weights(model, source, reduction).already_reduced:
+        already_reduced = (
+            source is not None
+            and load_initial_weights(
+                model, source, reduction, without_reduction=lambda: timm.create_model(base, **given)
+            ).already_reduced
+        )
+        if not already_reduced:
             reduce_model(model, reduction)
         accept_shared_once(model)
         return _as_features(model, features) if features.pop("features_only", False) else model

@@ -87,6 +87,13 @@ def test_timm_loads_weights_of_a_reduced_model(reduction: Reduction, form: str, 
     copied.load_state_dict(load_file(path) if form == "ours" else torch.load(path), strict=True)
 
 
+def test_plain_weights_of_another_reduction_are_refused_with_its_name(tmp_path: Path) -> None:
+    torch.save(build_model(TINY, GroupedReduction(group_size=3), seed=5).state_dict(), tmp_path / "grouped.pth")
+    overlay = {"file": str(tmp_path / "grouped.pth")}
+    with pytest.raises(UserError, match=r'made with reduction {"strategy": "grouped", "group_size": 3}'):
+        timm.create_model("vit_tiny_patch16_224_thin", pretrained=True, pretrained_cfg_overlay=overlay, **ARGUMENTS)
+
+
 def test_unreduced_weights_are_not_loaded_into_shared_mlps(tmp_path: Path) -> None:
     torch.save(build_model(TINY, NoReduction(), seed=5).state_dict(), tmp_path / "plain.pth")
     with pytest.raises(RuntimeError, match=r"blocks\.1\.mlp\.fc1\.weight and blocks\.0\.mlp\.fc1\.weight differ"):

@@ -6,7 +6,7 @@ models are neither scaled nor cut a second time. Knows names and shapes of MLPs;
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,13 @@ Layout = tuple[BlockMlp, ...]
 
 
 def are_reduced(
-    tensors: Mapping[str, Tensor], model: nn.Module, reduction: Reduction, *, source: object, models: str
+    tensors: Mapping[str, Tensor],
+    model: nn.Module,
+    reduction: Reduction,
+    *,
+    without_reduction: Callable[[], nn.Module],
+    source: object,
+    models: str,
 ) -> bool:
     """Whether weights are those of the model after the reduction, and not before it.
 
@@ -29,6 +35,8 @@ def are_reduced(
         tensors: under the model's names.
         model: unreduced; it is left as it is.
         reduction: that is wanted.
+        without_reduction: builds the model without the arguments of timm's factory that the reduction adds.
+            Called with the meta device as default, and only where it adds some.
         source: of the weights, for messages.
         models: the end of messages about weights that do not fit.
 
@@ -37,11 +45,13 @@ def are_reduced(
         SettingError: the reduction does not fit the model.
     """
     prefixes = _prefixes(model)
-    unreduced = _layout(_parameters(model), prefixes)
     found = _layout(tensors, prefixes)
     reduced = _layout(_parameters(reduce_model(_without_values(model), reduction)), prefixes)
     if _is_of(found, reduced):
         return reduction.changes_model
+    with torch.device("meta"):
+        own = without_reduction() if reduction.factory_arguments() else model
+    unreduced = _layout(_parameters(own), _prefixes(own))
     if any(here.width != own.width for here, own in zip(found, unreduced, strict=True)):
         return False  # another model or a part of one, which the comparison of names and shapes finds
     narrower = any(here.hidden < own.hidden for here, own in zip(found, unreduced, strict=True))
