@@ -15,6 +15,7 @@ from scalevit.cli.fit_arguments import add_method, method_of, trained_config, wa
 from scalevit.cli.parsing import add_overrides, integer
 from scalevit.config.tree import Config
 from scalevit.errors import SettingError, UserError
+from scalevit.files import check_writable
 from scalevit.models.reductions import REDUCTIONS
 from scalevit.terminal import print_table, progress_text
 
@@ -129,6 +130,7 @@ def _destination(given: str, config: Config) -> Path:
         raise UserError(f"--to {given}: {path.parent}: no such folder")
     if path.exists() and path.samefile(config.model.initial_weights or ""):
         raise UserError(f"--to {given}: is the file that is reduced; name another")
+    check_writable(path)
     return path
 
 

@@ -141,6 +141,7 @@ def test_without_data_weights_can_still_be_reduced(capsys: pytest.CaptureFixture
     ("arguments", "message"),
     [
         (["run", "--to", "out.pth"], "--to out.pth: must end with .safetensors"),
+        (["run", "--to", f"{'x' * 240}.safetensors"], "x.safetensors: cannot be written (File name too long)"),
         (["run", "--to", "no/out.safetensors"], "--to no/out.safetensors: no: no such folder"),
         (["run", "--to", "run/final.safetensors"], "is the file that is reduced; name another"),
         (["run", "--to", "x.safetensors"], 'config: reduction.strategy = "none": the weights are reduced so already'),

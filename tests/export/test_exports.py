@@ -137,6 +137,7 @@ def test_what_is_written_is_readable_by_all_and_nothing_is_left_over(exports: Pa
         ),
         (["RUNS/grouped", "beside.safetensors", "--to", "timm"], "beside.json: already exists"),
         (["RUNS/grouped", "x.pth", "--to", "timm"], "x.pth: --to timm writes a .safetensors file: name it so"),
+        (["nowhere", "x" * 250 + ".pt2", "--to", "torch"], "x.pt2: cannot be written (File name too long)"),
         (["RUNS/grouped", "no/x.pt2", "--to", "torch"], "no: no such folder"),
         (["RUNS/grouped", "x.pt2", "--to", "torch", "--tied"], "--tied applies to --to timm, not to --to torch"),
         (["RUNS/grouped", "x.pt2", "--to", "torch", "--weights", "ema"], "has none of best_ema.safetensors, final_ema"),
