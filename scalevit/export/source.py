@@ -90,6 +90,8 @@ def find_source(
     if not file.is_file():
         raise UserError(f"weights {file}: no such file")
     recorded = file.parent / "config.json"
+    if config is None and any(exporter.recognises(file.parent) for exporter in EXPORTERS):
+        raise UserError(f"{file}: is part of the export {file.parent}: name the folder")
     if config is None and not recorded.is_file():
         own = None if config_required else _own_settings(file)
         if own is None:
