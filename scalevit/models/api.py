@@ -53,6 +53,8 @@ def create_model(
     Raises:
         UserError: an unknown model, reduction or argument, or weights that do not fit.
     """
+    if pretrained and weights is not None:
+        raise SettingError("weights", os.fspath(weights), "pretrained=True names weights too: give one of the two")
     if isinstance(reduction, str):
         fields = {field for part in REDUCTIONS if part.kind() == reduction for field in part.model_fields}
         own = {key: kwargs.pop(key) for key in fields & kwargs.keys()}
