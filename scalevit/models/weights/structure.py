@@ -79,15 +79,41 @@ def shared_blocks(tensors: Mapping[str, Tensor], model: nn.Module) -> tuple[tupl
     return tuple(tuple(group) for group in groups.values() if len(group) > 1)
 
 
+def difference(tensors: Mapping[str, Tensor], model: nn.Module) -> str | None:
+    """In which way weights of a reduced model's width are not reduced as the model is.
+
+    Args:
+        tensors: under the model's names. A shared MLP may be listed for its first block only.
+
+    Returns:
+        None where they are reduced alike, or are of another model.
+    """
+    prefixes = _prefixes(model)
+    found, own = _layout(tensors, prefixes), _layout(_parameters(model), prefixes)
+    pairs = [(block, *pair) for block, pair in enumerate(zip(found, own, strict=True)) if pair[0].source is not None]
+    if any(here.width != wanted.width for _, here, wanted in pairs):
+        return None
+    for block, here, wanted in pairs:
+        if here.hidden != wanted.hidden:
+            return f"the MLP of block {block} has {here.hidden} hidden units, this model's has {wanted.hidden}"
+        if wanted.source != block and here.source != wanted.source:
+            return f"blocks {wanted.source} and {block} have different MLPs, this model's share one"
+    return None
+
+
 def _parameters(model: nn.Module) -> dict[str, Tensor]:
     """Also the further names of shared parameters."""
     return dict(model.named_parameters(remove_duplicate=False))
 
 
 def _prefixes(model: nn.Module) -> list[list[str]]:
-    """Of each block, where the names of its MLPs' parameters begin, e.g. ["blocks.0.mlp."]."""
+    """Of each block, where the names of its MLPs' parameters begin, e.g. ["blocks.0.mlp."], shared or not."""
     names = {module: name for name, module in model.named_modules()}
-    return [[f"{names[place.module]}." for place in mlp_places(block)] for block in transformer_blocks(model)]
+    found = []
+    for block in transformer_blocks(model):
+        inside = {module: name for name, module in block.named_modules()}
+        found.append([f"{names[block]}.{inside[place.module]}." for place in mlp_places(block)])
+    return found
 
 
 def _layout(tensors: Mapping[str, Tensor], prefixes: Sequence[Sequence[str]]) -> Layout:
