@@ -23,7 +23,7 @@ from scalevit.models.reductions.base import Reduction
 from scalevit.models.weights.coverage import Coverage
 from scalevit.models.weights.hub import Source
 from scalevit.models.weights.read import Weights, read_weights
-from scalevit.models.weights.structure import are_reduced, shared_blocks
+from scalevit.models.weights.structure import are_reduced, recognised, shared_blocks
 from scalevit.tying import canonical_state, tied_names
 
 
@@ -127,6 +127,21 @@ def match_weights(
         weights_set=weights.chosen,
     )
     return MatchedWeights(taken, coverage)
+
+
+def reductions_of(source: Source, model: nn.Module, *, weights_set: WeightsSet = "auto") -> list[Reduction]:
+    """The reduction of weights as their file says, else those that their tensors show; none of unreduced ones.
+
+    Args:
+        model: unreduced; it is left as it is.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    weights = read_weights(source, weights_set=weights_set, model=model)
+    if weights.described:
+        return [] if weights.reduction is None else [weights.reduction]
+    return recognised(fitted(weights.tensors, model), model)
 
 
 def fitted(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

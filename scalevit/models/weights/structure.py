@@ -79,6 +79,20 @@ def shared_blocks(tensors: Mapping[str, Tensor], model: nn.Module) -> tuple[tupl
     return tuple(tuple(group) for group in groups.values() if len(group) > 1)
 
 
+def recognised(tensors: Mapping[str, Tensor], model: nn.Module) -> list[Reduction]:
+    """The reductions that explain the MLPs of weights; none where they are unreduced, or of another model.
+
+    Args:
+        tensors: under the model's names.
+        model: unreduced.
+    """
+    prefixes = _prefixes(model)
+    found, unreduced = _layout(tensors, prefixes), _layout(_parameters(model), prefixes)
+    if any(here.source is not None and here.width != own.width for here, own in zip(found, unreduced, strict=True)):
+        return []
+    return _recognised(found, unreduced)
+
+
 def difference(tensors: Mapping[str, Tensor], model: nn.Module) -> str | None:
     """In which way weights of a reduced model's width are not reduced as the model is.
 
