@@ -119,6 +119,17 @@ def test_the_folder_says_what_the_model_expects(exports: Path) -> None:
     assert "cat, dog, owl, elk, bee" in card
 
 
+def test_no_license_is_invented(exports: Path) -> None:
+    """timm knows one of its own pretrained weights of this name (apache-2.0), which these are not."""
+    for path in (
+        exports / "grouped.hf" / "config.json",
+        exports / "grouped.hf" / "README.md",
+        exports / "grouped.json",
+    ):
+        assert "license" not in path.read_text().lower(), path
+    assert timm.get_pretrained_cfg("vit_tiny_patch16_224").license == "apache-2.0"
+
+
 def test_what_is_written_is_readable_by_all_and_nothing_is_left_over(exports: Path) -> None:
     assert [path for path in exports.rglob("*") if path.name.startswith(".")] == []
     (exports / "probe").touch()
