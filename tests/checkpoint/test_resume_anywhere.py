@@ -53,7 +53,10 @@ def run_groups(
     ]
     cases = {"groups": GROUPS, "cells": cells, "moves": [(name(source), name(target)) for source, target in moves]}
     (folder / "cases.json").write_text(json.dumps(cases))
-    groups = [Ranks(ranks, resume_worker.__file__, folder / "cases.json", folder, logs=folder) for ranks in GROUPS]
+    groups = [
+        Ranks(ranks, resume_worker.__file__, folder / "cases.json", folder, log=folder / f"{ranks}.log")
+        for ranks in GROUPS
+    ]
     with ThreadPoolExecutor() as side_by_side:
         list(side_by_side.map(lambda group: group.wait(seconds), groups))
     return {k: v for ranks in GROUPS for k, v in torch.load(folder / f"results-{ranks}.pt", weights_only=True).items()}
