@@ -1,8 +1,14 @@
 """Fixtures for the whole suite."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# A single rank takes a thread for each core, and tests run beside each other: threads that wait must not spin, which
+# takes several times the CPU time of the work. OpenMP reads this when torch is imported; subprocesses inherit it.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
 
 

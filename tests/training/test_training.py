@@ -8,14 +8,26 @@ import re
 import runpy
 import shutil
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from launching import BIN, QUICKSTART, SCRIPT, SECONDS, Workplace, command, finish, losses, metrics, run, start
+from launching import (
+    BIN,
+    EVALUATE,
+    QUICKSTART,
+    SCRIPT,
+    SECONDS,
+    Workplace,
+    command,
+    finish,
+    losses,
+    metrics,
+    run,
+    start,
+)
 from scalevit.config.loading import load_config
 from scalevit.data.shards.index import load_index
 from scalevit.distributed import World
@@ -158,15 +170,14 @@ def test_a_checkpoint_goes_on_with_the_other_engine_and_more_ranks(single: Path,
     assert summary["ema"]["best_epoch"] == metrics(folder, "evaluation")[-1]["epoch"], "an EMA that began half-way"
 
 
-def test_evaluating_weights_gives_what_the_run_said(single: Path, workplace: Path) -> None:
-    script = str(Path(SCRIPT).with_name("evaluate.py"))
+def test_evaluating_weights_gives_what_the_run_said(single: Path, forks: Workplace) -> None:
     weights = f"model.initial_weights={single / 'final_ema.safetensors'}"
     settings = ["--config", QUICKSTART, *SETTINGS, weights, "data.train=nowhere", "data.builtin=null"]
-    outcome = run([sys.executable, script, *settings], cwd=workplace)
+    outcome = forks.run("evaluated", settings, script=EVALUATE)
     assert outcome.status == 0, outcome.errors
     said = metrics(single, "evaluation")[-1]
-    assert json.loads(outcome.output)["loss"] == pytest.approx(said["ema_loss"], rel=1e-6)
-    other = run([sys.executable, script, *settings, "model.num_classes=12"], cwd=workplace)
+    assert json.loads(outcome.output.splitlines()[-1])["loss"] == pytest.approx(said["ema_loss"], rel=1e-6)
+    other = forks.run("others", [*settings, "model.num_classes=12"], script=EVALUATE)
     assert other.status == 2
     assert "have a classifier of 10 classes, but model.num_classes = 12" in other.errors
 
