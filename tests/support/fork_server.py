@@ -1,7 +1,7 @@
 """Starts scripts by fork from a process that has imported everything: a start costs a second instead of fifteen.
 
 `launching.py` starts one for each process of tests. It reads a request on each line of standard input and answers in
-one line: {"ranks", "port", "script", "arguments", "folder", "environment", "log"} with the process ids,
+one line: {"ranks", "port", "script", "arguments", "folder", "environment", "log", "errors"} with the process ids,
 {"ended": process ids} with their exit statuses, or null for those that still run.
 """
 
@@ -34,10 +34,9 @@ def run_rank(rank: int, request: dict) -> None:
     os.environ |= {"MASTER_PORT": request["port"]}
     os.environ |= {key: str(request["ranks"]) for key in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")}
     os.chdir(request["folder"])
-    output = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+    for stream, path in ((1, request["log"]), (2, request["errors"])):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     sys.argv = [request["script"], *request["arguments"]]
     sys.path.insert(0, str(Path(request["script"]).parent))
     runpy.run_path(request["script"], run_name="__main__")

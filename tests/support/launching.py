@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import dataclass
@@ -94,8 +95,22 @@ def _fork_server() -> _ForkServer:
 class Ranks:
     """A script, once for each rank, as a launcher would start it; but forked, so that nothing is imported again."""
 
-    def __init__(self, ranks: int, script: str, *arguments: str | Path, log: Path, folder: Path | None = None):
-        """log: what they print is added to it; folder: where they are started, by default where this process is."""
+    def __init__(
+        self,
+        ranks: int,
+        script: str,
+        *arguments: str | Path,
+        log: Path,
+        errors: Path | None = None,
+        folder: Path | None = None,
+    ):
+        """Starts them.
+
+        Args:
+            log: what they print is added to it.
+            errors: the same for standard error, by default `log`.
+            folder: where they are started, by default where this process is.
+        """
         self._log, self._server = log, _fork_server()
         request = {
             "ranks": ranks,
@@ -105,6 +120,7 @@ class Ranks:
             "folder": str(folder or Path.cwd()),
             "environment": environment(PYTHONPATH=with_support(os.environ.get("PYTHONPATH"))),
             "log": str(log.absolute()),
+            "errors": str((errors or log).absolute()),
         }
         self.processes: list[int] = self._server.ask(request)
         """Their ids."""
@@ -146,6 +162,13 @@ class Workplace:
 
     def start(self, name: str, arguments: list[str], *, ranks: int = 1, script: str = SCRIPT) -> Ranks:
         return Ranks(ranks, script, *arguments, log=self.folder / f"{name}.log", folder=self.folder)
+
+    def evaluate(self, *arguments: str) -> Outcome:
+        """`launch/evaluate.py` on one rank, output and errors apart."""
+        with tempfile.TemporaryDirectory() as logs:
+            log, errors = (Path(logs) / name for name in ("output", "errors"))
+            (status,) = Ranks(1, EVALUATE, *arguments, log=log, errors=errors, folder=self.folder).end()
+            return Outcome(status, log.read_text(), errors.read_text())
 
     def run(self, name: str, arguments: list[str], *, ranks: int = 1, script: str = SCRIPT) -> Outcome:
         """Starts and waits. The log is both output and errors; the status is the largest."""

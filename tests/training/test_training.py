@@ -16,7 +16,6 @@ import pytest
 
 from launching import (
     BIN,
-    EVALUATE,
     QUICKSTART,
     SCRIPT,
     SECONDS,
@@ -173,11 +172,11 @@ def test_a_checkpoint_goes_on_with_the_other_engine_and_more_ranks(single: Path,
 def test_evaluating_weights_gives_what_the_run_said(single: Path, forks: Workplace) -> None:
     weights = f"model.initial_weights={single / 'final_ema.safetensors'}"
     settings = ["--config", QUICKSTART, *SETTINGS, weights, "data.train=nowhere", "data.builtin=null"]
-    outcome = forks.run("evaluated", settings, script=EVALUATE)
+    outcome = forks.evaluate(*settings)
     assert outcome.status == 0, outcome.errors
     said = metrics(single, "evaluation")[-1]
-    assert json.loads(outcome.output.splitlines()[-1])["loss"] == pytest.approx(said["ema_loss"], rel=1e-6)
-    other = forks.run("others", [*settings, "model.num_classes=12"], script=EVALUATE)
+    assert json.loads(outcome.output)["loss"] == pytest.approx(said["ema_loss"], rel=1e-6)
+    other = forks.evaluate(*settings, "model.num_classes=12")
     assert other.status == 2
     assert "have a classifier of 10 classes, but model.num_classes = 12" in other.errors
 
