@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from scalevit.config.base import NonNegativeFloat, NonNegativeInt, Precision, Section, UnitInterval
+from scalevit.config.base import ClipMode, NonNegativeFloat, NonNegativeInt, Precision, Section, UnitInterval
 
 
 class OptimizerConfig(Section):
@@ -18,8 +18,12 @@ class OptimizerConfig(Section):
     """Weight decay. Biases, norms, tokens and position embeddings are not decayed (timm's groups)."""
     args: dict[str, Any] = {}
     """Further arguments of the optimizer, for example {"betas": [0.9, 0.95], "eps": 1e-8} or {"momentum": 0.9}."""
-    clip_grad_norm: PositiveFloat | None = None
-    """Maximum global norm of the gradients; null does not clip."""
+    clip_grad: PositiveFloat | None = None
+    """Limit of the gradient, in the way of `clip_mode`; null does not clip."""
+    clip_mode: ClipMode = "norm"
+    """norm: maximum global norm of the gradients; value: maximum of each element; agc: adaptive clipping
+    (arXiv:2102.06171), maximum norm of each row of a gradient over that of its weights, the classifier left out as in
+    timm (every engine but ZeRO stages 1 to 3)."""
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """For fine-tuning: the learning rate of a layer is that of the layer above it times this (timm's layers:
     embedding, blocks, classifier). null: one learning rate for all, as in the paper."""

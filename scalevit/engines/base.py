@@ -12,7 +12,7 @@ weights files.
 import abc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from scalevit.config.base import Precision
 from scalevit.distributed import World
+from scalevit.engines.clipping import Clipping
 from scalevit.engines.optimizer_access import GroupCounters
 from scalevit.engines.precision import DTYPES, LossScale
 from scalevit.engines.settings import UpdateScope
@@ -46,7 +47,7 @@ class EngineSpec:
     precision: Precision
     update_scope: UpdateScope = "elements"
     """What the optimizer reads for an update; not more than `EngineSettings.update_scope` allows."""
-    clip_grad_norm: float | None = None
+    clipping: Clipping = field(default_factory=Clipping)
     activation_checkpointing: bool = False
     compile: CompilerBackend | None = None
     """Backend of torch.compile for the blocks; None runs them as they are."""
@@ -122,6 +123,7 @@ class Engine(abc.ABC):
     def _build_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         optimizer = self.spec.optimizer(module)
         self.group_counters = GroupCounters(optimizer)
+        self.spec.clipping.attach(optimizer)
         return optimizer
 
     def _check_tying(self, names: list[str]) -> None:

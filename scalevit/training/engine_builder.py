@@ -18,7 +18,7 @@ from scalevit.models.fused_mlp import fuse_mlps
 from scalevit.models.meta_init import initial_values
 from scalevit.models.mlps import transformer_blocks
 from scalevit.models.weights.coverage import Coverage
-from scalevit.training.optimizers import build_optimizer, check_optimizer
+from scalevit.training.optimizers import build_optimizer, check_optimizer, clipping
 from scalevit.training.schedules import Schedule
 from scalevit.training.setting_keys import OPTIMIZATION_KEYS
 from scalevit.training.tasks.base import OWN_PARAMETERS, TaskRunner
@@ -38,6 +38,8 @@ def check_engine(config: Config, world: World) -> UpdateScope:
     with naming_settings({**engine_keys, **OPTIMIZATION_KEYS}):
         config.engine.check(world)
         Schedule(config.schedule, config.optimizer.lr, config.train.epochs)
+        if reason := config.engine.clip_refusal(config.optimizer.clip_mode):
+            raise SettingError("clip_mode", config.optimizer.clip_mode, reason)
         return check_optimizer(config.optimizer, config.engine.update_scope(world))
 
 
@@ -92,7 +94,7 @@ class EngineBuilder:
             accumulation=accumulation,
             precision=config.train.precision,
             update_scope=self._scope,
-            clip_grad_norm=config.optimizer.clip_grad_norm,
+            clipping=clipping(config.optimizer, model),
             activation_checkpointing=config.train.activation_checkpointing,
             compile="inductor" if config.train.compile else None,
             forms=len(config.task.forms(model)),

@@ -157,5 +157,5 @@ class DivergenceCheck:
         if self._skipped_in_a_row == _SKIPPED_STEPS_LIMIT:
             raise UserError(
                 f"training diverged: no finite gradient in {_SKIPPED_STEPS_LIMIT} steps up to step {step}; "
-                "lower optimizer.lr, set optimizer.clip_grad_norm, or use train.precision=bf16"
+                "lower optimizer.lr, set optimizer.clip_grad, or use train.precision=bf16"
             )

@@ -28,6 +28,7 @@ from scalevit.config.model import ModelConfig
 from scalevit.config.training import CheckpointConfig, OptimizerConfig
 from scalevit.distributed import World
 from scalevit.engines.base import Engine, EngineSpec
+from scalevit.engines.clipping import Clipping
 from scalevit.engines.state import TensorSlice
 from scalevit.models.build import build_model
 from scalevit.models.mlps import transformer_blocks
@@ -84,7 +85,7 @@ class Run:
             micro_batch=MICRO_BATCH,
             accumulation=self.accumulation,
             precision="fp32",
-            clip_grad_norm=1.0,
+            clipping=Clipping(1.0),
         )
         self.engine = load_config(None, cell["settings"]).engine.build(model, spec)
         self.ema = Ema(self.engine.local_parameters(), decay=0.9)
