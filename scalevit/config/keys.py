@@ -13,6 +13,9 @@ from scalevit.config.tree import Config
 _SYNONYMS = {
     "learning_rate": "optimizer.lr",
     "wd": "optimizer.weight_decay",
+    "lr_base": "optimizer.lr",
+    "lr_base_size": "optimizer.lr_base_batch",
+    "lr_base_scale": "optimizer.lr_scaling",
     "opt": "optimizer.name",
     "gradient_clipping": "optimizer.clip_grad",
     "max_grad_norm": "optimizer.clip_grad",

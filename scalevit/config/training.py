@@ -13,7 +13,12 @@ class OptimizerConfig(Section):
     name: str = "adamw"
     """timm's name of the optimizer, for example adamw, sgd, lion, lamb, nadamw or adan."""
     lr: PositiveFloat = 1e-3
-    """Peak learning rate. It is not scaled with the batch size."""
+    """Peak learning rate, of `lr_base_batch` images per step where that is given."""
+    lr_base_batch: PositiveInt | None = None
+    """Global batch that `lr` is meant for: with another `train.global_batch` the rate is scaled, as by timm's
+    `--lr-base` and `--lr-base-size`. null: `lr` is not scaled."""
+    lr_scaling: Literal["linear", "sqrt"] = "linear"
+    """Whether the rate grows with the batch or with its square root (timm's choice for Adam's kind and LAMB)."""
     weight_decay: NonNegativeFloat = 0.05
     """Weight decay. Biases, norms, tokens and position embeddings are not decayed (timm's groups)."""
     args: dict[str, Any] = {}
@@ -35,6 +40,13 @@ class OptimizerConfig(Section):
     frozen: Literal["backbone"] | tuple[str, ...] | None = None
     """Parameters that are not trained. backbone: all but the classifier (a linear probe); or a list of names of modules
     and parameters with * and ?, for example ["patch_embed", "pos_embed", "blocks.[0-3]"]. null trains all."""
+
+    def peak_lr(self, global_batch: int) -> float:
+        """The learning rate that the schedule starts from, with this number of images per step."""
+        if self.lr_base_batch is None:
+            return self.lr
+        ratio = global_batch / self.lr_base_batch
+        return self.lr * (ratio**0.5 if self.lr_scaling == "sqrt" else ratio)
 
 
 class ScheduleConfig(Section):

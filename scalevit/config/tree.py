@@ -81,6 +81,11 @@ class Config(Section):
     """How the model is sharded over ranks; `engine.name` selects one."""
     tracking: TrackingConfig = TrackingConfig()
 
+    @property
+    def peak_lr(self) -> float:
+        """The largest learning rate of the run, which its schedule scales."""
+        return self.optimizer.peak_lr(self.train.global_batch)
+
     @model_validator(mode="after")
     def _combinations(self) -> "Config":
         train, schedule = self.train, self.schedule

@@ -37,7 +37,7 @@ def check_engine(config: Config, world: World) -> UpdateScope:
     engine_keys = {key: f"engine.{key}" for key in type(config.engine).model_fields}
     with naming_settings({**engine_keys, **OPTIMIZATION_KEYS}):
         config.engine.check(world)
-        Schedule(config.schedule, config.optimizer.lr, config.train.epochs)
+        Schedule(config.schedule, config.peak_lr, config.train.epochs)
         if reason := config.engine.clip_refusal(config.optimizer.clip_mode):
             raise SettingError("clip_mode", config.optimizer.clip_mode, reason)
         return check_optimizer(config.optimizer, config.engine.update_scope(world))
@@ -85,11 +85,13 @@ class EngineBuilder:
             UserError: the engine refuses the optimizer or the model.
         """
         config = self._config
+        # Some optimizers scale by their largest learning rate, which they take for the first one.
+        optimizer = config.optimizer.model_copy(update={"lr": config.peak_lr, "lr_base_batch": None})
         model, self._model = self._model or self._build_model(), None  # an engine takes its model over
         spec = EngineSpec(
             world=self._world,
             blocks=transformer_blocks(model),
-            optimizer=partial(build_optimizer, config=config.optimizer),
+            optimizer=partial(build_optimizer, config=optimizer),
             micro_batch=micro_batch,
             accumulation=accumulation,
             precision=config.train.precision,

@@ -163,7 +163,7 @@ def _trial_step(engine: Engine, task: TaskRunner, config: Config, split: Split) 
         for number in range(task.passes):
             total = task.loss(engine.forward, batch, number).total / split.global_batch
             engine.backward(total, last=index == count - 1 and number == task.passes - 1)
-    engine.step(config.optimizer.lr)
+    engine.step(config.peak_lr)
     if ema is not None:
         ema.update(engine.local_parameters())
     engine.eval()

@@ -85,7 +85,7 @@ class Trainer:
         train, loader = config.train, data.train
         self.total_steps = int(min(loader.steps_in(train.epochs), train.max_steps or math.inf))
         self.state = RunState()
-        self.schedule = Schedule(config.schedule, config.optimizer.lr, train.epochs)
+        self.schedule = Schedule(config.schedule, config.peak_lr, train.epochs)
         self.ema = Ema.from_config(config.ema, engine)
         self.weight_sets = WeightSets(engine, self.ema)
         self.step = TrainingStep(
