@@ -134,6 +134,16 @@ class EmaConfig(Section):
     shared_parameters: Literal["once", "per_use"] = "once"
     """once: every parameter is averaged once per step. per_use: a shared MLP is averaged once for each block that
     uses it (in groups of two its decay is squared), as timm's ModelEmaV3 does and as in the paper's runs."""
+    warmup: bool = False
+    """Smaller decay at first (timm's): 1 - (1 + n / warmup_gamma) ** -warmup_power after n steps, at most `decay`."""
+    warmup_gamma: PositiveFloat = 1.0
+    """Steps that stretch the warm-up."""
+    warmup_power: PositiveFloat = 2 / 3
+    """2/3 reaches a decay of 0.999 after 31,600 steps, 3/4 after 10,000."""
+    start: Literal["initial", "first_step"] = "initial"
+    """The weights that the average starts from: the initial ones, or those after the first step, as timm's trainer."""
+    skipped_steps: Literal["ignore", "average"] = "ignore"
+    """Whether the average also follows at steps that are skipped because their gradient overflowed, as in timm."""
 
 
 class EvaluationConfig(Section):

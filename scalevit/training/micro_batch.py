@@ -165,7 +165,7 @@ def _trial_step(engine: Engine, task: TaskRunner, config: Config, split: Split) 
             engine.backward(total, last=index == count - 1 and number == task.passes - 1)
     engine.step(config.peak_lr)
     if ema is not None:
-        ema.update(engine.local_parameters())
+        ema.update(engine.local_parameters(), step=1)
     engine.eval()
     with torch.no_grad():
         images = torch.rand(config.evaluation.batch, 3, side, side, device=device).contiguous(memory_format=layout)
