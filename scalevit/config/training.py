@@ -4,7 +4,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from scalevit.config.base import ClipMode, NonNegativeFloat, NonNegativeInt, Precision, Section, UnitInterval
+from scalevit.config.base import (
+    ClipMode,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Precision,
+    Section,
+    SelectionMetric,
+    UnitInterval,
+)
 
 
 class OptimizerConfig(Section):
@@ -53,7 +61,8 @@ class ScheduleConfig(Section):
     """A learning rate schedule built by timm's factory (`timm.scheduler.create_scheduler_v2`) over `train.epochs`."""
 
     name: str = "cosine"
-    """timm's name of the schedule, for example cosine, step or poly."""
+    """timm's name of the schedule: cosine, step, multistep, poly, tanh, wsd, rsqrt, constant, none, or plateau, which
+    lowers the rate when `evaluation.metric` no longer improves (that of the EMA, if enabled)."""
     warmup_epochs: NonNegativeFloat = 5
     """Epochs of linear warm-up; must be fewer than `train.epochs`."""
     warmup_lr: NonNegativeFloat = 1e-5
@@ -63,7 +72,9 @@ class ScheduleConfig(Section):
     update: Literal["epoch", "step"] = "epoch"
     """Whether the learning rate changes once per epoch (timm's default) or at every step."""
     args: dict[str, Any] = {}
-    """Further arguments of timm's factory, for example {"decay_rate": 0.5, "cooldown_epochs": 10}."""
+    """Further arguments of timm's factory: decay_rate, decay_epochs, decay_milestones, cooldown_epochs,
+    patience_epochs, warmup_prefix, cycle_mul, cycle_decay, cycle_limit, k_decay, noise and others. Those that add
+    epochs (cool-down, warm-up prefix, cycles) shorten the schedule, so that it ends with the run."""
 
 
 class CheckpointConfig(Section):
@@ -76,7 +87,7 @@ class CheckpointConfig(Section):
     keep: PositiveInt = 2
     """Number of newest checkpoints that are kept."""
     keep_best: bool = True
-    """Also keep the checkpoint with the best top-1 (of the EMA, if enabled) among those that were evaluated."""
+    """Also keep the checkpoint with the best `evaluation.metric` (of the EMA, if enabled) of those evaluated."""
     asynchronous: bool = True
     """Continue training while a checkpoint is written. In both cases each rank needs host memory for a copy of its
     part of the state."""
@@ -153,3 +164,5 @@ class EvaluationConfig(Section):
     """Epochs between evaluations; the end of the run is always evaluated."""
     batch: PositiveInt = 256
     """Images per forward pass on one rank. Results do not depend on it."""
+    metric: SelectionMetric = "top1"
+    """What the best epoch, weights and checkpoint are chosen by: the highest top-1 or top-5, or the lowest loss."""

@@ -37,7 +37,7 @@ def check_engine(config: Config, world: World) -> UpdateScope:
     engine_keys = {key: f"engine.{key}" for key in type(config.engine).model_fields}
     with naming_settings({**engine_keys, **OPTIMIZATION_KEYS}):
         config.engine.check(world)
-        Schedule(config.schedule, config.peak_lr, config.train.epochs)
+        Schedule(config.schedule, config.peak_lr, config.train.epochs, metric=config.evaluation.metric)
         if reason := config.engine.clip_refusal(config.optimizer.clip_mode):
             raise SettingError("clip_mode", config.optimizer.clip_mode, reason)
         return check_optimizer(config.optimizer, config.engine.update_scope(world))
