@@ -32,6 +32,8 @@ _SYNONYMS = {
     "amp_dtype": "train.precision",
     "dtype": "train.precision",
     "torchcompile": "train.compile",
+    "torchcompile_mode": "train.compile_mode",
+    "eval_metric": "evaluation.metric",
     "grad_checkpointing": "train.activation_checkpointing",
     "gradient_checkpointing": "train.activation_checkpointing",
     "log_interval": "train.log_every_steps",

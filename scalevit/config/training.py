@@ -6,6 +6,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from scalevit.config.base import (
     ClipMode,
+    CompileMode,
     NonNegativeFloat,
     NonNegativeInt,
     Precision,
@@ -113,6 +114,9 @@ class TrainConfig(Section):
     """Recompute each block in the backward pass (non-reentrant): less memory, about a third more compute."""
     compile: bool = False
     """Compile each block with torch.compile. Apart from rounding, results do not depend on it."""
+    compile_mode: CompileMode = "default"
+    """torch.compile's mode; max-autotune-no-cudagraphs tries several kernels for each product first. The modes with
+    CUDA graphs are left out: graphs keep addresses, which sharded weights change."""
     meta_init: bool = False
     """Initialise each shard separately, for models larger than the memory of a host; needs FSDP2 or ZeRO stage 3. The
     initial values follow timm's distributions but differ from those of the same seed without it."""

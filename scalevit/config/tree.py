@@ -93,6 +93,8 @@ class Config(Section):
             raise ValueError(
                 f"schedule.warmup_epochs = {schedule.warmup_epochs:g}: must be below train.epochs = {train.epochs}"
             )
+        if train.compile_mode != "default" and not train.compile:
+            raise ValueError(f"train.compile_mode = {train.compile_mode} needs train.compile = true")
         self.engine.check_training(precision=train.precision, meta_init=train.meta_init)
         self.loss.check_classes(self.model.num_classes)
         return self

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from scalevit.config.base import Precision
+from scalevit.config.base import CompileMode, Precision
 from scalevit.distributed import World
 from scalevit.engines.clipping import Clipping
 from scalevit.engines.optimizer_access import GroupCounters
@@ -51,6 +51,7 @@ class EngineSpec:
     activation_checkpointing: bool = False
     compile: CompilerBackend | None = None
     """Backend of torch.compile for the blocks; None runs them as they are."""
+    compile_mode: CompileMode = "default"
     forms: int = 1
     """In how many forms the blocks are run, e.g. widths: each is a program of the compiler."""
     initial_values: Callable[[], Iterator[tuple[str, Tensor]]] | None = None
@@ -68,7 +69,9 @@ class StepResult:
     """The gradient was not finite: no weight has changed."""
 
 
-def compile_blocks(blocks: Sequence[nn.Module], backend: CompilerBackend, *, forms: int = 1) -> None:
+def compile_blocks(
+    blocks: Sequence[nn.Module], backend: CompilerBackend, mode: CompileMode = "default", *, forms: int = 1
+) -> None:
     """Compiles the forward of each block, in place.
 
     Args:
@@ -80,7 +83,7 @@ def compile_blocks(blocks: Sequence[nn.Module], backend: CompilerBackend, *, for
     compiler.recompile_limit = max(compiler.recompile_limit, programs)
     compiler.accumulated_recompile_limit = max(compiler.accumulated_recompile_limit, programs)
     for block in blocks:
-        block.forward = torch.compile(block.forward, backend=backend)
+        block.forward = torch.compile(block.forward, backend=backend, mode=None if mode == "default" else mode)
 
 
 class Engine(abc.ABC):
@@ -106,7 +109,7 @@ class Engine(abc.ABC):
         # 3. autocast around the whole forward, so that a recomputed block runs under it as the first time;
         # 4. sharding, which must gather and free what all of them run.
         if spec.compile is not None:
-            compile_blocks(spec.blocks, spec.compile, forms=spec.forms)
+            compile_blocks(spec.blocks, spec.compile, spec.compile_mode, forms=spec.forms)
         if spec.activation_checkpointing:
             for block in spec.blocks:
                 # Re-entrant checkpointing fails with shared modules: a gradient is then ready more than once.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from scalevit.config.model import ModelConfig
 from scalevit.errors import UserError
 from scalevit.models.build import build_model, create_unreduced
-from scalevit.models.families import LayerInitialiser
+from scalevit.models.families import LayerInitialiser, classifier_names, initialise_classifier
 from scalevit.models.mlps import MlpView, mlp_places, transformer_blocks
 from scalevit.models.reductions.apply import mlp_sources
 from scalevit.models.reductions.base import Reduction
@@ -40,11 +40,13 @@ def initial_values(model: ModelConfig, reduction: Reduction, *, seed: int) -> It
     initialise = LayerInitialiser(network)
     weights: dict[str, Tensor] = {}
     already_reduced = False
+    new_classifier = classifier_names(network)
     if model.weights_source is not None:
         with torch.device("meta"):
             other = create_unreduced(model, reduction)  # which may become reduced
         matched = match_weights(other, model.weights_source, reduction, weights_set=model.initial_weights_set)
         weights, already_reduced = matched.tensors, matched.coverage.already_reduced
+        new_classifier &= set(matched.coverage.fresh)
     mlps: set[nn.Module] = {place.module for block in transformer_blocks(network) for place in mlp_places(block)}
     yielded: set[str] = set()
     for name, leaf, whole in _leaves(network, mlps):
@@ -65,7 +67,9 @@ def initial_values(model: ModelConfig, reduction: Reduction, *, seed: int) -> It
             _transform(network, leaf, reduction)
         if already_reduced:
             _load(leaf, name, weights, whole=whole)
-        for key, tensor in _named(leaf, name, whole=whole).items():
+        named = _named(leaf, name, whole=whole)
+        initialise_classifier({key: named[key] for key in new_classifier & named.keys()}, model)
+        for key, tensor in named.items():
             if key in shapes:
                 if tensor.isnan().any():
                     raise UserError(f"model {model.name}: meta initialisation does not know how timm initialises {key}")

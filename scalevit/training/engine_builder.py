@@ -37,7 +37,7 @@ def check_engine(config: Config, world: World) -> UpdateScope:
     engine_keys = {key: f"engine.{key}" for key in type(config.engine).model_fields}
     with naming_settings({**engine_keys, **OPTIMIZATION_KEYS}):
         config.engine.check(world)
-        Schedule(config.schedule, config.peak_lr, config.train.epochs, metric=config.evaluation.metric)
+        Schedule.from_config(config)
         if reason := config.engine.clip_refusal(config.optimizer.clip_mode):
             raise SettingError("clip_mode", config.optimizer.clip_mode, reason)
         return check_optimizer(config.optimizer, config.engine.update_scope(world))
@@ -99,6 +99,7 @@ class EngineBuilder:
             clipping=clipping(config.optimizer, model),
             activation_checkpointing=config.train.activation_checkpointing,
             compile="inductor" if config.train.compile else None,
+            compile_mode=config.train.compile_mode,
             forms=len(config.task.forms(model)),
             initial_values=self._initial_values(model) if config.train.meta_init and not self._given else None,
         )

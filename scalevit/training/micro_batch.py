@@ -118,7 +118,7 @@ def _conditions(config: Config, world: World) -> dict[str, Any]:
     """What the largest micro-batch depends on."""
     own = config.model_dump(mode="json")
     sections = ("model", "reduction", "kernels", "task", "optimizer", "ema", "evaluation", "engine")
-    train = ("global_batch", "precision", "channels_last", "activation_checkpointing", "compile")
+    train = ("global_batch", "precision", "channels_last", "activation_checkpointing", "compile", "compile_mode")
     return {
         "ranks": world.size,
         "device": world.device_name,

@@ -15,6 +15,7 @@ from torch import nn
 
 from scalevit.config.base import SelectionMetric
 from scalevit.config.training import ScheduleConfig
+from scalevit.config.tree import Config
 from scalevit.errors import SettingError, nearest_hint
 
 # For the nearest name in an error only: timm has no list of them.
@@ -64,6 +65,12 @@ class Schedule:
         except (TypeError, ValueError, ArithmeticError) as error:
             raise SettingError("schedule_args", config.args, f"{config.name} refuses them ({error})") from error
         self._latest = (-1, base_lr)
+
+    @classmethod
+    def from_config(cls, config: Config, steps_per_epoch: float = 1.0) -> "Schedule":
+        """The schedule of a run; without its steps, for a check of the settings."""
+        lr, epochs, metric = config.peak_lr, config.train.epochs, config.evaluation.metric
+        return cls(config.schedule, lr, epochs, steps_per_epoch=steps_per_epoch, metric=metric)
 
     def lr(self, epoch: float) -> float:
         """The learning rate at a point of the run, in epochs; whole ones where it changes once per epoch."""

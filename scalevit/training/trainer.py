@@ -85,17 +85,9 @@ class Trainer:
         train, loader = config.train, data.train
         self.total_steps = int(min(loader.steps_in(train.epochs), train.max_steps or math.inf))
         self.state = RunState()
-        self.schedule = Schedule(
-            config.schedule,
-            config.peak_lr,
-            train.epochs,
-            steps_per_epoch=loader.steps_in(train.epochs) / train.epochs,
-            metric=config.evaluation.metric,
-        )
+        self.schedule = Schedule.from_config(config, loader.steps_in(train.epochs) / train.epochs)
         self.ema = Ema.from_config(config.ema, engine)
         self.weight_sets = WeightSets(engine, self.ema)
-        # Of the EMA, or else (where it was turned on later) of the weights.
-        self._selection_keys = [record_key(name, config.evaluation.metric) for name in self.weight_sets.names[::-1]]
         self.step = TrainingStep(
             engine,
             task,
@@ -223,7 +215,9 @@ class Trainer:
         """One optimizer step, and what is counted of it."""
         state, epochs = self.state, self.config.train.epochs
         progress = state.step * epochs / self.data.train.steps_in(epochs)
-        self._lr = self.schedule.lr_of_step(epoch, progress, state.metric_by_epoch(*self._selection_keys))
+        # Of the EMA, or else (where it was turned on later) of the weights.
+        keys = [record_key(name, self.config.evaluation.metric) for name in self.weight_sets.names[::-1]]
+        self._lr = self.schedule.lr_of_step(epoch, progress, state.metric_by_epoch(*keys))
         self._evaluation = None
         report = self.step(micro_batches, step=state.step, lr=self._lr)
         state.step += 1

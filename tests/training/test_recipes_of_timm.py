@@ -199,9 +199,7 @@ def test_a_plateau_goes_on_after_a_resume(tmp_path: Path, digits: Path, monkeypa
         *("schedule.args.decay_rate=0.5", "evaluation.every_epochs=1", "evaluation.metric=top1"),
         *("ema.decay=0.999999", "train.global_batch=719", "train.micro_batch=719", "train.epochs=6"),
     ]
-    whole = train("whole", *settings, steps=11)
-    train("resumed", *settings, steps=7)
-    resumed = train("resumed", *settings, steps=11)
-    rates, again = ([record["lr"] for record in metrics(folder)] for folder in (whole, resumed))
-    assert again == rates
-    assert rates == [1e-2] * 5 + [5e-3] * 2 + [2.5e-3] * 2 + [1.25e-3] * 2
+    train("run", *settings, steps=5)
+    resumed = train("run", *settings, steps=8)
+    rates = [record["lr"] for record in metrics(resumed)]
+    assert rates == [1e-2] * 4 + [5e-3] * 2 + [2.5e-3] * 2, "two steps in an epoch"
