@@ -101,7 +101,7 @@ def data_sets(work: Path) -> Iterator[DataSet]:
     """The two sets; writes the shards that are missing."""
     digits = [f"data.{part}={work}/digits/{part}" for part in ("train", "validation")]
     yield DataSet("digits", digits, 30, "scikit-learn's digits: 1,437 training and 360 validation images, 16 px")
-    shares = {"train": 1 / 24, "t10k": 1 / 5}
+    shares = {"train": 1 / 10, "t10k": 1 / 5}
     for part, share in shares.items():
         if not (work / f"fashion-{part}").exists():
             files = {"images": f"{part}-images-idx3-ubyte.gz", "labels": f"{part}-labels-idx1-ubyte.gz"}
@@ -111,9 +111,9 @@ def data_sets(work: Path) -> Iterator[DataSet]:
             scalevit(["shards", "split", f"{work}/all-{part}", *taken])
     settings = [f"data.train={work}/fashion-train/validation", f"data.validation={work}/fashion-t10k/validation"]
     settings += ["data.builtin=null", "model.image_size=28", "model.kwargs.patch_size=7"]
-    settings += ["optimizer.lr=0.002"]
-    what = "Fashion-MNIST: 2,500 of the training images, 2,000 of the test images, both stratified, 28 px"
-    yield DataSet("fashion", settings, 30, what)
+    settings += ["optimizer.lr=0.003"]
+    what = "Fashion-MNIST: 6,000 of the training images, 2,000 of the test images, both stratified, 28 px"
+    yield DataSet("fashion", settings, 25, what)
 
 
 class Runs:

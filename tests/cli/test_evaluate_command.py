@@ -104,6 +104,8 @@ def test_a_run_or_a_file_needs_no_config(workplace: Path, tmp_path: Path) -> Non
     [
         ([], "name a run folder or a weights file, or give --config"),
         (["empty"], "run folder empty: has none of best_ema.safetensors"),
+        (["lr=0.1", "data.workers=0"], "run folder lr=0.1: has none of best_ema.safetensors"),
+        (["lr=0.2", "data.workers=0"], "name a run folder or a weights file, or give --config"),
         (["nowhere.safetensors"], "weights nowhere.safetensors: no such file"),
         (["alone/x.safetensors"], "there is no config.json beside it: give --config"),
         (["--config", "quickstart"], "model.initial_weights = null"),
@@ -116,7 +118,7 @@ def test_what_cannot_be_evaluated_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for name in ("empty", "alone"):
+    for name in ("empty", "alone", "lr=0.1"):
         (tmp_path / name).mkdir()
     (tmp_path / "alone" / "x.safetensors").touch()
     monkeypatch.chdir(tmp_path)

@@ -209,6 +209,11 @@ def test_an_export_predicts_as_the_run_does(
     capsys.readouterr()
     images = run_folder / "images" / "7"
     assert_close(probabilities(capsys, tmp_path / name, images), probabilities(capsys, run_folder, images))
+    if form == "huggingface":
+        message = refused(capsys, "predict", tmp_path / "x" / "model.safetensors", images)
+        assert message == (
+            f"error: {tmp_path}/x/model.safetensors: is part of the export {tmp_path}/x: name the folder\n"
+        )
 
 
 def test_an_onnx_file_predicts_and_is_evaluated_as_the_run(
