@@ -34,14 +34,12 @@ def initial_values(model: ModelConfig, reduction: Reduction, *, seed: int) -> It
         SettingError: as `build_model`.
         UserError: the weights do not fit, or timm initialises a part of this model in a way that is not known here.
     """
-    without_file = model.without_weights()
-    shapes = _shapes(build_model(without_file, reduction, seed=seed, device="meta"))
+    shapes = _shapes(build_model(model.without_weights(), reduction, seed=seed, device="meta"))
     with torch.device("meta"):
         network = create_unreduced(model, reduction)
     initialise = LayerInitialiser(network)
     weights: dict[str, Tensor] = {}
-    already_reduced = False
-    new_classifier = classifier_names(network)
+    already_reduced, new_classifier = False, classifier_names(network)
     if model.weights_source is not None:
         with torch.device("meta"):
             other = create_unreduced(model, reduction)  # which may become reduced
