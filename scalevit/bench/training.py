@@ -155,7 +155,7 @@ def _step_seconds(
         for index in range(task.passes):
             loss = task.loss(engine.forward, DeviceBatch(images, mixed, rows, step), index).total / (batch * world.size)
             engine.backward(loss, last=index == task.passes - 1)
-        engine.step(config.optimizer.lr)
+        engine.step(config.peak_lr)
         if on_gpu:
             torch.cuda.synchronize()
         if step >= _WARM_UP_STEPS:

@@ -22,6 +22,11 @@ class RunState:
     trackers: dict[str, str] = field(default_factory=dict)
     """What each tracker needs to continue a resumed run, by its name, for example wandb's run id."""
 
+    def metric_by_epoch(self, *keys: str) -> dict[int, float]:
+        """By epoch, from 1: the first of these values that its evaluation record has."""
+        values = {record["epoch"]: [record[key] for key in keys if key in record] for record in self.epochs}
+        return {epoch: found[0] for epoch, found in values.items() if found}
+
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "RunState":
         """The state that a checkpoint holds.

@@ -54,7 +54,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _show(arguments: argparse.Namespace) -> None:
-    values = {} if arguments.config is None else dict(_leaves(_load(arguments.config)))
+    config = None if arguments.config is None else load_config(arguments.config)
+    values = {} if config is None else dict(_leaves(config.model_dump(mode="json")))
     for name in arguments.keys or [""]:
         keys = [key for key in all_keys() if _is_asked(key, name) and _is_selected(key, values)]
         if not keys:
@@ -64,6 +65,8 @@ def _show(arguments: argparse.Namespace) -> None:
         for key in keys:
             if not key.is_section or is_free_form(key.name) or len(keys) == 1:
                 print(_described(key, values))
+                if key.name == "optimizer.lr" and config is not None and config.peak_lr != config.optimizer.lr:
+                    print(f"    at train.global_batch = {config.train.global_batch}: {config.peak_lr:g}")
 
 
 def _is_asked(key: Key, name: str) -> bool:

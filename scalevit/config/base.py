@@ -15,6 +15,9 @@ Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 FilePath = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$")]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+CompileMode = Literal["default", "max-autotune-no-cudagraphs"]
+SelectionMetric = Literal["top1", "top5", "loss"]
+ClipMode = Literal["norm", "value", "agc"]
 Precision = Literal["bf16", "fp16", "fp32"]
 """Of the computation in training; the weights stay fp32."""
 

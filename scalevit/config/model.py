@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from scalevit.config.base import FilePath, Section
 
@@ -35,6 +35,10 @@ class ModelConfig(Section):
     pretrained: bool = False
     """Starts from timm's pretrained weights of `name` (with its tag, if it has one): from the Hugging Face hub's cache,
     else downloaded. The same as `initial_weights=timm:NAME`."""
+    head_init_scale: PositiveFloat | None = None
+    """Factor on the initial values of a classifier that is newly initialised (timm's `--head-init-scale`); null: 1."""
+    head_init_bias: float | None = None
+    """Initial bias of such a classifier, for example -6.9 for 1,000 classes and `loss.name=bce`; null: timm's."""
     kwargs: dict[str, Any] = {}
     """More arguments of the timm factory, for example {"embed_dim": 96, "depth": 6}."""
 

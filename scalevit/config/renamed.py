@@ -16,6 +16,7 @@ _RENAMED = {
     "train.label_smoothing": "loss.label_smoothing",
     "optimizer.betas": "optimizer.args.betas",
     "optimizer.eps": "optimizer.args.eps",
+    "optimizer.clip_grad_norm": "optimizer.clip_grad",
     "optimizer.warmup_epochs": "schedule.warmup_epochs",
     "optimizer.warmup_lr": "schedule.warmup_lr",
     "optimizer.min_lr": "schedule.min_lr",

@@ -4,7 +4,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from scalevit.config.base import NonNegativeFloat, NonNegativeInt, Precision, Section, UnitInterval
+from scalevit.config.base import (
+    ClipMode,
+    CompileMode,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Precision,
+    Section,
+    SelectionMetric,
+    UnitInterval,
+)
 
 
 class OptimizerConfig(Section):
@@ -13,13 +22,22 @@ class OptimizerConfig(Section):
     name: str = "adamw"
     """timm's name of the optimizer, for example adamw, sgd, lion, lamb, nadamw or adan."""
     lr: PositiveFloat = 1e-3
-    """Peak learning rate. It is not scaled with the batch size."""
+    """Peak learning rate, of `lr_base_batch` images per step where that is given."""
+    lr_base_batch: PositiveInt | None = None
+    """Global batch that `lr` is meant for: with another `train.global_batch` the rate is scaled, as by timm's
+    `--lr-base` and `--lr-base-size`. null: `lr` is not scaled."""
+    lr_scaling: Literal["linear", "sqrt"] = "linear"
+    """Whether the rate grows with the batch or with its square root (timm's choice for Adam's kind and LAMB)."""
     weight_decay: NonNegativeFloat = 0.05
     """Weight decay. Biases, norms, tokens and position embeddings are not decayed (timm's groups)."""
     args: dict[str, Any] = {}
     """Further arguments of the optimizer, for example {"betas": [0.9, 0.95], "eps": 1e-8} or {"momentum": 0.9}."""
-    clip_grad_norm: PositiveFloat | None = None
-    """Maximum global norm of the gradients; null does not clip."""
+    clip_grad: PositiveFloat | None = None
+    """Limit of the gradient, in the way of `clip_mode`; null does not clip."""
+    clip_mode: ClipMode = "norm"
+    """norm: maximum global norm of the gradients; value: maximum of each element; agc: adaptive clipping
+    (arXiv:2102.06171), maximum norm of each row of a gradient over that of its weights, the classifier left out as in
+    timm (every engine but ZeRO stages 1 to 3)."""
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """For fine-tuning: the learning rate of a layer is that of the layer above it times this (timm's layers:
     embedding, blocks, classifier). null: one learning rate for all, as in the paper."""
@@ -32,12 +50,20 @@ class OptimizerConfig(Section):
     """Parameters that are not trained. backbone: all but the classifier (a linear probe); or a list of names of modules
     and parameters with * and ?, for example ["patch_embed", "pos_embed", "blocks.[0-3]"]. null trains all."""
 
+    def peak_lr(self, global_batch: int) -> float:
+        """The learning rate that the schedule starts from, with this number of images per step."""
+        if self.lr_base_batch is None:
+            return self.lr
+        ratio = global_batch / self.lr_base_batch
+        return self.lr * (ratio**0.5 if self.lr_scaling == "sqrt" else ratio)
+
 
 class ScheduleConfig(Section):
     """A learning rate schedule built by timm's factory (`timm.scheduler.create_scheduler_v2`) over `train.epochs`."""
 
     name: str = "cosine"
-    """timm's name of the schedule, for example cosine, step or poly."""
+    """timm's name of the schedule: cosine, step, multistep, poly, tanh, wsd, rsqrt, constant, none, or plateau, which
+    lowers the rate when `evaluation.metric` no longer improves (that of the EMA, if enabled)."""
     warmup_epochs: NonNegativeFloat = 5
     """Epochs of linear warm-up; must be fewer than `train.epochs`."""
     warmup_lr: NonNegativeFloat = 1e-5
@@ -47,7 +73,9 @@ class ScheduleConfig(Section):
     update: Literal["epoch", "step"] = "epoch"
     """Whether the learning rate changes once per epoch (timm's default) or at every step."""
     args: dict[str, Any] = {}
-    """Further arguments of timm's factory, for example {"decay_rate": 0.5, "cooldown_epochs": 10}."""
+    """Further arguments of timm's factory: decay_rate, decay_epochs, decay_milestones, cooldown_epochs,
+    patience_epochs, warmup_prefix, cycle_mul, cycle_decay, cycle_limit, k_decay, noise and others. Those that add
+    epochs (cool-down, warm-up prefix, cycles) shorten the schedule, so that it ends with the run."""
 
 
 class CheckpointConfig(Section):
@@ -60,7 +88,7 @@ class CheckpointConfig(Section):
     keep: PositiveInt = 2
     """Number of newest checkpoints that are kept."""
     keep_best: bool = True
-    """Also keep the checkpoint with the best top-1 (of the EMA, if enabled) among those that were evaluated."""
+    """Also keep the checkpoint with the best `evaluation.metric` (of the EMA, if enabled) of those evaluated."""
     asynchronous: bool = True
     """Continue training while a checkpoint is written. In both cases each rank needs host memory for a copy of its
     part of the state."""
@@ -86,6 +114,9 @@ class TrainConfig(Section):
     """Recompute each block in the backward pass (non-reentrant): less memory, about a third more compute."""
     compile: bool = False
     """Compile each block with torch.compile. Apart from rounding, results do not depend on it."""
+    compile_mode: CompileMode = "default"
+    """torch.compile's mode; max-autotune-no-cudagraphs tries several kernels for each product first. The modes with
+    CUDA graphs are left out: graphs keep addresses, which sharded weights change."""
     meta_init: bool = False
     """Initialise each shard separately, for models larger than the memory of a host; needs FSDP2 or ZeRO stage 3. The
     initial values follow timm's distributions but differ from those of the same seed without it."""
@@ -118,6 +149,16 @@ class EmaConfig(Section):
     shared_parameters: Literal["once", "per_use"] = "once"
     """once: every parameter is averaged once per step. per_use: a shared MLP is averaged once for each block that
     uses it (in groups of two its decay is squared), as timm's ModelEmaV3 does and as in the paper's runs."""
+    warmup: bool = False
+    """Smaller decay at first (timm's): 1 - (1 + n / warmup_gamma) ** -warmup_power after n steps, at most `decay`."""
+    warmup_gamma: PositiveFloat = 1.0
+    """Steps that stretch the warm-up."""
+    warmup_power: PositiveFloat = 2 / 3
+    """2/3 reaches a decay of 0.999 after 31,600 steps, 3/4 after 10,000."""
+    start: Literal["initial", "first_step"] = "initial"
+    """The weights that the average starts from: the initial ones, or those after the first step, as timm's trainer."""
+    skipped_steps: Literal["ignore", "average"] = "ignore"
+    """Whether the average also follows at steps that are skipped because their gradient overflowed, as in timm."""
 
 
 class EvaluationConfig(Section):
@@ -127,3 +168,5 @@ class EvaluationConfig(Section):
     """Epochs between evaluations; the end of the run is always evaluated."""
     batch: PositiveInt = 256
     """Images per forward pass on one rank. Results do not depend on it."""
+    metric: SelectionMetric = "top1"
+    """What the best epoch, weights and checkpoint are chosen by: the highest top-1 or top-5, or the lowest loss."""

@@ -81,6 +81,11 @@ class Config(Section):
     """How the model is sharded over ranks; `engine.name` selects one."""
     tracking: TrackingConfig = TrackingConfig()
 
+    @property
+    def peak_lr(self) -> float:
+        """The largest learning rate of the run, which its schedule scales."""
+        return self.optimizer.peak_lr(self.train.global_batch)
+
     @model_validator(mode="after")
     def _combinations(self) -> "Config":
         train, schedule = self.train, self.schedule
@@ -88,6 +93,8 @@ class Config(Section):
             raise ValueError(
                 f"schedule.warmup_epochs = {schedule.warmup_epochs:g}: must be below train.epochs = {train.epochs}"
             )
+        if train.compile_mode != "default" and not train.compile:
+            raise ValueError(f"train.compile_mode = {train.compile_mode} needs train.compile = true")
         self.engine.check_training(precision=train.precision, meta_init=train.meta_init)
         self.loss.check_classes(self.model.num_classes)
         return self

@@ -12,7 +12,7 @@ weights files.
 import abc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from scalevit.config.base import Precision
+from scalevit.config.base import CompileMode, Precision
 from scalevit.distributed import World
+from scalevit.engines.clipping import Clipping
 from scalevit.engines.optimizer_access import GroupCounters
 from scalevit.engines.precision import DTYPES, LossScale
 from scalevit.engines.settings import UpdateScope
@@ -46,10 +47,11 @@ class EngineSpec:
     precision: Precision
     update_scope: UpdateScope = "elements"
     """What the optimizer reads for an update; not more than `EngineSettings.update_scope` allows."""
-    clip_grad_norm: float | None = None
+    clipping: Clipping = field(default_factory=Clipping)
     activation_checkpointing: bool = False
     compile: CompilerBackend | None = None
     """Backend of torch.compile for the blocks; None runs them as they are."""
+    compile_mode: CompileMode = "default"
     forms: int = 1
     """In how many forms the blocks are run, e.g. widths: each is a program of the compiler."""
     initial_values: Callable[[], Iterator[tuple[str, Tensor]]] | None = None
@@ -67,7 +69,9 @@ class StepResult:
     """The gradient was not finite: no weight has changed."""
 
 
-def compile_blocks(blocks: Sequence[nn.Module], backend: CompilerBackend, *, forms: int = 1) -> None:
+def compile_blocks(
+    blocks: Sequence[nn.Module], backend: CompilerBackend, mode: CompileMode = "default", *, forms: int = 1
+) -> None:
     """Compiles the forward of each block, in place.
 
     Args:
@@ -79,7 +83,7 @@ def compile_blocks(blocks: Sequence[nn.Module], backend: CompilerBackend, *, for
     compiler.recompile_limit = max(compiler.recompile_limit, programs)
     compiler.accumulated_recompile_limit = max(compiler.accumulated_recompile_limit, programs)
     for block in blocks:
-        block.forward = torch.compile(block.forward, backend=backend)
+        block.forward = torch.compile(block.forward, backend=backend, mode=None if mode == "default" else mode)
 
 
 class Engine(abc.ABC):
@@ -105,7 +109,7 @@ class Engine(abc.ABC):
         # 3. autocast around the whole forward, so that a recomputed block runs under it as the first time;
         # 4. sharding, which must gather and free what all of them run.
         if spec.compile is not None:
-            compile_blocks(spec.blocks, spec.compile, forms=spec.forms)
+            compile_blocks(spec.blocks, spec.compile, spec.compile_mode, forms=spec.forms)
         if spec.activation_checkpointing:
             for block in spec.blocks:
                 # Re-entrant checkpointing fails with shared modules: a gradient is then ready more than once.
@@ -122,6 +126,7 @@ class Engine(abc.ABC):
     def _build_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         optimizer = self.spec.optimizer(module)
         self.group_counters = GroupCounters(optimizer)
+        self.spec.clipping.attach(optimizer)
         return optimizer
 
     def _check_tying(self, names: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Mixed precision: number formats, the loss scale of fp16, and clipping. Must not know engines."""
+"""Mixed precision: number formats, the loss scale of fp16. Must not know engines."""
 
 from dataclasses import dataclass
 
@@ -32,8 +32,3 @@ class LossScale:
             self.grown_steps += 1
             if self.grown_steps == growth_interval:
                 self.value, self.grown_steps = self.value * 2, 0
-
-
-def clip_factor(grad_norm: float, limit: float | None) -> float:
-    """The factor for a gradient of that norm, as in torch.nn.utils.clip_grad_norm_ and DeepSpeed."""
-    return 1.0 if limit is None else min(1.0, limit / (grad_norm + 1e-6))

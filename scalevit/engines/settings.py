@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from scalevit.config.base import Part, Precision
+from scalevit.config.base import ClipMode, Part, Precision
 
 if TYPE_CHECKING:
     from torch import nn
@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 UpdateScope = Literal["elements", "tensors", "matrices"]
 """What one update of an optimizer reads: single elements (AdamW, SGD, Lion); a parameter's norm or mean too (LAMB,
 LARS), which must be computed over all of its shards; or whole matrices (Muon, Adafactor)."""
+_CLIPPING_NEEDS: dict[ClipMode, str] = {
+    "norm": "the global norm",
+    "value": "the gradient as the optimizer steps it",
+    "agc": "whole rows of the gradient (ZeRO stage 0 or FSDP2)",
+}
 UPDATE_SCOPES: tuple[UpdateScope, ...] = ("elements", "tensors", "matrices")
 
 
@@ -72,6 +77,18 @@ class EngineSettings(Part):
     def update_scope(self, world: "World") -> UpdateScope:
         """The widest scope of optimizers that compute the same on this engine and world size as in one process."""
         raise NotImplementedError
+
+    @property
+    def clip_modes(self) -> Sequence[ClipMode]:
+        """The ways in which gradients can be clipped."""
+        return ("norm",)
+
+    def clip_refusal(self, mode: ClipMode) -> str | None:
+        """Why gradients cannot be clipped in this way, or None if they can."""
+        if mode in self.clip_modes:
+            return None
+        needs = _CLIPPING_NEEDS[mode]
+        return f"needs {needs}, which {self.label} does not have; it clips by {' or '.join(self.clip_modes)}"
 
     def build(self, module: "nn.Module", spec: "EngineSpec") -> "Engine":
         """The engine around a module, which it takes over. Collective."""

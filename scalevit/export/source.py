@@ -134,7 +134,8 @@ def _best_weights(folder: Path, weights: WeightSet | None) -> Path:
     """The file of the best evaluation in metrics.jsonl: of the EMA, or of the plain weights if they were better."""
     if weights is None:
         records, _ = read_records(folder / "metrics.jsonl")
-        pairs = zip(_EMA_FILES, _FILES, strict=True) if is_ema_best(records) else zip(_FILES, _EMA_FILES, strict=True)
+        ema_is_best = is_ema_best(records, load_config(folder / "config.json").evaluation.metric)
+        pairs = zip(_EMA_FILES, _FILES, strict=True) if ema_is_best else zip(_FILES, _EMA_FILES, strict=True)
         names = tuple(name for pair in pairs for name in pair)
     else:
         names = _EMA_FILES if weights == EMA else _FILES

@@ -13,6 +13,7 @@ from torch import nn
 from scalevit.config.model import KernelsConfig, ModelConfig
 from scalevit.errors import SettingError, nearest_hint, settings_of
 from scalevit.models import reductions
+from scalevit.models.families import classifier_names, initialise_classifier
 from scalevit.models.fused_mlp import fuse_mlps
 from scalevit.models.mlps import mlp_views
 from scalevit.models.reductions.apply import factory_arguments, reduce_model
@@ -67,6 +68,7 @@ def build_model(
         network = create_unreduced(model, reduction, input_channels=input_channels)
         if reduction.changes_model:
             mlp_views(network)  # refuse another kind of model before anything is done to it
+        new_classifier = classifier_names(network)
         with settings_of("reduction"):
             already_reduced = False
             if model.weights_source is not None:
@@ -82,8 +84,11 @@ def build_model(
                 )
                 on_weights(coverage)
                 already_reduced = coverage.already_reduced
+                new_classifier &= set(coverage.fresh)
             if not already_reduced:
                 reduce_model(network, reduction)
+        own = dict(network.named_parameters())
+        initialise_classifier({name: own[name] for name in new_classifier}, model)
     if kernels is not None:
         fuse_mlps(network, kernels, torch.device(device) if run_device is None else run_device)
     return network

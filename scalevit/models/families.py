@@ -14,7 +14,8 @@ from timm.models import named_apply
 from timm.models.vision_transformer import VisionTransformer, get_init_weights_vit
 from torch import Tensor, nn
 
-from scalevit.errors import UserError
+from scalevit.config.model import ModelConfig
+from scalevit.errors import SettingError, UserError
 
 
 def classifier_names(model: Any) -> set[str]:
@@ -23,6 +24,27 @@ def classifier_names(model: Any) -> set[str]:
     heads = [head for head in (found if isinstance(found, tuple) else (found,)) if isinstance(head, nn.Module)]
     own = {id(parameter) for head in heads for parameter in head.parameters()}
     return {name for name, parameter in model.named_parameters() if id(parameter) in own}
+
+
+def initialise_classifier(parameters: Mapping[str, Tensor], model: ModelConfig) -> None:
+    """Changes the initial values of a classifier in place, as timm's trainer does.
+
+    Args:
+        parameters: of the classifier, by name; those that keep their values left out.
+        model: with the factor and the bias.
+
+    Raises:
+        SettingError: there is no bias.
+    """
+    biases = [tensor for name, tensor in parameters.items() if name.endswith("bias")]
+    if model.head_init_bias is not None and parameters and not biases:
+        raise SettingError("model.head_init_bias", model.head_init_bias, "the classifier has no bias")
+    if model.head_init_scale is not None:
+        for tensor in parameters.values():
+            tensor.detach().mul_(model.head_init_scale)
+    if model.head_init_bias is not None:
+        for tensor in biases:
+            nn.init.constant_(tensor, model.head_init_bias)
 
 
 def converted(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from scalevit.config.model import ModelConfig
 from scalevit.errors import UserError
 from scalevit.models.build import build_model, create_unreduced
-from scalevit.models.families import LayerInitialiser
+from scalevit.models.families import LayerInitialiser, classifier_names, initialise_classifier
 from scalevit.models.mlps import MlpView, mlp_places, transformer_blocks
 from scalevit.models.reductions import NO_REDUCTION
 from scalevit.models.reductions.apply import mlp_sources
@@ -34,13 +34,12 @@ def initial_values(model: ModelConfig, reduction: Reduction, *, seed: int) -> It
         SettingError: as `build_model`.
         UserError: the weights do not fit, or timm initialises a part of this model in a way that is not known here.
     """
-    without_file = model.without_weights()
-    shapes = _shapes(build_model(without_file, reduction, seed=seed, device="meta"))
+    shapes = _shapes(build_model(model.without_weights(), reduction, seed=seed, device="meta"))
     with torch.device("meta"):
         network = create_unreduced(model, reduction)
     initialise = LayerInitialiser(network)
     weights: dict[str, Tensor] = {}
-    already_reduced = False
+    already_reduced, new_classifier = False, classifier_names(network)
     if model.weights_source is not None:
         with torch.device("meta"):
             other = create_unreduced(model, reduction)  # which may become reduced
@@ -52,6 +51,7 @@ def initial_values(model: ModelConfig, reduction: Reduction, *, seed: int) -> It
             weights_set=model.initial_weights_set,
         )
         weights, already_reduced = matched.tensors, matched.coverage.already_reduced
+        new_classifier &= set(matched.coverage.fresh)
     mlps: set[nn.Module] = {place.module for block in transformer_blocks(network) for place in mlp_places(block)}
     yielded: set[str] = set()
     for name, leaf, whole in _leaves(network, mlps):
@@ -72,7 +72,9 @@ def initial_values(model: ModelConfig, reduction: Reduction, *, seed: int) -> It
             _transform(network, leaf, reduction)
         if already_reduced:
             _load(leaf, name, weights, whole=whole)
-        for key, tensor in _named(leaf, name, whole=whole).items():
+        named = _named(leaf, name, whole=whole)
+        initialise_classifier({key: named[key] for key in new_classifier & named.keys()}, model)
+        for key, tensor in named.items():
             if key in shapes:
                 if tensor.isnan().any():
                     raise UserError(f"model {model.name}: meta initialisation does not know how timm initialises {key}")

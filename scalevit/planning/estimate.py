@@ -110,14 +110,15 @@ def estimate_run(
         report: called with what is estimated next; the whole takes seconds.
 
     Raises:
-        SettingError: `gpus` or `nodes` is not usable, or the config's own engine cannot run its "optimizer".
+        SettingError: `gpus` or `nodes` is not usable, or the config's own engine cannot run its "optimizer" or
+            "clip_mode".
         UserError: there are more ranks than images, the ranks do not suit the engine, or the config's model cannot be
             built.
     """
     world = _world(gpus, nodes)
     _check(config, world, optimizer_refusals)
     engines = list(_engines(config)) if compare else [config.engine]
-    refusals = {engine.label: optimizer_refusals.get(engine.update_scope(world)) for engine in engines}
+    refusals = {engine.label: _refusal(config, engine, world, optimizer_refusals) for engine in engines}
     engines_left_out = {label: reason for label, reason in refusals.items() if reason is not None}
     usable = device.usable_memory * device.memory_bytes
     run = _Run(config, device, gpus, nodes, optimizer_tensors, usable)
@@ -187,8 +188,20 @@ def _check(config: Config, world: World, optimizer_refusals: Mapping[UpdateScope
         config.engine.check(world)
     if reason := optimizer_refusals.get(config.engine.update_scope(world)):
         raise SettingError("optimizer", config.optimizer.name, reason)
+    if reason := config.engine.clip_refusal(config.optimizer.clip_mode):
+        raise SettingError("clip_mode", config.optimizer.clip_mode, reason)
     with naming_settings({"global_batch": "train.global_batch"}):
         Split(config.train.global_batch, world.size, 1)
+
+
+def _refusal(
+    config: Config, engine: EngineSettings, world: World, optimizer_refusals: Mapping[UpdateScope, str]
+) -> str | None:
+    """Why an engine cannot step the config's optimizer, or None if it can."""
+    reason = optimizer_refusals.get(engine.update_scope(world))
+    if reason is None and (clipping := engine.clip_refusal(config.optimizer.clip_mode)):
+        return f"optimizer.clip_mode = {config.optimizer.clip_mode} {clipping}"
+    return reason
 
 
 def _reductions(config: Config) -> Iterator[Reduction]:

@@ -8,11 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from scalevit.config.base import SelectionMetric
 from scalevit.runs.records import Record, finite
 
 WEIGHTS, EMA = "weights", "ema"
-SELECTION_METRIC = "top1"
-"""The metric, higher is better, by which the best epoch is chosen."""
+
+
+def score_of(value: float, metric: SelectionMetric) -> float:
+    """A metric as a number of which higher is better."""
+    return -value if metric == "loss" else value
 
 
 def record_key(weight_set: str, metric: str) -> str:
@@ -20,29 +24,30 @@ def record_key(weight_set: str, metric: str) -> str:
     return metric if weight_set == WEIGHTS else f"{weight_set}_{metric}"
 
 
-def best_epoch(epochs: Sequence[Record], weight_set: str, metric: str = SELECTION_METRIC) -> Record:
-    """The evaluation record with the highest value of a metric, the earliest of equal ones.
+def best_epoch(epochs: Sequence[Record], weight_set: str, metric: SelectionMetric) -> Record:
+    """The evaluation record with the best value of a metric, the earliest of equal ones.
 
     Args:
         epochs: evaluation records, at least one with this weight set.
     """
     key = record_key(weight_set, metric)
-    return max(_evaluated_with(epochs, weight_set), key=lambda record: record[key])
+    return max(_evaluated_with(epochs, weight_set, metric), key=lambda record: score_of(record[key], metric))
 
 
-def is_ema_best(records: Sequence[Record]) -> bool:
+def is_ema_best(records: Sequence[Record], metric: SelectionMetric) -> bool:
     """Whether the EMA's best evaluation is at least as good as that of the plain weights; True without evaluations."""
     epochs = [record for record in records if record.get("kind") == "evaluation"]
-    plain, ema = (_evaluated_with(epochs, weight_set) for weight_set in (WEIGHTS, EMA))
+    plain, ema = (_evaluated_with(epochs, weight_set, metric) for weight_set in (WEIGHTS, EMA))
     if not plain or not ema:
         return bool(ema) or not plain
-    best = [best_epoch(epochs, weight_set)[record_key(weight_set, SELECTION_METRIC)] for weight_set in (WEIGHTS, EMA)]
-    return best[1] >= best[0]
+    values = (best_epoch(epochs, weight_set, metric)[record_key(weight_set, metric)] for weight_set in (WEIGHTS, EMA))
+    best, best_of_ema = (score_of(value, metric) for value in values)
+    return best_of_ema >= best
 
 
-def _evaluated_with(epochs: Sequence[Record], weight_set: str) -> list[Record]:
+def _evaluated_with(epochs: Sequence[Record], weight_set: str, metric: str) -> list[Record]:
     """The records that have this weight set: an EMA may be turned on in the middle of a run."""
-    return [record for record in epochs if record_key(weight_set, SELECTION_METRIC) in record]
+    return [record for record in epochs if record_key(weight_set, metric) in record]
 
 
 @dataclass(frozen=True)
@@ -61,9 +66,9 @@ class AccuracySummary:
     """Best minus last top-1, as in the paper."""
 
     @classmethod
-    def of(cls, epochs: Sequence[Record], weight_set: str) -> "AccuracySummary":
-        """Summarises evaluation records, at least one of which has this weight set."""
-        best, last = best_epoch(epochs, weight_set), _evaluated_with(epochs, weight_set)[-1]
+    def of(cls, epochs: Sequence[Record], weight_set: str, metric: SelectionMetric) -> "AccuracySummary":
+        """Summarises evaluation records, at least one of which has this weight set; the metric chooses the best."""
+        best, last = best_epoch(epochs, weight_set, metric), _evaluated_with(epochs, weight_set, metric)[-1]
         top1, top5 = record_key(weight_set, "top1"), record_key(weight_set, "top5")
         return cls(
             top1=best[top1],

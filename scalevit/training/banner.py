@@ -45,6 +45,8 @@ def banner(
         "data": _data(config, data),
         "steps": _steps(config, data.train),
     }
+    if config.optimizer.lr_base_batch is not None:
+        lines["lr"] = _peak_lr(config)
     if task is not None:
         lines["task"] = task
     if config.optimizer.frozen:
@@ -62,6 +64,12 @@ def weights_line(config: Config, weights: Coverage) -> str:
     if not config.reduction.changes_model or config.reduction.factory_arguments():
         return line
     return f"{line}; {'reduced already' if weights.already_reduced else 'then reduced'}"
+
+
+def _peak_lr(config: Config) -> str:
+    given = config.optimizer
+    how = "with the square root of the batch" if given.lr_scaling == "sqrt" else "linearly"
+    return f"{config.peak_lr:g} at the peak: {given.lr:g} for {given.lr_base_batch:,} images per step, scaled {how}"
 
 
 def _other_classes(config: Config, weights: Coverage, data: RunData) -> str:

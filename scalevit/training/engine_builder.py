@@ -18,7 +18,7 @@ from scalevit.models.fused_mlp import fuse_mlps
 from scalevit.models.meta_init import initial_values
 from scalevit.models.mlps import transformer_blocks
 from scalevit.models.weights.coverage import Coverage
-from scalevit.training.optimizers import build_optimizer, check_optimizer
+from scalevit.training.optimizers import build_optimizer, check_optimizer, clipping
 from scalevit.training.schedules import Schedule
 from scalevit.training.setting_keys import OPTIMIZATION_KEYS
 from scalevit.training.tasks.base import OWN_PARAMETERS, TaskRunner
@@ -37,7 +37,9 @@ def check_engine(config: Config, world: World) -> UpdateScope:
     engine_keys = {key: f"engine.{key}" for key in type(config.engine).model_fields}
     with naming_settings({**engine_keys, **OPTIMIZATION_KEYS}):
         config.engine.check(world)
-        Schedule(config.schedule, config.optimizer.lr, config.train.epochs)
+        Schedule.from_config(config)
+        if reason := config.engine.clip_refusal(config.optimizer.clip_mode):
+            raise SettingError("clip_mode", config.optimizer.clip_mode, reason)
         return check_optimizer(config.optimizer, config.engine.update_scope(world))
 
 
@@ -83,18 +85,21 @@ class EngineBuilder:
             UserError: the engine refuses the optimizer or the model.
         """
         config = self._config
+        # Some optimizers scale by their largest learning rate, which they take for the first one.
+        optimizer = config.optimizer.model_copy(update={"lr": config.peak_lr, "lr_base_batch": None})
         model, self._model = self._model or self._build_model(), None  # an engine takes its model over
         spec = EngineSpec(
             world=self._world,
             blocks=transformer_blocks(model),
-            optimizer=partial(build_optimizer, config=config.optimizer),
+            optimizer=partial(build_optimizer, config=optimizer),
             micro_batch=micro_batch,
             accumulation=accumulation,
             precision=config.train.precision,
             update_scope=self._scope,
-            clip_grad_norm=config.optimizer.clip_grad_norm,
+            clipping=clipping(config.optimizer, model),
             activation_checkpointing=config.train.activation_checkpointing,
             compile="inductor" if config.train.compile else None,
+            compile_mode=config.train.compile_mode,
             forms=len(config.task.forms(model)),
             initial_values=self._initial_values(model) if config.train.meta_init and not self._given else None,
         )

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
+from scalevit.config.base import SelectionMetric
 from scalevit.data.faults import Fault, FaultLog
 from scalevit.data.loading.evaluation_loader import EvaluationLoader
 from scalevit.distributed import World
 from scalevit.engines.base import Engine
-from scalevit.runs.summary import EMA, SELECTION_METRIC, WEIGHTS, record_key
+from scalevit.runs.summary import EMA, WEIGHTS, record_key, score_of
 from scalevit.training.metrics import METRICS, Predictions
 from scalevit.training.setting_keys import naming_data_settings
 from scalevit.training.tasks.base import Form, Forward
@@ -34,10 +35,9 @@ class Evaluation:
     metrics: Mapping[str, Mapping[str, float]]
     """By name of the weight set and of the metric; top-k in percent."""
 
-    @property
-    def score(self) -> float:
-        """What the best checkpoint is chosen by: the EMA's, where there is one."""
-        return self.metrics[EMA if EMA in self.metrics else WEIGHTS][SELECTION_METRIC]
+    def score(self, metric: SelectionMetric) -> float:
+        """What the best checkpoint is chosen by, the highest: the EMA's, where there is one."""
+        return score_of(self.metrics[EMA if EMA in self.metrics else WEIGHTS][metric], metric)
 
     def to_record(self) -> dict[str, float]:
         """The metrics by their keys in metrics.jsonl: "top1", "ema_top1"."""

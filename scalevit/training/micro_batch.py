@@ -118,7 +118,7 @@ def _conditions(config: Config, world: World) -> dict[str, Any]:
     """What the largest micro-batch depends on."""
     own = config.model_dump(mode="json")
     sections = ("model", "reduction", "kernels", "task", "optimizer", "ema", "evaluation", "engine")
-    train = ("global_batch", "precision", "channels_last", "activation_checkpointing", "compile")
+    train = ("global_batch", "precision", "channels_last", "activation_checkpointing", "compile", "compile_mode")
     return {
         "ranks": world.size,
         "device": world.device_name,
@@ -163,9 +163,9 @@ def _trial_step(engine: Engine, task: TaskRunner, config: Config, split: Split) 
         for number in range(task.passes):
             total = task.loss(engine.forward, batch, number).total / split.global_batch
             engine.backward(total, last=index == count - 1 and number == task.passes - 1)
-    engine.step(config.optimizer.lr)
+    engine.step(config.peak_lr)
     if ema is not None:
-        ema.update(engine.local_parameters())
+        ema.update(engine.local_parameters(), step=1)
     engine.eval()
     with torch.no_grad():
         images = torch.rand(config.evaluation.batch, 3, side, side, device=device).contiguous(memory_format=layout)

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from scalevit.config.training import OptimizerConfig
+from scalevit.engines.clipping import Clipping
 from scalevit.engines.optimizer_access import group_scalars, kept_scalars, kept_tensors
 from scalevit.engines.settings import UPDATE_SCOPES, UpdateScope
 from scalevit.errors import SettingError, nearest_hint
+from scalevit.models.families import classifier_names
 from scalevit.training.layer_decay import move_shared_parameters
 
 _DECAY = "optimizer.layer_decay, optimizer.frozen"
@@ -42,6 +44,12 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.O
     optimizer = _create(module, config.name, config.lr, config.weight_decay, {**config.args, **decay})
     move_shared_parameters(optimizer, module, config)
     return optimizer
+
+
+def clipping(config: OptimizerConfig, model: nn.Module) -> Clipping:
+    """How an engine clips the gradients of a model; adaptive clipping leaves its classifier out, as timm's trainer."""
+    exempt = classifier_names(model) if config.clip_mode == "agc" else ()
+    return Clipping(config.clip_grad, config.clip_mode, frozenset(exempt))
 
 
 def check_optimizer(config: OptimizerConfig, allowed: UpdateScope) -> UpdateScope:

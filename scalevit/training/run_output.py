@@ -100,11 +100,11 @@ class RunOutput:
 
     def finish(self, state: RunState, throughput: Throughput, costs: ModelCosts) -> Summary:
         """Writes the summary and closes the trackers."""
-        config, epochs = self._config, state.epochs
+        config, epochs, metric = self._config, state.epochs, self._config.evaluation.metric
         summary = Summary(
             name=config.name,
-            weights=AccuracySummary.of(epochs, WEIGHTS),
-            ema=AccuracySummary.of(epochs, EMA) if config.ema.enabled else None,
+            weights=AccuracySummary.of(epochs, WEIGHTS, metric),
+            ema=AccuracySummary.of(epochs, EMA, metric) if config.ema.enabled else None,
             images_per_second=throughput.images_per_second,
             mfu=throughput.mfu,
             steps=state.step,

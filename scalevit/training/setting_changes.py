@@ -22,6 +22,7 @@ _OF_THE_RESULT = (
     "loss",
     "task",
     "ema",
+    "evaluation.metric",
     "data.augmentation",
     "data.transforms",
     "data.validation",

@@ -45,6 +45,7 @@ def naming_data_settings() -> Iterator[None]:
 OPTIMIZATION_KEYS = {
     "optimizer": "optimizer.name",
     "optimizer_args": "optimizer.args",
+    "clip_mode": "optimizer.clip_mode",
     "frozen": "optimizer.frozen",
     "layer_decay": "optimizer.layer_decay",
     "schedule": "schedule.name",

@@ -102,9 +102,9 @@ class TrainingStep:
                     losses[name] = losses[name] + loss if name in losses else loss
         with record_function("optimizer step"):
             result = engine.step(lr)
-        if self._ema is not None and not result.skipped:
+        if self._ema is not None:
             with record_function("EMA"):
-                self._ema.update(engine.local_parameters())
+                self._ema.update(engine.local_parameters(), step + 1, skipped=result.skipped)
         faults = [fault for batch in loaded for fault in batch.faults]
         return StepReport(losses, result, time.perf_counter() - started, data_seconds, faults)
 
@@ -118,7 +118,7 @@ class TrainingStep:
         images, mixed = self._mixing(images, labels, step=batch.step, rows=rows)
         for start in range(0, len(rows), self._split.size):
             part = slice(start, start + self._split.size)
-            own = MixedLabels(*(each[part] for each in mixed))
+            own = MixedLabels(mixed.labels[part], mixed.partners[part], mixed.weight[part])
             yield DeviceBatch(images[part], own, weights[part], batch.step), rows[part]
 
     def _forward_backward(self, batch: DeviceBatch, rows: np.ndarray, step: int, *, last: bool) -> dict[str, Tensor]:
@@ -157,5 +157,5 @@ class DivergenceCheck:
         if self._skipped_in_a_row == _SKIPPED_STEPS_LIMIT:
             raise UserError(
                 f"training diverged: no finite gradient in {_SKIPPED_STEPS_LIMIT} steps up to step {step}; "
-                "lower optimizer.lr, set optimizer.clip_grad_norm, or use train.precision=bf16"
+                "lower optimizer.lr, set optimizer.clip_grad, or use train.precision=bf16"
             )

@@ -25,7 +25,7 @@ from scalevit.models.costs import ModelCosts
 from scalevit.models.weights.coverage import Coverage
 from scalevit.runs.folder import RunFolder
 from scalevit.runs.records import Record
-from scalevit.runs.summary import Summary, best_epoch
+from scalevit.runs.summary import Summary, best_epoch, record_key
 from scalevit.runs.tracking import Tracking
 from scalevit.terminal import ProgressBar, format_bytes, format_duration
 from scalevit.training.cadence import Cadence
@@ -85,7 +85,7 @@ class Trainer:
         train, loader = config.train, data.train
         self.total_steps = int(min(loader.steps_in(train.epochs), train.max_steps or math.inf))
         self.state = RunState()
-        self.schedule = Schedule(config.schedule, config.optimizer.lr, train.epochs)
+        self.schedule = Schedule.from_config(config, loader.steps_in(train.epochs) / train.epochs)
         self.ema = Ema.from_config(config.ema, engine)
         self.weight_sets = WeightSets(engine, self.ema)
         self.step = TrainingStep(
@@ -214,7 +214,10 @@ class Trainer:
     def _take_step(self, micro_batches: Iterator[Batch], epoch: int, *, timed: bool) -> None:
         """One optimizer step, and what is counted of it."""
         state, epochs = self.state, self.config.train.epochs
-        self._lr = self.schedule.lr_of_step(epoch, state.step * epochs / self.data.train.steps_in(epochs))
+        progress = state.step * epochs / self.data.train.steps_in(epochs)
+        # Of the EMA, or else (where it was turned on later) of the weights.
+        keys = [record_key(name, self.config.evaluation.metric) for name in self.weight_sets.names[::-1]]
+        self._lr = self.schedule.lr_of_step(epoch, progress, state.metric_by_epoch(*keys))
         self._evaluation = None
         report = self.step(micro_batches, step=state.step, lr=self._lr)
         state.step += 1
@@ -278,7 +281,7 @@ class Trainer:
         self.state.epochs.append(record)
         self.output.log(record)
         for weight_set in self.weight_sets.names:
-            if record is best_epoch(self.state.epochs, weight_set):
+            if record is best_epoch(self.state.epochs, weight_set, self.config.evaluation.metric):
                 self.output.write_weights("best", weight_set, self.weight_sets, self.engine)
         self._evaluation = evaluation
         return evaluation
@@ -292,7 +295,7 @@ class Trainer:
             "classes": self.data.classes,
             "task": dict(self.task.fingerprint),
         }
-        score = None if self._evaluation is None else self._evaluation.score
+        score = None if self._evaluation is None else self._evaluation.score(self.config.evaluation.metric)
         self.saver.save(self.engine, self.ema.tensors if self.ema else None, self.state, about, score)
 
     def _finish(self) -> Summary:

@@ -25,9 +25,10 @@ from scalevit.checkpoint.run_state import RunState
 from scalevit.checkpoint.saver import Saver
 from scalevit.config.loading import load_config
 from scalevit.config.model import ModelConfig
-from scalevit.config.training import CheckpointConfig, OptimizerConfig
+from scalevit.config.training import CheckpointConfig, EmaConfig, OptimizerConfig
 from scalevit.distributed import World
 from scalevit.engines.base import Engine, EngineSpec
+from scalevit.engines.clipping import Clipping
 from scalevit.engines.state import TensorSlice
 from scalevit.models.build import build_model
 from scalevit.models.mlps import transformer_blocks
@@ -84,10 +85,10 @@ class Run:
             micro_batch=MICRO_BATCH,
             accumulation=self.accumulation,
             precision="fp32",
-            clip_grad_norm=1.0,
+            clipping=Clipping(1.0),
         )
         self.engine = load_config(None, cell["settings"]).engine.build(model, spec)
-        self.ema = Ema(self.engine.local_parameters(), decay=0.9)
+        self.ema = Ema(self.engine.local_parameters(), EmaConfig(decay=0.9, warmup=True))
         self.engine.train()
 
     def train(self, first: int, last: int) -> list[float]:
@@ -103,7 +104,7 @@ class Run:
                 self.engine.backward(loss / MICRO_BATCHES, last=a == self.accumulation - 1)
                 total += loss.detach() / MICRO_BATCHES
             self.engine.step(self.optimizer.lr)
-            self.ema.update(self.engine.local_parameters())
+            self.ema.update(self.engine.local_parameters(), step + 1)
             losses.append(self.world.all_reduce_sum(total).item())
         return losses
 

@@ -21,7 +21,7 @@ from scalevit.checkpoint.restore import newest_intact, restore
 from scalevit.checkpoint.run_state import RunState
 from scalevit.checkpoint.saver import Saver
 from scalevit.checkpoint.tensors import read_slices, write_slices
-from scalevit.config.training import CheckpointConfig
+from scalevit.config.training import CheckpointConfig, EmaConfig
 from scalevit.distributed import World
 from scalevit.engines.precision import LossScale
 from scalevit.engines.state import OptimizerState, StateTensor, TensorSlice
@@ -89,7 +89,7 @@ def test_saved_and_loaded_and_only_the_newest_kept(tmp_path: Path, asynchronous:
     assert (tmp_path / "latest").read_text() == "step-00000100\n"
     assert not (tmp_path / "best").exists()
     engine = OneRank(0.0)
-    ema = Ema(engine.weights, 0.9)
+    ema = Ema(engine.weights, EmaConfig(decay=0.9))
     state = restore(newest_intact(list_checkpoints(tmp_path)[::-1], ALONE), engine, ema.tensors)
     assert (state.step, engine.steps) == (100, 4)
     assert torch.equal(engine.weights["w"], torch.full((2, 3), 100.0))

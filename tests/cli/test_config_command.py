@@ -77,3 +77,10 @@ def test_an_option_that_is_a_setting(capsys: pytest.CaptureFixture[str]) -> None
         line = refused(capsys, *command, "--epochs", "3")
         assert "unrecognized arguments: --epochs" in line
         assert "; settings are given as train.epochs=VALUE" in line
+
+
+def test_a_learning_rate_that_is_scaled_shows_its_peak(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "scaled.json").write_text('{"optimizer": {"lr": 0.1, "lr_base_batch": 256}}')
+    shown = said(capsys, "show", "optimizer.lr", "--config", str(tmp_path / "scaled.json"))
+    assert shown.endswith("    at train.global_batch = 1024: 0.4\n")
+    assert "at train.global_batch" not in said(capsys, "show", "optimizer.lr", "--config", "quickstart")

@@ -115,6 +115,7 @@ def expected_of(one: Cell, skipped: int = 0) -> dict[str, Any]:
         one.get("depth", 4),
         one.get("optimizer", "adamw"),
         tuple(one.get("frozen", ())),
+        one.get("clip_mode", "norm"),
     )
 
 

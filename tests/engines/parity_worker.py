@@ -1,7 +1,7 @@
 """One rank of the engine tests: runs cells one after another, so that torch and DeepSpeed are imported once.
 
 A cell is a dict: `id`, `settings` (config overrides of the engine), `reduction`, `accumulation`, and what it changes:
-`checkpointing`, `clip`, `precision`, `loss_scale`, `compile`, `meta_init`, `steps`, `count`, `depth`,
+`checkpointing`, `clip`, `clip_mode`, `precision`, `loss_scale`, `compile`, `meta_init`, `steps`, `count`, `depth`,
 `width`, `optimizer` (a key of OPTIMIZERS), `frozen` (beginnings of names of parameters that are not trained), `moved`
 (after this step, everything goes through slices into a new engine), `refused` (the engine is).
 
@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.models import model_parameters
+from timm.utils import dispatch_clip_grad
 from torch import nn
 
 from scalevit.config.loading import load_config
@@ -27,6 +29,7 @@ from scalevit.config.model import KernelsConfig, ModelConfig
 from scalevit.config.training import OptimizerConfig
 from scalevit.distributed import World
 from scalevit.engines.base import Engine, EngineSpec
+from scalevit.engines.clipping import Clipping
 from scalevit.errors import UserError
 from scalevit.models.build import build_model
 from scalevit.models.fused_mlp import fuse_mlps
@@ -58,6 +61,7 @@ OPTIMIZERS = {
     "adafactor": OptimizerConfig(name="adafactorbv", lr=2e-3, args={"min_dim_size_to_factor": 16}),
 }
 MICRO_BATCH, STEPS, SEED = 4, 20, 3
+CLASSIFIER = frozenset({"head.weight", "head.bias"})
 
 
 def model_config(depth: int = 4, width: int = 32) -> ModelConfig:
@@ -96,6 +100,7 @@ def reference(
     depth: int = 4,
     optimizer_name: str = "adamw",
     frozen: tuple[str, ...] = (),
+    clip_mode: str = "norm",
 ) -> dict[str, Any]:
     """The same training in plain PyTorch, one process, with the first `skipped` steps not taken."""
     model = freeze(tiny_model(reduction, depth), frozen)
@@ -109,7 +114,9 @@ def reference(
             loss = F.cross_entropy(model(images), labels)
             (loss / micro_batches).backward()
             total += loss.item() / micro_batches
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip or float("inf"))
+        norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        if clip is not None:
+            dispatch_clip_grad(model_parameters(model, exclude_head=clip_mode == "agc"), clip, clip_mode)
         if step >= skipped:
             optimizer.step()
         optimizer.zero_grad()
@@ -179,7 +186,7 @@ def _prepare(cell: dict[str, Any], world: World) -> tuple[nn.Module, EngineSpec]
         micro_batch=MICRO_BATCH,
         accumulation=cell["accumulation"],
         precision=cell.get("precision", "fp32"),
-        clip_grad_norm=cell.get("clip"),
+        clipping=Clipping(cell.get("clip"), cell.get("clip_mode", "norm"), CLASSIFIER),
         activation_checkpointing=cell.get("checkpointing", False),
         compile=cell.get("compile"),
         initial_values=values if on_meta else None,

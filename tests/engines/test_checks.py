@@ -38,6 +38,18 @@ def test_an_offload_to_nvme_says_what_it_lacks(tmp_path: Path) -> None:
     assert (f"nvme_path = {json.dumps(str(missing))}" if able else "libaio") in str(error.value)
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_adaptive_clipping_needs_whole_rows(stage: int) -> None:
+    refusal = DeepSpeedSettings(stage=stage).clip_refusal("agc")
+    assert refusal == (
+        "needs whole rows of the gradient (ZeRO stage 0 or FSDP2), which "
+        f"ZeRO {stage} does not have; it clips by norm or value"
+    )
+    for settings in (DeepSpeedSettings(stage=0), FsdpSettings(), FsdpSettings(shard_size=1)):
+        assert settings.clip_refusal("agc") is None
+    assert all(DeepSpeedSettings(stage=stage).clip_refusal(mode) is None for mode in ("norm", "value"))
+
+
 def test_a_view_becomes_a_tensor_of_its_own() -> None:
     x = torch.ones(2, 6, requires_grad=True)
     y = without_view(lambda tensor: (2 * tensor).view(3, 4), x)

@@ -50,3 +50,14 @@ def _train(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     images, _ = micro_batch(0, 0)
     model.train()(images).square().mean().backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(
+    ("mode", "asked"), [("default", None), ("max-autotune-no-cudagraphs", "max-autotune-no-cudagraphs")]
+)
+def test_a_mode_reaches_the_compiler(monkeypatch: pytest.MonkeyPatch, mode: Any, asked: str | None) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(torch, "compile", lambda forward, **options: seen.append(options) or forward)
+    compile_blocks([torch.nn.Identity(), torch.nn.Identity()], "inductor", mode)
+    assert seen == [{"backend": "inductor", "mode": asked}] * 2
+    assert asked is None or asked in torch._inductor.list_mode_options()

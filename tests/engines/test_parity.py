@@ -34,6 +34,8 @@ OTHERS = [
     cell("zero3", 2, clip=0.5, steps=6, more=["engine.offload_optimizer=cpu", "engine.offload_parameters=cpu"]),
     cell("fsdp", 2, clip=0.5, steps=6, more=["engine.cpu_offload=true", "engine.prefetch=2"]),
     cell("hsdp", 2, clip=0.5, steps=6),
+    *(cell(engine, 2, clip=0.01, clip_mode="value", steps=4) for engine in ("zero1", "zero3", "fsdp")),
+    *(cell(engine, 2, clip=0.02, clip_mode="agc", steps=4) for engine in ("zero0", "fsdp")),
     cell("zero1", 2, "shallow", compile="aot_eager", depth=2, steps=6),
     cell("zero3", 2, compile="aot_eager", checkpointing=True, depth=2, steps=6),
     cell("fsdp", 2, compile="inductor", checkpointing=True, depth=2, steps=6),

@@ -57,7 +57,7 @@ RUNS: dict[str, tuple[int, list[str]]] = {
     "grouped-zero1-2-without-draws": (2, ["engine.stage=1", *WITHOUT_DRAWS]),
     "baseline-zero1-1": (1, ["reduction.strategy=none", "engine.stage=1"]),
     "grouped-zero1-2": (2, ["reduction.group_size=2", "engine.stage=1", "ema.shared_parameters=per_use"]),
-    "shallow-zero3-2": (2, ["reduction.strategy=shallow", "engine.stage=3", "optimizer.clip_grad_norm=null"]),
+    "shallow-zero3-2": (2, ["reduction.strategy=shallow", "engine.stage=3", "optimizer.clip_grad=null"]),
     "thin-fsdp-2": (2, ["reduction.strategy=thin", "engine.name=fsdp", "schedule.update=epoch"]),
     "grouped-fsdp-1-recompute": (1, ["engine.name=fsdp", "train.activation_checkpointing=true"]),
     "grouped-zero3-2-recompute": (2, ["engine.stage=3", "train.activation_checkpointing=true"]),

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from scalevit.config.loading import load_config
 from scalevit.config.model import ModelConfig
-from scalevit.config.training import OptimizerConfig
+from scalevit.config.training import EmaConfig, OptimizerConfig
 from scalevit.distributed import World
 from scalevit.engines.base import Engine, EngineSpec
 from scalevit.models.build import build_model
@@ -135,7 +135,7 @@ def run_case(case: dict[str, Any], world: World) -> dict[str, Any]:
             precision="fp32",
         ),
     )
-    ema = Ema(engine.local_parameters(), 0.9)
+    ema = Ema(engine.local_parameters(), EmaConfig(decay=0.9))
     engine.train()
     result: dict[str, Any] = {}
     for step in range(3):  # ZeRO-3 learns the order of parameters in the first
@@ -151,7 +151,7 @@ def run_case(case: dict[str, Any], world: World) -> dict[str, Any]:
             world.any(False)  # what is on its way between ranks arrives, and its buffers are freed
             result["held"] = held(engine, ema, before)
         engine.step(1e-3)
-        ema.update(engine.local_parameters())
+        ema.update(engine.local_parameters(), step + 1)
         result["sent"] = dict(_sent)
         result["peak"] = peak.bytes
     return result

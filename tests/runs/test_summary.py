@@ -21,8 +21,8 @@ EPOCHS: list[dict[str, Any]] = [
 def summary(**changes: Any) -> Summary:
     values: dict[str, Any] = {
         "name": "a",
-        "weights": AccuracySummary.of(EPOCHS, "weights"),
-        "ema": AccuracySummary.of(EPOCHS, "ema"),
+        "weights": AccuracySummary.of(EPOCHS, "weights", "top1"),
+        "ema": AccuracySummary.of(EPOCHS, "ema", "top1"),
         "images_per_second": 10.0,
         "mfu": None,
         "steps": 3,
@@ -41,14 +41,22 @@ def summary(**changes: Any) -> Summary:
 
 
 def test_the_earliest_of_equal_epochs_is_the_best_and_the_gap_is_to_the_last() -> None:
-    assert AccuracySummary.of(EPOCHS, "weights") == AccuracySummary(70.0, 91.0, 2, 70.0, 95.0, 0.0)
+    assert AccuracySummary.of(EPOCHS, "weights", "top1") == AccuracySummary(70.0, 91.0, 2, 70.0, 95.0, 0.0)
     falling = [*EPOCHS, {"epoch": 4, "top1": 68.5, "top5": 94.0, "ema_top1": 64.0, "ema_top5": 92.0}]
-    assert AccuracySummary.of(falling, "weights").peak_to_final_gap == 1.5
+    assert AccuracySummary.of(falling, "weights", "top1").peak_to_final_gap == 1.5
 
 
 def test_an_ema_that_began_later_is_summarised_from_there() -> None:
-    assert AccuracySummary.of(EPOCHS, "ema") == AccuracySummary(65.0, 93.0, 3, 65.0, 93.0, 0.0)
+    assert AccuracySummary.of(EPOCHS, "ema", "top1") == AccuracySummary(65.0, 93.0, 3, 65.0, 93.0, 0.0)
     assert best_epoch(EPOCHS, "ema", metric="top5") is EPOCHS[2]
+
+
+def test_the_lowest_loss_is_the_best() -> None:
+    rising = [*EPOCHS[:2], {**EPOCHS[2], "loss": 0.9}]
+    assert best_epoch(rising, "weights", "loss") is rising[1]
+    assert best_epoch(rising, "weights", "top5") is rising[2]
+    assert AccuracySummary.of(rising, "weights", "loss") == AccuracySummary(70.0, 91.0, 2, 70.0, 95.0, 0.0)
+    assert is_ema_best([{"kind": "evaluation", **record} for record in EPOCHS], "loss")
 
 
 def test_summary_json_has_the_models_own_numbers_at_the_top(tmp_path: Path) -> None:
@@ -95,4 +103,4 @@ def test_a_package_that_is_not_installed_has_no_version() -> None:
     ],
 )
 def test_which_weights_were_better(epochs: list[dict[str, Any]], expected: bool) -> None:
-    assert is_ema_best([{"kind": "evaluation", **record} for record in epochs]) is expected
+    assert is_ema_best([{"kind": "evaluation", **record} for record in epochs], "top1") is expected

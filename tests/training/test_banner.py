@@ -45,7 +45,11 @@ def test_a_banner_names_all_that_a_run_is(tmp_path: Path, digits: Path, monkeypa
 def test_a_banner_says_what_differs_from_the_usual(
     tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shown = lines(tmp_path, digits, monkeypatch, "model.num_classes=12", "train.max_steps=9", "kernels.mlp=eager")
+    scaled = ["optimizer.lr=0.02", "optimizer.lr_base_batch=256", "optimizer.lr_scaling=sqrt"]
+    shown = lines(
+        tmp_path, digits, monkeypatch, "model.num_classes=12", "train.max_steps=9", "kernels.mlp=eager", *scaled
+    )
+    assert shown["lr"] == "0.01 at the peak: 0.02 for 256 images per step, scaled with the square root of the batch"
     assert shown["data"].endswith("10 classes, the model has 12")
     assert ", stopping after 9; " in shown["steps"]
     assert shown["MLPs"] == "eager PyTorch"

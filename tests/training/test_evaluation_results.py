@@ -25,8 +25,9 @@ def test_with_fewer_than_five_classes_top_5_counts_all() -> None:
 def test_the_emas_top_1_is_the_score_and_records_keep_their_keys() -> None:
     own = {"top1": 50.0, "top5": 80.0, "loss": 1.5}
     both = Evaluation({"weights": own, "ema": {"top1": 40.0, "top5": 70.0, "loss": 2.0}})
-    assert (Evaluation({"weights": own}).score, both.score) == (50.0, 40.0)
+    assert (Evaluation({"weights": own}).score("top1"), both.score("top1")) == (50.0, 40.0)
+    assert both.score("loss") == -2.0
     assert both.to_record() == {**own, "ema_top1": 40.0, "ema_top5": 70.0, "ema_loss": 2.0}
     assert str(both) == "weights top-1 50.00 %, top-5 80.00 %; EMA top-1 40.00 %, top-5 70.00 %"
     record = {"epoch": 1, **both.to_record()}
-    assert best_epoch([record], "ema") is record
+    assert best_epoch([record], "ema", "top1") is record

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from timm.data.mixup import mixup_target
-from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor
 
 from scalevit.config.loading import load_config
@@ -14,6 +14,7 @@ from scalevit.training.losses import LOSSES
 from scalevit.training.losses.base import Loss, soft_targets
 from scalevit.training.losses.bce import BinaryCrossEntropyLoss
 from scalevit.training.losses.cross_entropy import CrossEntropyLoss
+from scalevit.training.losses.jsd import JsdLoss
 
 CLASSES = 10
 WEIGHTS = [1.0, 0.0, 0.5, float(np.float64(0.8167203947561932))]
@@ -47,11 +48,41 @@ def test_unmixed_cross_entropy_is_timms_label_smoothing() -> None:
 
 @pytest.mark.parametrize("weight", WEIGHTS)
 @pytest.mark.parametrize("threshold", [None, 0.2])
-def test_binary_cross_entropy_is_timms(weight: float, threshold: float | None) -> None:
+@pytest.mark.parametrize(("sums", "positive"), [(False, None), (True, None), (False, 3.0), (True, 0.5)])
+def test_binary_cross_entropy_is_timms(
+    weight: float, threshold: float | None, sums: bool, positive: float | None
+) -> None:
     logits, labels = batch(weight)
-    theirs = BinaryCrossEntropy(target_threshold=threshold)(logits, mixup_target(labels.labels, CLASSES, weight, 0.1))
-    loss = BinaryCrossEntropyLoss(label_smoothing=0.1, target_threshold=threshold)
+    criterion = BinaryCrossEntropy(target_threshold=threshold, sum_classes=sums, pos_weight=positive)
+    theirs = criterion(logits, mixup_target(labels.labels, CLASSES, weight, 0.1))
+    loss = BinaryCrossEntropyLoss(
+        label_smoothing=0.1, target_threshold=threshold, sum_classes=sums, positive_weight=positive
+    )
     torch.testing.assert_close(loss(logits, labels).mean(), theirs)
+
+
+@pytest.mark.parametrize("views", [2, 3])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_divergence_of_views_is_timms(views: int, smoothing: float) -> None:
+    """With its gradient; a row of weight 0 is left out."""
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(4 * views, CLASSES, generator=generator, requires_grad=True)
+    labels = torch.randint(CLASSES, (4,), generator=generator).repeat(views)
+    loss = JsdLoss(label_smoothing=smoothing)
+    weights = torch.tensor([1.0, 1.0, 1.0, 0.0]).repeat(views) / views
+    mixed = MixedLabels(labels, labels, torch.ones(len(labels), dtype=torch.float64), views)
+    ours = loss.weighted_sum(logits, mixed, weights) / 3
+    kept = logits.unflatten(0, (views, 4))[:, :3].flatten(0, 1)
+    theirs = JsdCrossEntropy(num_splits=views, smoothing=smoothing)(kept, labels.view(views, 4)[:, :3].flatten())
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(*(torch.autograd.grad(value, logits, retain_graph=True)[0] for value in (ours, theirs)))
+
+
+def test_the_divergence_needs_views() -> None:
+    JsdLoss().check_views(2)
+    for views in (0, 1):
+        with pytest.raises(ValueError, match=f"data.augmentation.splits = {views} must be at least 2"):
+            JsdLoss().check_views(views)
 
 
 def test_with_a_threshold_a_mixed_image_has_two_whole_labels() -> None:

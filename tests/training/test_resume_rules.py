@@ -31,7 +31,7 @@ GROUPED = "reduction.strategy=grouped"
             ["reduction.strategy=shallow"],
             ["reduction.strategy=shallow", "reduction.blocks=[0,1,2,3,4,5,6,7,8,9,10,11]"],
         ),
-        (["model.drop_path=0.3"], ["model.initial_weights=other.safetensors"]),
+        (["model.drop_path=0.3", "model.head_init_bias=-2"], ["model.initial_weights=other.safetensors"]),
         ([], ["engine.name=fsdp", "train.max_steps=9", "optimizer.lr=0.5", "data.workers=0"]),
     ],
     ids=[

@@ -23,6 +23,8 @@ class MixedLabels(NamedTuple):
     """(m,) int64, the labels of the images that were mixed in."""
     weight: Tensor
     """(m,) float64, weight of the own label, 0 to 1; 1 where nothing was mixed."""
+    views: int = 1
+    """Of each row. The m images are the first views of all rows, then the second ones, ..., as in timm's batches."""
 
 
 class MixingDraw(NamedTuple):

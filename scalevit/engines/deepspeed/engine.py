@@ -24,7 +24,6 @@ from scalevit.engines.optimizer_access import (
     placed_scalar,
     scalars_of,
 )
-from scalevit.engines.precision import clip_factor
 from scalevit.engines.state import OptimizerState, StateTensor, TensorSlice
 from scalevit.errors import UserError
 
@@ -94,7 +93,7 @@ class DeepSpeedEngine(Engine):
         assert not names, f"without initial values: {sorted(names)[:4]}"
 
     def _native_config(self) -> dict[str, Any]:
-        limit = self.spec.clip_grad_norm
+        limit = self.spec.clipping.largest_norm
         native = {
             "steps_per_print": None,
             "zero_allow_untested_optimizer": True,  # training checks itself which optimizers may step flat tensors
@@ -156,9 +155,11 @@ class DeepSpeedEngine(Engine):
         if not norm < float("inf"):
             self.engine.zero_grad()
             return StepResult(norm, skipped=True)
-        factor = clip_factor(norm, self.spec.clip_grad_norm) / self.loss_scale.value
+        factor = self.spec.clipping.factor(norm) / self.loss_scale.value
         if factor != 1.0:
             torch._foreach_mul_(gradients, factor)
+        named = self.module.named_parameters()
+        self.spec.clipping.clip_units((name, p, p.grad) for name, p in named if p.grad is not None)
         self.engine.step()
         return StepResult(norm, skipped=False)
 

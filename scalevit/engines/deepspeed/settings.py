@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import ValidationError, model_validator
 
-from scalevit.config.base import FilePath, Precision
+from scalevit.config.base import ClipMode, FilePath, Precision
 from scalevit.engines.settings import EngineSettings, UpdateScope
 from scalevit.errors import SettingError, UserError, nearest_hint
 
@@ -27,7 +27,7 @@ _SET_ELSEWHERE = {
     "train_batch_size": "train.global_batch",
     "train_micro_batch_size_per_gpu": "train.micro_batch",
     "gradient_accumulation_steps": "train.global_batch and train.micro_batch",
-    "gradient_clipping": "optimizer.clip_grad_norm",
+    "gradient_clipping": "optimizer.clip_grad",
     "optimizer": "the optimizer section",
     "scheduler": "the optimizer section",
     "fp16": "train.precision",
@@ -161,6 +161,11 @@ class DeepSpeedSettings(EngineSettings):
     def update_scope(self, world: "World") -> UpdateScope:
         # From stage 1 on the optimizer steps flat tensors, which hold parts of many parameters.
         return "elements" if self.stage else "matrices"
+
+    @property
+    def clip_modes(self) -> Sequence[ClipMode]:
+        # A rank's part of a flat tensor begins and ends anywhere in a row.
+        return ("norm", "value") if self.stage else ("norm", "value", "agc")
 
     def build(self, module: "nn.Module", spec: "EngineSpec") -> "Engine":
         # Imported here: DeepSpeed takes seconds to import, and an FSDP run needs none of it.

@@ -20,7 +20,7 @@ from scalevit.engines.optimizer_access import (
     placed_scalar,
     scalars_of,
 )
-from scalevit.engines.precision import DTYPES, clip_factor
+from scalevit.engines.precision import DTYPES
 from scalevit.engines.state import OptimizerState, StateTensor, TensorSlice
 from scalevit.errors import UserError
 from scalevit.tying import group_by_shared_parameters
@@ -158,9 +158,10 @@ class FsdpEngine(Engine):
         grad_norm = self._norm(gradients) / self.loss_scale.value
         finite = grad_norm < float("inf")  # false for nan too
         if finite:
-            factor = clip_factor(grad_norm, self.spec.clip_grad_norm) / self.loss_scale.value
+            factor = self.spec.clipping.factor(grad_norm) / self.loss_scale.value
             if factor != 1.0:
                 torch._foreach_mul_(gradients, factor)
+            self._clip_units()
             self._set_lr(self.optimizer.param_groups, lr)
             self._hand_over_gradients()
             self.optimizer.step()
@@ -169,6 +170,20 @@ class FsdpEngine(Engine):
             parameter.grad = None
         self.loss_scale.update(overflow=not finite)
         return StepResult(grad_norm, skipped=not finite)
+
+    def _clip_units(self) -> None:
+        gradients = (
+            (name, _local_part(parameter.detach()), _local_part(parameter.grad))
+            for name, parameter in self._parameters.items()
+            if parameter.grad is not None
+        )
+        self.spec.clipping.clip_units(gradients, self._sum_over_shards if self._mesh.size(-1) > 1 else None)
+
+    def _sum_over_shards(self, values: Tensor) -> None:
+        """Adds up small tensors in place, over the ranks that share a copy."""
+        total = values.to(self.world.device)  # an offload keeps them on the CPU
+        dist.all_reduce(total, group=self._mesh.get_group("shard"))
+        values.copy_(total)
 
     def _hand_over_gradients(self) -> None:
         """Gives plain tensors their parameters' gradients, and the memory that the parameters have by now."""
@@ -180,8 +195,8 @@ class FsdpEngine(Engine):
 
     def _norm(self, gradients: list[Tensor]) -> float:
         """Global L2 norm of this rank's parts: one number crosses between the ranks that share a copy."""
-        squared = torch.stack(torch._foreach_norm(gradients)).square().sum().to(self.world.device)
-        dist.all_reduce(squared, group=self._mesh.get_group("shard"))
+        squared = torch.stack(torch._foreach_norm(gradients)).square().sum()
+        self._sum_over_shards(squared)
         return squared.sqrt().item()
 
     # --- state ----------------------------------------------------------------------------------------------

@@ -1,10 +1,11 @@
 """The settings of PyTorch FSDP2."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveInt
 
-from scalevit.config.base import Precision
+from scalevit.config.base import ClipMode, Precision
 from scalevit.engines.settings import EngineSettings, UpdateScope
 from scalevit.errors import SettingError
 
@@ -68,6 +69,10 @@ class FsdpSettings(EngineSettings):
     def update_scope(self, world: "World") -> UpdateScope:
         # Shards are DTensors, whose norms and means are reduced over ranks; what is not sharded is whole.
         return "matrices" if (self.shard_size or world.size) == 1 else "tensors"
+
+    @property
+    def clip_modes(self) -> Sequence[ClipMode]:
+        return ("norm", "value", "agc")
 
     def build(self, module: "nn.Module", spec: "EngineSpec") -> "Engine":
         from scalevit.engines.fsdp.engine import FsdpEngine

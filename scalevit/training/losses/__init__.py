@@ -2,5 +2,6 @@
 
 from scalevit.training.losses.bce import BinaryCrossEntropyLoss
 from scalevit.training.losses.cross_entropy import CrossEntropyLoss
+from scalevit.training.losses.jsd import JsdLoss
 
-LOSSES = (CrossEntropyLoss, BinaryCrossEntropyLoss)
+LOSSES = (CrossEntropyLoss, BinaryCrossEntropyLoss, JsdLoss)

@@ -34,6 +34,16 @@ class Loss(Part):
             ValueError: what does not fit, with the config keys.
         """
 
+    def check_views(self, views: int) -> None:
+        """Finds a loss that does not fit the number of views of each image.
+
+        Args:
+            views: `data.augmentation.splits`; 0 for the image itself.
+
+        Raises:
+            ValueError: what does not fit, with the config keys.
+        """
+
 
 def soft_targets(labels: "MixedLabels", num_classes: int, smoothing: float) -> "Tensor":
     """(b, num_classes) float32, as timm's `mixup_target` makes them: smoothed one-hot vectors of both labels, weighted.
