@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from scalevit.config.base import NonNegativeFloat, NonNegativeInt, Precision, Section, UnitInterval
+from scalevit.config.base import FilePath, NonNegativeFloat, NonNegativeInt, Precision, Section, UnitInterval
 
 
 class OptimizerConfig(Section):
@@ -127,3 +127,7 @@ class EvaluationConfig(Section):
     """Epochs between evaluations; the end of the run is always evaluated."""
     batch: PositiveInt = 256
     """Images per forward pass on one rank. Results do not depend on it."""
+    real_labels: FilePath | None = None
+    """JSON file of reassessed labels (arXiv:2006.07159, `real.json`): a list with the list of labels of each image of
+    ImageNet's validation set in its own order, or an object with that of each image by its key. Adds the metrics
+    `real_top1` and `real_top5`, over the images that have such labels."""

@@ -41,7 +41,8 @@ class Batch(NamedTuple):
 
     images: torch.Tensor
     """(m, 3, S, S) as the transform returns them: float32, or uint8 that `DeviceTransform` converts on the device. With
-    workers they are in memory that is reused, see `TrainLoader.batches`. Padding is black.
+    workers they are in memory that is reused, see `TrainLoader.batches`. Padding is black. With V views of each row,
+    (V * m, 3, S, S): the first views of all rows, then the second ones, ...
     """
     labels: torch.Tensor
     """(m,) int64; 0 for padding."""

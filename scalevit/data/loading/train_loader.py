@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from scalevit.data.faults import Fault
 from scalevit.data.loading.base import Batch, Fingerprint, OnDevice, TrainingBatches, data_loader, iterate_batches
-from scalevit.data.loading.dataset import ShardDataset
+from scalevit.data.loading.dataset import ShardDataset, images_of
 from scalevit.data.loading.shared_buffers import BatchBuffers
 from scalevit.data.order.batching import PADDING, VERSION, BatchLayout
 from scalevit.data.order.shuffle import Order
@@ -218,4 +218,4 @@ class _Training(Dataset[Batch | UserError]):
         except UserError as error:
             return error
         labels = torch.from_numpy(np.append(self.dataset.index.label[samples], np.zeros(padding, np.int64)))
-        return Batch(self.buffers(tensors), labels, request.step, torch.from_numpy(request.rows), faults)
+        return Batch(self.buffers(images_of(tensors)), labels, request.step, torch.from_numpy(request.rows), faults)
