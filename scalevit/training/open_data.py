@@ -14,14 +14,16 @@ from scalevit.data.loading.readers import open_reader
 from scalevit.data.loading.stream_loader import StreamLoader
 from scalevit.data.loading.train_loader import TrainLoader
 from scalevit.data.order.shuffle import Order
+from scalevit.data.order.timm_order import TimmLayout, TimmOrder
 from scalevit.data.shards.index import load_index
 from scalevit.data.shards.labels import LabelFormat
+from scalevit.data.shards.real_labels import read_real_labels
 from scalevit.data.transforms.base import Channels, TrainingAugmentation, Transform
 from scalevit.data.transforms.device import DeviceTransform
 from scalevit.data.transforms.fast import FastEvaluation, FastTraining
 from scalevit.data.transforms.mixing import BatchMixing
 from scalevit.data.transforms.timm_pipeline import TimmTraining, evaluation_transform
-from scalevit.data.writing.sources.classes import read_class_names
+from scalevit.data.writing.sources.classes import read_class_map, read_class_names
 from scalevit.distributed import World
 from scalevit.errors import SettingError
 from scalevit.training.micro_batch import first_micro_batch
@@ -76,9 +78,11 @@ def open_evaluation(config: Config, world: World, *, classes: Sequence[str] | No
     Raises:
         UserError, SettingError: as `open_data`.
     """
+    dataset, real = open_unaugmented(config, config.data.validation, classes=classes), config.evaluation.real_labels
     return EvaluationLoader(
-        open_unaugmented(config, config.data.validation, classes=classes),
+        dataset,
         batch=config.evaluation.batch,
+        real_labels=None if real is None else read_real_labels(dataset.index, real),
         **_placement(config, world),
         finish=device_transform_of(config),
     )
@@ -103,17 +107,23 @@ def _open_training(config: Config, world: World) -> TrainingBatches:
     if data.stream_samples_per_epoch is None:
         dataset = _open_dataset(config, data.train, training_transform_of(config), seed=config.seed)
         _check_size(train.global_batch, len(dataset))
+        layout = _timm_layout(config, len(dataset))
         return TrainLoader(
             dataset,
-            Order(len(dataset), config.seed),
+            Order(len(dataset), config.seed) if layout is None else TimmOrder(len(dataset)),
             global_batch=train.global_batch,
             micro_batch=first_micro_batch(train),
             repeats=data.augmentation.aug_repeats,
+            layout=layout,
             **_placement(config, world),
             finish=finish,
         )
     if data.augmentation.aug_repeats > 1:
         raise SettingError("repeats", data.augmentation.aug_repeats, "must be 1: a stream shows each image once")
+    if data.augmentation.repeat_order == "timm":
+        raise SettingError("repeat_order", "timm", "a stream has an order of its own")
+    if data.class_map is not None:
+        raise SettingError("class_map", data.class_map, "labels of a stream stay as they are: write the shards again")
     _check_size(train.global_batch, data.stream_samples_per_epoch)
     return StreamLoader(
         data.train,
@@ -130,6 +140,19 @@ def _open_training(config: Config, world: World) -> TrainingBatches:
     )
 
 
+def _timm_layout(config: Config, samples: int) -> TimmLayout | None:
+    augmentation = config.data.augmentation
+    if augmentation.repeat_order != "timm":
+        return None
+    return TimmLayout(
+        config.train.global_batch,
+        augmentation.aug_repeats,
+        samples,
+        augmentation.mixing_group,
+        augmentation.repeat_processes,
+    )
+
+
 def _check_size(global_batch: int, samples: int) -> None:
     if global_batch > samples:
         raise SettingError("global_batch", global_batch, f"must be at most the {samples} training images")
@@ -142,6 +165,8 @@ def _open_dataset(
     if data.builtin == "digits":
         ensure_digits(data.train, data.validation)
     index = load_index(path, labels=_label_format(config))
+    if data.class_map is not None:
+        index = index.relabelled(read_class_map(data.class_map), f"class map {data.class_map}")
     if classes is not None:
         index = index.numbered_as(classes)
     index.check_labels(config.model.num_classes)

@@ -180,7 +180,7 @@ def prepare_evaluation(
 def _classes_of_weights(config: Config, weights: str, world: World) -> tuple[str, ...] | None:
     """Names of the labels that the weights were trained with: in their file, or else those of the training set."""
     classes = read_classes(weights)
-    if classes is None:
+    if classes is None and config.data.class_map is None:
         try:
             shards = find_shards(config.data.train)
         except UserError:  # there are none on this machine, which an evaluation does not need

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from scalevit.data.faults import Fault
 from scalevit.data.loading.shared_buffers import PREFETCHED
 from scalevit.data.order.batching import BatchLayout, Split
+from scalevit.data.order.timm_order import TimmLayout
 from scalevit.data.workers import initialise_worker, worker_context
 from scalevit.errors import UserError
 
@@ -73,7 +74,7 @@ class TrainingBatches(ABC):
 
     def __init__(
         self,
-        layout: BatchLayout,
+        layout: BatchLayout | TimmLayout,
         *,
         micro_batch: int,
         samples: int,
