@@ -140,6 +140,7 @@ def estimate_run(
         rows += [run.row(model, engine) for engine in engines if engine.label not in engines_left_out]
     ignored = [f"engine.{name}" for name in config.engine.not_estimated]
     ignored += [f"task.{name}" for name in config.task.not_estimated]
+    ignored += ["data.augmentation.splits"] if config.data.augmentation.splits else []
     if config.optimizer.frozen:
         ignored.append("optimizer.frozen in activations and time")
     if config.train.compile:

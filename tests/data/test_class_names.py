@@ -115,7 +115,7 @@ def test_a_class_that_the_map_lacks_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("cat\ndog\n", r"is not an object in JSON; a list of names is for data\.class_names$"),
+        ("cat\ndog\n", r"is not an object in JSON \(a list of names is a file of class names\)$"),
         ({"cat": "1"}, r"the label of 'cat' must be an integer from 0, not \"1\"$"),
         ({}, "is not an object"),
     ],

@@ -153,7 +153,7 @@ def read_class_map(path: str | os.PathLike[str]) -> dict[str, int]:
     except ValueError:
         labels = None
     if not isinstance(labels, dict) or not labels:
-        raise UserError(f"class map {path}: is not an object in JSON; a list of names is for data.class_names")
+        raise UserError(f"class map {path}: is not an object in JSON (a list of names is a file of class names)")
     for name, label in labels.items():
         if type(label) is not int or label < 0:
             raise UserError(
