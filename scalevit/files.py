@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from scalevit.errors import UserError
+
 TEMPORARY_SUFFIX = ".tmp"
 """Ends the names of files that are being written; what a killed process leaves under such a name can be removed."""
 
@@ -36,7 +38,7 @@ def writing_whole(path: Path, *, durable: bool = True) -> Iterator[Path]:
     Raises:
         OSError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+    temporary = _temporary_name(path)
     try:
         yield temporary
         if durable:
@@ -47,6 +49,24 @@ def writing_whole(path: Path, *, durable: bool = True) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _temporary_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+
+
+def check_writable(path: Path) -> None:
+    """Makes sure that a file or folder can be made under this name, before the work that it is for.
+
+    Raises:
+        UserError: it cannot.
+    """
+    temporary = _temporary_name(path)
+    try:
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def write_whole(path: Path, content: bytes, *, durable: bool = True) -> None:

@@ -18,14 +18,13 @@ from scalevit.data.faults import Fault
 from scalevit.data.shards.discovery import find_shards
 from scalevit.distributed import World
 from scalevit.errors import SettingError, UserError, naming_settings, settings_of
-from scalevit.models.build import build_model
+from scalevit.models.build import build_model, create_unreduced
 from scalevit.models.mlps import transformer_blocks
-from scalevit.models.reductions import REDUCTIONS
-from scalevit.models.reductions.apply import parse_reduction
+from scalevit.models.reductions import NO_REDUCTION
 from scalevit.models.reductions.base import Reduction
 from scalevit.models.reductions.fit import reduce_trained
 from scalevit.models.reductions.method import FitMethod
-from scalevit.models.weights.description import read_description
+from scalevit.models.weights.match import reductions_of
 from scalevit.models.weights.read import read_classes
 from scalevit.models.weights.write import write_weights
 from scalevit.training.evaluation import CheckedMetrics
@@ -47,7 +46,7 @@ class TrainedModel:
 
 
 def load_trained(config: Config) -> TrainedModel:
-    """The model of `model.initial_weights`, as the file says that it was reduced.
+    """The model of `model.initial_weights`, reduced as the file says or, of a plain state dict, as its tensors show.
 
     Raises:
         UserError: the weights do not fit the config's model, or lack its classifier.
@@ -55,15 +54,28 @@ def load_trained(config: Config) -> TrainedModel:
     config = with_model_defaults(config)
     assert config.model.initial_weights is not None, "checked by the caller"
     path = Path(config.model.initial_weights)
-    described = read_description(path).get("reduction")
-    unreduced = next(part() for part in REDUCTIONS if not part.changes_model)
-    reduction = unreduced if described is None else parse_reduction(described)
-    # The reduction that is wanted may be of another kind, whose arguments of timm's factory are not these.
-    config = config.model_copy(update={"reduction": reduction})
     device = World.from_environment().device
     with naming_settings(SECTIONS):
+        reduction = _reduction_of_weights(config)
         network = build_model(config.model, reduction, seed=config.seed, need_classifier=True)
+    # The reduction that is wanted may be of another kind, whose arguments of timm's factory are not these.
+    config = config.model_copy(update={"reduction": reduction})
     return TrainedModel(path, config, network.to(device).eval(), read_classes(path), device)
+
+
+def _reduction_of_weights(config: Config) -> Reduction:
+    """That of `model.initial_weights`; the config's where their tensors fit several (shallow and thin)."""
+    model = config.model
+    assert model.initial_weights is not None, "checked by the caller"
+    with torch.device("meta"):
+        unreduced = create_unreduced(model, NO_REDUCTION)
+    found = reductions_of(model.initial_weights, unreduced, weights_set=model.initial_weights_set)
+    if len(found) > 1:
+        depth = len(transformer_blocks(unreduced))
+        with settings_of("reduction"):
+            wanted = config.reduction.structure(depth)
+        found.sort(key=lambda each: each.structure(depth) != wanted)
+    return found[0] if found else NO_REDUCTION
 
 
 @dataclass(frozen=True)

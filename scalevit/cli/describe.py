@@ -10,7 +10,7 @@ from scalevit.cli.parsing import add_config
 from scalevit.config.loading import load_config
 from scalevit.config.tree import SECTIONS
 from scalevit.errors import naming_settings
-from scalevit.models.reductions import REDUCTIONS
+from scalevit.models.reductions import NO_REDUCTION
 from scalevit.terminal import print_table
 
 if TYPE_CHECKING:
@@ -36,9 +36,8 @@ def run(arguments: argparse.Namespace) -> None:
     from scalevit.models.costs import model_costs
 
     model, reduction = config.model, config.reduction
-    unreduced = next(part() for part in REDUCTIONS if not part.changes_model)
     with naming_settings(SECTIONS):
-        baseline = model_costs(model, unreduced)
+        baseline = model_costs(model, NO_REDUCTION)
         columns = {"baseline": baseline}
         if reduction.changes_model:
             columns[reduction.strategy] = model_costs(model, reduction)

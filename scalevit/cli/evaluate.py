@@ -41,7 +41,9 @@ def run(arguments: argparse.Namespace) -> int:
         UserError: a mistake in the config, the data or the weights.
     """
     given = arguments.overrides
-    target, overrides = (given[0], given[1:]) if given and "=" not in given[0] else (None, given)
+    # The path of a run may contain "=" too.
+    has_target = bool(given) and ("=" not in given[0] or Path(given[0]).exists())
+    target, overrides = (given[0], given[1:]) if has_target else (None, given)
     source = _source(arguments.config, target, overrides, arguments.weights)
     if arguments.ranks is not None and source.exporter is None:
         options = [] if arguments.config is None else ["--config", arguments.config]

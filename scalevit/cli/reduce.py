@@ -15,6 +15,7 @@ from scalevit.cli.fit_arguments import add_method, method_of, trained_config, wa
 from scalevit.cli.parsing import add_overrides, integer
 from scalevit.config.tree import Config
 from scalevit.errors import SettingError, UserError
+from scalevit.files import check_writable
 from scalevit.models.reductions import REDUCTIONS
 from scalevit.terminal import print_table, progress_text
 
@@ -96,7 +97,9 @@ def run(arguments: argparse.Namespace) -> None:
         results = [evaluated(each) for each in (trained.config, written)]
     warn_of_faults(reduced.faults)
     _print(written.reduction.strategy, [trained.network, reduced.network], results)
-    print(f"wrote {destination}; to train from it:\n  {shlex.join(overrides_of(trained.config, written))}")
+    own = [each for each in arguments.overrides if not each.startswith("reduction.")]
+    start = trained_config(arguments.target, arguments.config, own)
+    print(f"wrote {destination}; to train from it:\n  {shlex.join(overrides_of(start, written))}")
 
 
 def _check_choice(arguments: argparse.Namespace, config: Config) -> None:
@@ -129,6 +132,7 @@ def _destination(given: str, config: Config) -> Path:
         raise UserError(f"--to {given}: {path.parent}: no such folder")
     if path.exists() and path.samefile(config.model.initial_weights or ""):
         raise UserError(f"--to {given}: is the file that is reduced; name another")
+    check_writable(path)
     return path
 
 
@@ -146,18 +150,18 @@ def _print(strategy: str, networks: "Sequence[nn.Module]", results: "Sequence[Ch
     print_table(table, *([] if found else ["Not evaluated: there are no validation shards."]))
 
 
-def overrides_of(trained: Config, reduced: Config) -> list[str]:
-    """Overrides of the trained model's config that build the reduced model from its file."""
-    # Of the same kind as the trained model's, those that differ from it; else those that differ from the defaults.
-    same_kind = type(trained.reduction) is type(reduced.reduction)
-    start = trained.reduction.model_dump(mode="json") if same_kind else {}
+def overrides_of(start: Config, reduced: Config) -> list[str]:
+    """Overrides of the trained run's config that build the reduced model from its file."""
+    # Of the same kind as the config's, those that differ from it; else those that differ from the defaults.
+    same_kind = type(start.reduction) is type(reduced.reduction)
+    before = start.reduction.model_dump(mode="json") if same_kind else {}
     given = reduced.reduction.model_dump(mode="json", exclude_defaults=not same_kind)
-    changed = {key: value for key, value in given.items() if key != "strategy" and (key, value) not in start.items()}
+    changed = {key: value for key, value in given.items() if key != "strategy" and (key, value) not in before.items()}
     values: dict[str, Any] = {
         "model.initial_weights": reduced.model.initial_weights,
         "reduction.strategy": reduced.reduction.strategy,
     }
     values |= {f"reduction.{key}": value for key, value in changed.items()}
-    if reduced.model.kwargs != trained.model.kwargs:
+    if reduced.model.kwargs != start.model.kwargs:
         values["model.kwargs"] = reduced.model.kwargs
     return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()]

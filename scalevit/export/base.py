@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from scalevit.config.model import ModelConfig
 from scalevit.errors import UserError
+from scalevit.files import check_writable
 from scalevit.models.reductions.base import Reduction
 
 if TYPE_CHECKING:
@@ -130,7 +131,8 @@ class Exporter(abc.ABC):
         """Makes sure that an export can be written there. Imports no torch.
 
         Raises:
-            UserError: it exists, its folder does not, or its name has another suffix than the form.
+            UserError: it exists, its folder does not or cannot be written, or its name has another suffix than the
+                form.
         """
         if self.suffix and target.suffix != self.suffix:
             raise UserError(f"{target}: --to {self.name} writes a {self.suffix} file: name it so")
@@ -139,6 +141,7 @@ class Exporter(abc.ABC):
         for path in self.files(target):
             if os.path.lexists(path):
                 raise UserError(f"{path}: already exists; choose another name")
+        check_writable(target)
 
     def files(self, target: Path) -> list[Path]:
         """The target and what is written beside it."""

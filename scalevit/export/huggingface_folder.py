@@ -48,13 +48,13 @@ class HuggingFaceFolder(Exporter):
         import timm
 
         from scalevit.export.timm_model import exported
+        from scalevit.models.weights.plain import why_unreadable
 
         try:
             model = timm.create_model(f"local-dir:{path}", pretrained=True)
             return exported(model.to(device).eval(), _read_config(path))
         except Exception as error:  # timm limits neither its exceptions nor what it is given
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            raise UserError(f"export {path}: cannot be read ({reason})") from error
+            raise UserError(f"export {path}: cannot be read ({why_unreadable(error)})") from error
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

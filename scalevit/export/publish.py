@@ -59,9 +59,12 @@ def _difference(
     """The largest difference of a logit, for each number of images.
 
     Raises:
-        UserError: it is larger than rounding explains.
+        UserError: it is larger than rounding explains, or the export cannot be read.
     """
-    logits = exporter.logits(written, model)
+    try:
+        logits = exporter.logits(written, model)
+    except UserError as error:  # names the temporary file, which is gone when the message is read
+        raise UserError(f"{target}: not written: {str(error).replace(str(written), str(target))}") from error
     differences = []
     for images in (_images(count, *description.preprocessing.input_shape) for count in _BATCHES):
         expected, found = model(images), logits(images)

@@ -4,6 +4,7 @@ Knows names of files, configs and records of runs. Imports no torch unless a fil
 mistake in the arguments is reported at once.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,8 @@ def find_source(
         for override in overrides:
             if not override.startswith(("data.", "evaluation.")):
                 raise UserError(f"{override}: of an export only settings of data and evaluation can be given")
-        return Source(path, load_config(config, overrides), has_run=config is not None, exporter=exporter)
+        settings = load_config(config or _bounded_workers(), overrides)
+        return Source(path, settings, has_run=config is not None, exporter=exporter)
     if checkpoint is not None:
         record = read_record(checkpoint)
         part: WeightSet = weights or ("ema" if EMA in record["parts"] else "weights")
@@ -90,12 +92,19 @@ def find_source(
     if not file.is_file():
         raise UserError(f"weights {file}: no such file")
     recorded = file.parent / "config.json"
+    if config is None and any(exporter.recognises(file.parent) for exporter in EXPORTERS):
+        raise UserError(f"{file}: is part of the export {file.parent}: name the folder")
     if config is None and not recorded.is_file():
         own = None if config_required else _own_settings(file)
         if own is None:
             raise UserError(f"{file}: there is no config.json beside it: give --config")
-        return Source(file, _naming(load_config(own, overrides), file), has_run=False)
+        return Source(file, _naming(load_config({**own, **_bounded_workers()}, overrides), file), has_run=False)
     return Source(file, _naming(load_config(config or _without_start(recorded), overrides), file))
+
+
+def _bounded_workers() -> dict[str, Any]:
+    """Settings where no run's config says how many processes load images: the default, but at most one per core."""
+    return {"data": {"workers": min(Config().data.workers, len(os.sched_getaffinity(0)))}}
 
 
 def _naming(config: Config, file: Path) -> Config:

@@ -18,7 +18,7 @@ from scalevit.models.reductions.apply import parse_reduction
 from scalevit.models.reductions.apply import reduce_model as apply_reduction
 from scalevit.models.reductions.base import Reduction
 from scalevit.models.weights.hub import Source
-from scalevit.models.weights.match import adapted_input, differing_models
+from scalevit.models.weights.match import adapted_input, check_floating, differing_models
 from scalevit.models.weights.read import read_weights
 from scalevit.tying import accept_shared_once, canonical_state, tied_names
 
@@ -53,6 +53,8 @@ def create_model(
     Raises:
         UserError: an unknown model, reduction or argument, or weights that do not fit.
     """
+    if pretrained and weights is not None:
+        raise SettingError("weights", os.fspath(weights), "pretrained=True names weights too: give one of the two")
     if isinstance(reduction, str):
         fields = {field for part in REDUCTIONS if part.kind() == reduction for field in part.model_fields}
         own = {key: kwargs.pop(key) for key in fields & kwargs.keys()}
@@ -115,6 +117,7 @@ def load_weights(model: nn.Module, path: Source, *, weights_set: WeightsSet = "a
     """
     weights = read_weights(path, weights_set=weights_set)
     tensors, models = adapted_input(weights.tensors, model), differing_models(weights, model)
+    check_floating(tensors, model, path)
     for alias, name in tied_names(model).items():
         # A plain state dict lists a shared tensor once per use. One of an unreduced model has others there.
         if alias in tensors and name in tensors:

@@ -74,6 +74,9 @@ def build_model(
                     network,
                     model.weights_source,
                     reduction,
+                    without_reduction=lambda: create_unreduced(
+                        model, reductions.NO_REDUCTION, input_channels=input_channels
+                    ),
                     weights_set=model.initial_weights_set,
                     need_classifier=need_classifier,
                 )

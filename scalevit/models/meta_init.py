@@ -18,6 +18,7 @@ from scalevit.errors import UserError
 from scalevit.models.build import build_model, create_unreduced
 from scalevit.models.families import LayerInitialiser
 from scalevit.models.mlps import MlpView, mlp_places, transformer_blocks
+from scalevit.models.reductions import NO_REDUCTION
 from scalevit.models.reductions.apply import mlp_sources
 from scalevit.models.reductions.base import Reduction
 from scalevit.models.weights.match import match_weights
@@ -43,7 +44,13 @@ def initial_values(model: ModelConfig, reduction: Reduction, *, seed: int) -> It
     if model.weights_source is not None:
         with torch.device("meta"):
             other = create_unreduced(model, reduction)  # which may become reduced
-        matched = match_weights(other, model.weights_source, reduction, weights_set=model.initial_weights_set)
+        matched = match_weights(
+            other,
+            model.weights_source,
+            reduction,
+            without_reduction=lambda: create_unreduced(model, NO_REDUCTION),
+            weights_set=model.initial_weights_set,
+        )
         weights, already_reduced = matched.tensors, matched.coverage.already_reduced
     mlps: set[nn.Module] = {place.module for block in transformer_blocks(network) for place in mlp_places(block)}
     yielded: set[str] = set()

@@ -10,12 +10,14 @@ from typing import Any
 
 import timm
 from timm.models import build_model_with_cfg, register_model
-from torch import nn
+from torch import Tensor, nn
 
+from scalevit.errors import UserError
 from scalevit.models.reductions import REDUCTIONS
 from scalevit.models.reductions.apply import factory_arguments, parse_reduction, reduce_model
 from scalevit.models.reductions.base import Reduction
 from scalevit.models.weights.match import load_initial_weights
+from scalevit.models.weights.structure import difference
 from scalevit.tying import accept_shared_once
 
 BASE_MODELS = (
@@ -43,13 +45,20 @@ def _register(base: str, part: type[Reduction]) -> None:
     def create(pretrained: bool = False, **arguments: Any) -> nn.Module:
         settings = {key: arguments.pop(key) for key in part.model_fields if key in arguments}
         reduction = parse_reduction({"strategy": part.kind(), **settings})
-        arguments = factory_arguments(reduction, arguments)
         features = {key: arguments.pop(key) for key in _FEATURES if key in arguments}
+        given, arguments = arguments, factory_arguments(reduction, arguments)
         source = _given_weights(arguments) if pretrained else None
         model = timm.create_model(base, pretrained=pretrained and source is None, **arguments)
         # timm would load what fits without a word, and reduced weights would then be reduced again.
-        if source is None or not load_initial_weights(model, source, reduction).already_reduced:
+        already_reduced = (
+            source is not None
+            and load_initial_weights(
+                model, source, reduction, without_reduction=lambda: timm.create_model(base, **given)
+            ).already_reduced
+        )
+        if not already_reduced:
             reduce_model(model, reduction)
+        model.register_load_state_dict_pre_hook(_refuse_other_reduction)  # before that of `accept_shared_once`
         accept_shared_once(model)
         return _as_features(model, features) if features.pop("features_only", False) else model
 
@@ -57,6 +66,21 @@ def _register(base: str, part: type[Reduction]) -> None:
     create.__doc__ = f"{base} with reduction strategy {part.kind()} (arXiv:2512.01059)."
     setattr(sys.modules[__name__], create.__name__, create)
     register_model(create)
+
+
+def _refuse_other_reduction(module: nn.Module, state: Mapping[str, Tensor], prefix: str, *others: Any) -> None:
+    """A hook of torch, which would list every tensor that does not fit. timm loads `checkpoint_path` by it.
+
+    Raises:
+        UserError: the state dict is not reduced as the model is.
+    """
+    own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    found = difference(own, module)
+    if found is not None:
+        raise UserError(
+            f"state dict: is not reduced as this model is ({found}): write a reduced file by `scalevit reduce`, or "
+            "start from this one by scalevit.create_model(weights=FILE)"
+        )
 
 
 def _given_weights(arguments: Mapping[str, Any]) -> str | None:

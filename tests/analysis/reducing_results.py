@@ -1,7 +1,8 @@
 """Trained models that are reduced by each method, before and after fine-tuning, against training from scratch.
 
 Small ViTs on scikit-learn's digits and on a part of Fashion-MNIST (Debian's package dataset-fashion-mnist), some seeds
-each, one thread. As a script this trains and writes docs/results/reducing.json and .csv (over an hour of one core):
+each, one thread. As a script this trains and writes docs/results/reducing.json and .csv (two to three
+hours of one core):
 
     python tests/analysis/reducing_results.py --output docs/results
 
@@ -101,7 +102,7 @@ def data_sets(work: Path) -> Iterator[DataSet]:
     """The two sets; writes the shards that are missing."""
     digits = [f"data.{part}={work}/digits/{part}" for part in ("train", "validation")]
     yield DataSet("digits", digits, 30, "scikit-learn's digits: 1,437 training and 360 validation images, 16 px")
-    shares = {"train": 1 / 24, "t10k": 1 / 5}
+    shares = {"train": 1 / 10, "t10k": 1 / 5}
     for part, share in shares.items():
         if not (work / f"fashion-{part}").exists():
             files = {"images": f"{part}-images-idx3-ubyte.gz", "labels": f"{part}-labels-idx1-ubyte.gz"}
@@ -111,9 +112,9 @@ def data_sets(work: Path) -> Iterator[DataSet]:
             scalevit(["shards", "split", f"{work}/all-{part}", *taken])
     settings = [f"data.train={work}/fashion-train/validation", f"data.validation={work}/fashion-t10k/validation"]
     settings += ["data.builtin=null", "model.image_size=28", "model.kwargs.patch_size=7"]
-    settings += ["optimizer.lr=0.002"]
-    what = "Fashion-MNIST: 2,500 of the training images, 2,000 of the test images, both stratified, 28 px"
-    yield DataSet("fashion", settings, 30, what)
+    settings += ["optimizer.lr=0.003"]
+    what = "Fashion-MNIST: 6,000 of the training images, 2,000 of the test images, both stratified, 28 px"
+    yield DataSet("fashion", settings, 25, what)
 
 
 class Runs:

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from commands import refused
+from scalevit.analysis.reducing import load_trained
+from scalevit.cli.fit_arguments import trained_config
 from scalevit.cli.main import main
 from scalevit.cli.reduce import overrides_of
 from scalevit.config.loading import load_config
@@ -131,6 +133,50 @@ def test_a_reduced_file_is_reduced_along_the_other_axis(capsys: pytest.CaptureFi
     assert made.model_dump()["keep"] == 0.5
 
 
+def plain(name: str, *settings: str) -> str:
+    """A state dict as another program saves it, of the run's model with a reduction, and its number of parameters."""
+    config = load_config("run", settings)
+    model = build_model(config.model, config.reduction, seed=1)
+    torch.save(model.state_dict(), name)
+    return f"{sum(parameter.numel() for parameter in model.parameters()):,}"
+
+
+FOUR = ["reduction.strategy=grouped", "reduction.group_size=4"]
+
+
+def test_a_plain_state_dict_is_reduced_along_the_other_axis(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its blocks share an MLP also where neither the file nor the config says so."""
+    count = plain("plain.pth", *FOUR)
+    arguments = ["plain.pth", "--config", "run", "--to", "cut.safetensors", "--no-refit", "--units", "first"]
+    output, settings = reduced(capsys, *arguments, *FOUR, "reduction.keep=0.5")
+    assert count in output
+    config = load_config("run", settings)
+    found: list[Coverage] = []
+    build_model(config.model, config.reduction, seed=3, on_weights=found.append)
+    assert found[0].already_reduced
+    message = refused(capsys, "reduce", *arguments, *FOUR)
+    assert 'config: reduction.strategy = "grouped": the weights are reduced so already' in message
+
+
+@pytest.mark.parametrize(
+    ("made_with", "wanted", "expected"),
+    [
+        (["strategy=grouped", "group_size=4"], "shallow", "grouped"),
+        (["strategy=shallow", "keep=0.25"], "grouped", "shallow"),
+        (["strategy=thin"], "grouped", "shallow"),
+        (["strategy=thin"], "thin", "thin"),
+        (["strategy=none"], "grouped", "none"),
+    ],
+)
+def test_the_reduction_of_a_plain_state_dict_is_recognised(made_with: list[str], wanted: str, expected: str) -> None:
+    count = plain("plain.pth", *(f"reduction.{setting}" for setting in made_with))
+    trained = load_trained(trained_config("plain.pth", "run", [f"reduction.strategy={wanted}"]))
+    assert trained.config.reduction.strategy == expected
+    assert f"{sum(parameter.numel() for parameter in trained.network.parameters()):,}" == count
+    state = torch.load("plain.pth")
+    assert all(torch.equal(state[name], tensor) for name, tensor in trained.network.state_dict().items())
+
+
 def test_without_data_weights_can_still_be_reduced(capsys: pytest.CaptureFixture[str]) -> None:
     alone = ["--units", "weights", "--no-refit", "reduction.strategy=shallow"]
     output, _ = reduced(capsys, "bare", "--to", "out.safetensors", *alone)
@@ -141,6 +187,7 @@ def test_without_data_weights_can_still_be_reduced(capsys: pytest.CaptureFixture
     ("arguments", "message"),
     [
         (["run", "--to", "out.pth"], "--to out.pth: must end with .safetensors"),
+        (["run", "--to", f"{'x' * 240}.safetensors"], "x.safetensors: cannot be written (File name too long)"),
         (["run", "--to", "no/out.safetensors"], "--to no/out.safetensors: no: no such folder"),
         (["run", "--to", "run/final.safetensors"], "is the file that is reduced; name another"),
         (["run", "--to", "x.safetensors"], 'config: reduction.strategy = "none": the weights are reduced so already'),

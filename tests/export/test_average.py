@@ -17,6 +17,7 @@ from scalevit.models.build import build_model
 from scalevit.models.weights.write import write_weights
 from scalevit.tying import tied_names
 
+LONG = f"{'x' * 240}.safetensors"
 NAMES = [str(number) for number in range(10)]
 
 
@@ -121,6 +122,8 @@ def test_sums_are_in_double_precision(soups: Path, tmp_path: Path) -> None:
         (["a", "ungrouped"], "the tie of blocks.1.mlp.fc1.weight is missing, not blocks.0.mlp.fc1.weight"),
         (["a", "b", "--output", "a/best.safetensors"], "a/best.safetensors: already exists"),
         (["a", "b", "--output", "x.pth"], "--output x.pth: must end with .safetensors"),
+        # The temporary name of a file is longer than its own. The sources are not read before that is found.
+        (["a", "broken", "--output", LONG], f"error: {LONG}: cannot be written (File name too long)\n"),
         (["a", "b", "--greedy", "--no-evaluation"], "--greedy evaluates every average"),
         (["alone/1.safetensors", "alone/2.safetensors"], "name validation shards with --data, or give --no-evaluation"),
         (["a", "b", "--weights", "ema"], "run folder a: has none of best_ema.safetensors, final_ema.safetensors"),

@@ -1,10 +1,13 @@
 """`scalevit export` in every form, for every reduction; read by the tools that the forms are for, without scalevit."""
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -14,6 +17,8 @@ from safetensors.torch import load_file
 from commands import refused
 from launching import ROOT, environment
 from scalevit.cli.main import main
+from scalevit.errors import UserError
+from scalevit.export.classifier import open_classifier
 from scalevit.export.source import find_source
 from scalevit.export.trained_model import read_model
 from trained_runs import CLASSES, STRATEGIES, write_exports
@@ -114,6 +119,17 @@ def test_the_folder_says_what_the_model_expects(exports: Path) -> None:
     assert "cat, dog, owl, elk, bee" in card
 
 
+def test_no_license_is_invented(exports: Path) -> None:
+    """timm knows one of its own pretrained weights of this name (apache-2.0), which these are not."""
+    for path in (
+        exports / "grouped.hf" / "config.json",
+        exports / "grouped.hf" / "README.md",
+        exports / "grouped.json",
+    ):
+        assert "license" not in path.read_text().lower(), path
+    assert timm.get_pretrained_cfg("vit_tiny_patch16_224").license == "apache-2.0"
+
+
 def test_what_is_written_is_readable_by_all_and_nothing_is_left_over(exports: Path) -> None:
     assert [path for path in exports.rglob("*") if path.name.startswith(".")] == []
     (exports / "probe").touch()
@@ -123,6 +139,32 @@ def test_what_is_written_is_readable_by_all_and_nothing_is_left_over(exports: Pa
         == (exports / "grouped.hf" / "model.safetensors").stat().st_mode
         == mode
     )
+
+
+class Payload:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return os.makedirs, (str(self._path), 0o755, True)
+
+
+def test_nothing_in_a_folder_is_executed(exports: Path, tmp_path: Path) -> None:
+    """timm reads pytorch_model.bin, and its own message advises to turn the check off."""
+    folder, target = tmp_path / "malicious", tmp_path / "executed"
+    folder.mkdir()
+    (folder / "config.json").write_bytes((exports / "grouped.hf" / "config.json").read_bytes())
+    state = load_file(exports / "grouped.hf" / "model.safetensors")
+    torch.save({"state_dict": state, "hook": Payload(target)}, folder / "pytorch_model.bin")
+    with pytest.raises(UserError) as error:
+        open_classifier(find_source(str(folder)))
+    reason = "it is damaged, or contains more than tensors: save model.state_dict()"
+    assert str(error.value) == f"export {folder}: cannot be read ({reason})"
+    assert not target.exists()
+    torch.load(folder / "pytorch_model.bin", weights_only=False)
+    assert target.exists(), "the payload works where it is executed"
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------
@@ -137,6 +179,7 @@ def test_what_is_written_is_readable_by_all_and_nothing_is_left_over(exports: Pa
         ),
         (["RUNS/grouped", "beside.safetensors", "--to", "timm"], "beside.json: already exists"),
         (["RUNS/grouped", "x.pth", "--to", "timm"], "x.pth: --to timm writes a .safetensors file: name it so"),
+        (["nowhere", "x" * 250 + ".pt2", "--to", "torch"], "x.pt2: cannot be written (File name too long)"),
         (["RUNS/grouped", "no/x.pt2", "--to", "torch"], "no: no such folder"),
         (["RUNS/grouped", "x.pt2", "--to", "torch", "--tied"], "--tied applies to --to timm, not to --to torch"),
         (["RUNS/grouped", "x.pt2", "--to", "torch", "--weights", "ema"], "has none of best_ema.safetensors, final_ema"),

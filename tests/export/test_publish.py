@@ -40,6 +40,24 @@ class WrongSize(TimmWeights):
         model.head = head
 
 
+class Damaged(TimmWeights):
+    """Writes a file that cannot be read."""
+
+    def write(self, model: nn.Module, description: ModelDescription, target: Path, *, tied: bool) -> None:
+        super().write(model, description, target, tied=tied)
+        target.write_bytes(target.read_bytes()[:1000])
+
+
+def test_an_export_that_cannot_be_read_back_is_named_as_the_user_did(runs: Path, tmp_path: Path) -> None:
+    model, description = read_model(find_source(str(runs / "grouped")))
+    target = tmp_path / "x.safetensors"
+    with pytest.raises(UserError) as error:
+        publish(Damaged(), model, description, target, tied=False)
+    assert str(error.value).startswith(f"{target}: not written: export {target}: cannot be read (")
+    assert ".tmp" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("exporter", "message"),
     [(WrongWeights(), "for 1 images its logits differ from the model's by"), (WrongSize(), "its output is [1, 2]")],

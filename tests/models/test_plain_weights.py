@@ -1,6 +1,7 @@
 """State dicts of other programs: sets of weights, wrappers, and reduced models recognised by their tensors."""
 
 import argparse
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from scalevit.config.model import ModelConfig
 from scalevit.errors import UserError
+from scalevit.models.api import load_weights
 from scalevit.models.build import build_model
 from scalevit.models.meta_init import initial_values
 from scalevit.models.reductions.base import Reduction
@@ -164,6 +166,23 @@ def test_values_that_are_no_numbers_are_refused(value: float, suffix: str, tmp_p
     assert refused(path, NoReduction()).startswith(f"weights {path}: blocks.2.norm1.weight has NaN or infinite values")
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int64", "bool"])
+@pytest.mark.parametrize("name", ["blocks.2.mlp.fc1.weight", "pos_embed"])
+def test_integer_weights_are_refused(name: str, dtype: str, tmp_path: Path) -> None:
+    state = state_of(NoReduction())
+    path = saved({**state, name: (100 * state[name]).to(getattr(torch, dtype))}, tmp_path)
+    expected = f"weights {path}: {name} has dtype {dtype}, the model's is float32: save floating-point weights"
+    assert refused(path, NoReduction()) == expected
+    with pytest.raises(UserError) as error:
+        load_weights(build_model(MODEL, NoReduction(), seed=1), path)
+    assert str(error.value) == expected
+
+
+def test_weights_in_half_precision_are_loaded(tmp_path: Path) -> None:
+    state = {name: tensor.bfloat16() for name, tensor in state_of(NoReduction()).items()}
+    assert_equal(loaded(saved(state, tmp_path), NoReduction())[0], {name: t.float() for name, t in state.items()})
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -232,15 +251,23 @@ def test_an_unreduced_state_dict_is_reduced_after_loading(reduction: Reduction, 
         (ShallowReduction(keep=0.25), ShallowReduction(), '{"strategy": "shallow", "keep": 0.25}'),
         (ShallowReduction(), NoReduction(), '{"strategy": "shallow"} or {"strategy": "thin"}'),
         (ThinReduction(mlp_ratio=1.0), NoReduction(), '{"strategy": "thin", "mlp_ratio": 1.0}'),
+        (ThinReduction(), GroupedReduction(), '{"strategy": "shallow"} or {"strategy": "thin"}'),
+        (ThinReduction(), ShallowReduction(keep=0.25), '{"strategy": "shallow"} or {"strategy": "thin"}'),
+        (GroupedReduction(), ThinReduction(), '{"strategy": "grouped", "group_size": 2}'),
+        (GroupedReduction(keep=0.5), ThinReduction(), '{"strategy": "grouped", "group_size": 2, "keep": 0.5}'),
+        (ShallowReduction(keep=0.75), ThinReduction(), '{"strategy": "shallow", "keep": 0.75} or {"strategy": "thin"'),
+        (ShallowReduction(keep=0.25), ThinReduction(), '{"strategy": "shallow", "keep": 0.25} or {"strategy": "thin"'),
+        (ThinReduction(), ThinReduction(mlp_ratio=1.0), '{"strategy": "shallow"} or {"strategy": "thin"}'),
     ],
 )
 def test_weights_of_another_structure_are_refused_with_its_name(
     made_with: Reduction, wanted: Reduction, named: str, tmp_path: Path
 ) -> None:
     message = refused(saved(state_of(made_with), tmp_path), wanted)
-    assert "made with reduction " in message
-    assert ", which has another structure than " in message
-    assert named in message
+    file, _, config = message.partition(", which has another structure than ")
+    assert "made with reduction " in file
+    assert named in file
+    assert json.dumps(wanted.strategy) in config
 
 
 def test_blocks_that_shared_an_mlp_get_a_copy_each_in_a_model_without_reduction(tmp_path: Path) -> None:

@@ -87,10 +87,39 @@ def test_timm_loads_weights_of_a_reduced_model(reduction: Reduction, form: str, 
     copied.load_state_dict(load_file(path) if form == "ours" else torch.load(path), strict=True)
 
 
-def test_unreduced_weights_are_not_loaded_into_shared_mlps(tmp_path: Path) -> None:
-    torch.save(build_model(TINY, NoReduction(), seed=5).state_dict(), tmp_path / "plain.pth")
-    with pytest.raises(RuntimeError, match=r"blocks\.1\.mlp\.fc1\.weight and blocks\.0\.mlp\.fc1\.weight differ"):
-        timm.create_model("vit_tiny_patch16_224_grouped", checkpoint_path=str(tmp_path / "plain.pth"), **ARGUMENTS)
+def test_plain_weights_of_another_reduction_are_refused_with_its_name(tmp_path: Path) -> None:
+    torch.save(build_model(TINY, GroupedReduction(group_size=3), seed=5).state_dict(), tmp_path / "grouped.pth")
+    overlay = {"file": str(tmp_path / "grouped.pth")}
+    with pytest.raises(UserError, match=r'made with reduction {"strategy": "grouped", "group_size": 3}'):
+        timm.create_model("vit_tiny_patch16_224_thin", pretrained=True, pretrained_cfg_overlay=overlay, **ARGUMENTS)
+
+
+@pytest.mark.parametrize(
+    ("made_with", "strategy", "difference"),
+    [
+        (NoReduction(), "grouped", "blocks 0 and 1 have different MLPs, this model's share one"),
+        (NoReduction(), "shallow", "the MLP of block 0 has 192 hidden units, this model's has 96"),
+        (NoReduction(), "thin", "the MLP of block 0 has 192 hidden units, this model's has 96"),
+        (GroupedReduction(group_size=3), "grouped", "blocks 2 and 3 have different MLPs, this model's share one"),
+    ],
+)
+def test_a_checkpoint_that_is_not_reduced_so_is_one_line(
+    made_with: Reduction, strategy: str, difference: str, tmp_path: Path
+) -> None:
+    torch.save(build_model(TINY, made_with, seed=5).state_dict(), tmp_path / "plain.pth")
+    with pytest.raises(UserError) as error:
+        timm.create_model(f"{TINY.name}_{strategy}", checkpoint_path=str(tmp_path / "plain.pth"), **ARGUMENTS)
+    assert str(error.value) == (
+        f"state dict: is not reduced as this model is ({difference}): write a reduced file by `scalevit reduce`, or "
+        "start from this one by scalevit.create_model(weights=FILE)"
+    )
+
+
+def test_a_checkpoint_of_another_model_is_reported_by_torch(tmp_path: Path) -> None:
+    other = TINY.model_copy(update={"kwargs": {**TINY.kwargs, "embed_dim": 24}})
+    torch.save(build_model(other, NoReduction(), seed=5).state_dict(), tmp_path / "other.pth")
+    with pytest.raises(RuntimeError, match="size mismatch for cls_token"):
+        timm.create_model(f"{TINY.name}_shallow", checkpoint_path=str(tmp_path / "other.pth"), **ARGUMENTS)
 
 
 @pytest.mark.parametrize("strategy", ["grouped", "shallow", "thin"])

@@ -62,6 +62,13 @@ def test_a_weights_file_has_the_mode_of_other_files(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir() if each.suffix == ".tmp"] == []
 
 
+def test_a_file_that_cannot_be_written_is_one_line_with_its_own_name(tmp_path: Path) -> None:
+    path = tmp_path / "no" / "weights.safetensors"
+    with pytest.raises(UserError) as error:
+        write_weights(path, {"a": torch.zeros(1)}, model=MODEL, reduction=NoReduction(), tied={})
+    assert str(error.value) == f"weights {path}: cannot be written (No such file or directory)"
+
+
 @pytest.mark.parametrize(
     ("made_with", "wanted"),
     [

@@ -140,6 +140,9 @@ def test_pretrained_weights_of_the_web_come_from_torchs_cache(network: torch.nn.
         ("timm:vit_small_patch32_384.nothing", "timm has no such pretrained weights"),
         ("hf-hub:someone/no_such_model", "on a machine without network, name a file"),
         ("hf-hub:a/b/c/d", "a/b/c/d is not a name such as ORG/NAME"),
+        ("timm:", "names nothing after the colon, e.g. timm:vit_base_patch16_224"),
+        ("hf-hub:", "names nothing after the colon, e.g. hf-hub:ORG/NAME"),
+        ("local-dir:", "names nothing after the colon, e.g. local-dir:FOLDER"),
         ("local-dir:nowhere", "no such folder"),
         ("hf_hub:someone/model", "no such file; nearest: hf-hub"),
         ("nowhere.pth", "no such file"),
@@ -211,8 +214,9 @@ def test_pretrained_and_initial_weights_exclude_each_other() -> None:
         load_config("quickstart", ["model.pretrained=true", "model.initial_weights=weights.pth"])
     assert "give one of the two" in str(error.value)
     assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="give one of the two"):
+    with pytest.raises(UserError) as error:
         scalevit.create_model(NAME, "none", pretrained=True, weights="weights.pth")
+    assert str(error.value) == 'weights = "weights.pth": pretrained=True names weights too: give one of the two'
 
 
 def test_a_tag_of_the_name_chooses_how_images_are_normalised() -> None:

@@ -73,6 +73,14 @@ def _(place: Place) -> None:
     place.prepare(setting)
 
 
+@case("weights ...: ... has dtype ..., the model's is ...: save floating-point weights")
+def _(place: Place) -> None:
+    setting = place.weights()
+    state = torch.load("weights.pth")
+    torch.save({name: (100 * tensor).to(torch.int8) for name, tensor in state.items()}, "weights.pth")
+    place.prepare(setting)
+
+
 @case("weights ...: model.initial_weights_set = ..., but the file has ...: leave it at 'auto'")
 def _(place: Place) -> None:
     place.prepare(place.weights(), "model.initial_weights_set=ema")

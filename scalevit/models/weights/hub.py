@@ -21,6 +21,7 @@ from scalevit.files import locked, writing_whole
 
 SCHEMES = ("timm", "hf-hub", "local-dir")
 """Before the colon of an address: timm's pretrained models, models of the hub, and folders of the same form."""
+_EXAMPLES = {"timm": "vit_base_patch16_224", "hf-hub": "ORG/NAME", "local-dir": "FOLDER"}
 
 CONFIG = "config.json"
 # The names under which timm looks for the weights of a folder or a model of the hub, the first that exists.
@@ -67,6 +68,8 @@ def find_weights(source: Source) -> WeightsFile:
             raise UserError(f"weights {source}: no such file{_scheme_hint(source)}")
         return WeightsFile(path)
     scheme, _, name = os.fspath(source).partition(":")
+    if not name:
+        raise UserError(f"weights {source}: names nothing after the colon, e.g. {scheme}:{_EXAMPLES[scheme]}")
     if scheme == "local-dir":
         if not Path(name).is_dir():
             raise UserError(f"weights {source}: no such folder")

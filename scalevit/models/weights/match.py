@@ -5,9 +5,8 @@ So weights are never reduced twice. Knows names and shapes, not file formats.
 
 import contextlib
 import io
-import json
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +22,7 @@ from scalevit.models.reductions.base import Reduction
 from scalevit.models.weights.coverage import Coverage
 from scalevit.models.weights.hub import Source
 from scalevit.models.weights.read import Weights, read_weights
-from scalevit.models.weights.structure import are_reduced, shared_blocks
+from scalevit.models.weights.structure import are_reduced, in_short, recognised, shared_blocks
 from scalevit.tying import canonical_state, tied_names
 
 
@@ -39,6 +38,7 @@ def load_initial_weights(
     source: Source,
     reduction: Reduction,
     *,
+    without_reduction: Callable[[], nn.Module],
     weights_set: WeightsSet = "auto",
     need_classifier: bool = False,
 ) -> Coverage:
@@ -46,8 +46,7 @@ def load_initial_weights(
 
     Args:
         source: a path, or an address as `hub.find_weights` takes it.
-        weights_set: which weights of a file with several sets.
-        need_classifier: as for `match_weights`.
+        without_reduction, weights_set, need_classifier: as for `match_weights`.
 
     Returns:
         What they cover. Where they are reduced already, the model is so now.
@@ -55,7 +54,14 @@ def load_initial_weights(
     Raises:
         UserError: as `match_weights`.
     """
-    matched = match_weights(model, source, reduction, weights_set=weights_set, need_classifier=need_classifier)
+    matched = match_weights(
+        model,
+        source,
+        reduction,
+        without_reduction=without_reduction,
+        weights_set=weights_set,
+        need_classifier=need_classifier,
+    )
     with torch.no_grad():
         for name, tensor in canonical_state(model).items():
             if name in matched.tensors and tensor.device.type != "meta":
@@ -68,6 +74,7 @@ def match_weights(
     source: Source,
     reduction: Reduction,
     *,
+    without_reduction: Callable[[], nn.Module],
     weights_set: WeightsSet = "auto",
     need_classifier: bool = False,
 ) -> MatchedWeights:
@@ -80,6 +87,8 @@ def match_weights(
 
     Args:
         source: a path, or an address as `hub.find_weights` takes it.
+        without_reduction: builds the model without the arguments of timm's factory that the reduction adds, for
+            messages. Called with the meta device as default.
         weights_set: which weights of a file with several sets.
         need_classifier: refuse weights whose classifier is missing or for another number of classes.
 
@@ -90,26 +99,21 @@ def match_weights(
     weights = read_weights(source, weights_set=weights_set, model=model)
     models = differing_models(weights, model)
     tensors = fitted(weights.tensors, model)
+    check_floating(tensors, model, source)
     if weights.described:
         already_reduced = weights.reduction is not None
         if weights.reduction is not None:
             _check_same_structure(weights.reduction, reduction, model, source, models)
     else:
-        already_reduced = are_reduced(tensors, model, reduction, source=source, models=models)
+        already_reduced = are_reduced(
+            tensors, model, reduction, without_reduction=without_reduction, source=source, models=models
+        )
     separated = () if weights.described or already_reduced else shared_blocks(tensors, model)
     if already_reduced:
         reduce_model(model, reduction)
 
     own = canonical_state(model)
-    classifier = classifier_names(model)
-    fresh = {name for name in classifier & tensors.keys() if tensors[name].shape[:1] != own[name].shape[:1]}
-    if fresh and need_classifier:
-        held, wanted = (each[min(fresh)].shape[0] for each in (tensors, own))
-        raise UserError(
-            f"weights {source}: have a classifier of {held} classes, but model.num_classes = {wanted}{models}"
-        )
-    if not need_classifier and not classifier & tensors.keys():  # of a backbone, such as DINOv2's
-        fresh = classifier
+    fresh = _fresh_names(tensors, model, source, models, need_classifier=need_classifier)
     _check_names(tensors, model, fresh, f"weights {source}", models)
     taken = {name: tensors[name] for name in own if name not in fresh}
     coverage = Coverage(
@@ -122,6 +126,21 @@ def match_weights(
         weights_set=weights.chosen,
     )
     return MatchedWeights(taken, coverage)
+
+
+def reductions_of(source: Source, model: nn.Module, *, weights_set: WeightsSet = "auto") -> list[Reduction]:
+    """The reduction of weights as their file says, else those that their tensors show; none of unreduced ones.
+
+    Args:
+        model: unreduced; it is left as it is.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    weights = read_weights(source, weights_set=weights_set, model=model)
+    if weights.described:
+        return [] if weights.reduction is None else [weights.reduction]
+    return recognised(fitted(weights.tensors, model), model)
 
 
 def fitted(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -151,6 +170,38 @@ def adapted_input(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, 
     return result
 
 
+def _fresh_names(
+    tensors: Mapping[str, Tensor], model: nn.Module, source: Source, models: str, *, need_classifier: bool
+) -> set[str]:
+    """Names that keep their initialisation, see `match_weights`."""
+    own, classifier = canonical_state(model), classifier_names(model)
+    fresh = {name for name in classifier & tensors.keys() if tensors[name].shape[:1] != own[name].shape[:1]}
+    if fresh and need_classifier:
+        held, wanted = (each[min(fresh)].shape[0] for each in (tensors, own))
+        raise UserError(
+            f"weights {source}: have a classifier of {held} classes, but model.num_classes = {wanted}{models}"
+        )
+    if not need_classifier and not classifier & tensors.keys():  # of a backbone, such as DINOv2's
+        return classifier
+    return fresh
+
+
+def check_floating(tensors: Mapping[str, Tensor], model: nn.Module, source: Source) -> None:
+    """Refuses integers (of quantised weights, say) where the model has floating-point numbers: without their scales
+    they are other numbers.
+
+    Raises:
+        UserError: names the first such tensor.
+    """
+    for name, own in model.state_dict().items():
+        given = tensors.get(name)
+        if given is not None and own.is_floating_point() and not given.is_floating_point():
+            kinds = [str(each.dtype).removeprefix("torch.") for each in (given, own)]
+            raise UserError(
+                f"weights {source}: {name} has dtype {kinds[0]}, the model's is {kinds[1]}: save floating-point weights"
+            )
+
+
 def _check_same_structure(made_with: Reduction, wanted: Reduction, model: nn.Module, source: Any, models: str) -> None:
     """Two reductions are the same if their structure is, whatever acts at initialisation only."""
     depth = len(transformer_blocks(model))
@@ -160,7 +211,7 @@ def _check_same_structure(made_with: Reduction, wanted: Reduction, model: nn.Mod
     except SettingError:
         same = False  # the file's model has another depth
     if not same:
-        there, here = (json.dumps(each.model_dump(mode="json")) for each in (made_with, wanted))
+        there, here = (in_short(each) for each in (made_with, wanted))
         raise UserError(
             f"weights {source}: made with reduction {there}, which has another structure than {here}{models}"
         )
@@ -205,4 +256,6 @@ def differing_models(weights: Weights, model: nn.Module) -> str:
     if weights.model is None:
         return ""
     own = getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
-    return f"; weights are of {weights.model}, this model is {own}"
+    stated = f"; weights are of {weights.model}"
+    # Under the same name the arguments of timm's factory differ, if anything does: the file's are in `weights.model`.
+    return stated if weights.model.split()[0] == own else f"{stated}, this model is {own}"

@@ -59,10 +59,21 @@ def _load(path: Path, source: Any) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:
         # torch does not limit the exceptions that a damaged or foreign file raises.
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        if isinstance(error, pickle.UnpicklingError):  # whose text advises to load it with `weights_only=False`
-            reason = "it is damaged, or contains more than tensors: save model.state_dict()"
-        raise UserError(f"weights {source}: cannot be read ({reason})") from error
+        raise UserError(f"weights {source}: cannot be read ({why_unreadable(error)})") from error
+
+
+def why_unreadable(error: BaseException) -> str:
+    """Why a file that torch has saved was not read, in one line.
+
+    torch refuses to execute code by an `UnpicklingError`, whose text advises to load the file with
+    `weights_only=False`; so does timm, by an error that it causes.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, pickle.UnpicklingError):
+            return "it is damaged, or contains more than tensors: save model.state_dict()"
+        cause = cause.__cause__
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def _state_dict(content: Any, source: Any, wanted: WeightsSet) -> tuple[dict[str, Tensor], str | None]:

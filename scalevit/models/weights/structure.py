@@ -6,7 +6,7 @@ models are neither scaled nor cut a second time. Knows names and shapes of MLPs;
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,13 @@ Layout = tuple[BlockMlp, ...]
 
 
 def are_reduced(
-    tensors: Mapping[str, Tensor], model: nn.Module, reduction: Reduction, *, source: object, models: str
+    tensors: Mapping[str, Tensor],
+    model: nn.Module,
+    reduction: Reduction,
+    *,
+    without_reduction: Callable[[], nn.Module],
+    source: object,
+    models: str,
 ) -> bool:
     """Whether weights are those of the model after the reduction, and not before it.
 
@@ -29,6 +35,8 @@ def are_reduced(
         tensors: under the model's names.
         model: unreduced; it is left as it is.
         reduction: that is wanted.
+        without_reduction: builds the model without the arguments of timm's factory that the reduction adds.
+            Called with the meta device as default, and only where it adds some.
         source: of the weights, for messages.
         models: the end of messages about weights that do not fit.
 
@@ -37,22 +45,24 @@ def are_reduced(
         SettingError: the reduction does not fit the model.
     """
     prefixes = _prefixes(model)
-    unreduced = _layout(_parameters(model), prefixes)
     found = _layout(tensors, prefixes)
     reduced = _layout(_parameters(reduce_model(_without_values(model), reduction)), prefixes)
     if _is_of(found, reduced):
         return reduction.changes_model
+    with torch.device("meta"):
+        own = without_reduction() if reduction.factory_arguments() else model
+    unreduced = _layout(_parameters(own), _prefixes(own))
     if any(here.width != own.width for here, own in zip(found, unreduced, strict=True)):
         return False  # another model or a part of one, which the comparison of names and shapes finds
     narrower = any(here.hidden < own.hidden for here, own in zip(found, unreduced, strict=True))
     shares = any(here.source != own.source for here, own in zip(found, unreduced, strict=True))
     if not narrower and (not shares or reduced == unreduced):
         return False  # unreduced, or each block gets its own copy of an MLP that it shared
-    names = [_in_short(part) for part in _recognised(found, unreduced)]
+    names = [in_short(part) for part in _recognised(found, unreduced)]
     hidden = [block.hidden for block in found]
     made_with = " or ".join(names) or f"of an unknown kind ({hidden} hidden units)"
     raise UserError(
-        f"weights {source}: made with reduction {made_with}, which has another structure than {_in_short(reduction)}"
+        f"weights {source}: made with reduction {made_with}, which has another structure than {in_short(reduction)}"
         f"{models}"
     )
 
@@ -69,15 +79,55 @@ def shared_blocks(tensors: Mapping[str, Tensor], model: nn.Module) -> tuple[tupl
     return tuple(tuple(group) for group in groups.values() if len(group) > 1)
 
 
+def recognised(tensors: Mapping[str, Tensor], model: nn.Module) -> list[Reduction]:
+    """The reductions that explain the MLPs of weights; none where they are unreduced, or of another model.
+
+    Args:
+        tensors: under the model's names.
+        model: unreduced.
+    """
+    prefixes = _prefixes(model)
+    found, unreduced = _layout(tensors, prefixes), _layout(_parameters(model), prefixes)
+    if any(here.source is not None and here.width != own.width for here, own in zip(found, unreduced, strict=True)):
+        return []
+    return _recognised(found, unreduced)
+
+
+def difference(tensors: Mapping[str, Tensor], model: nn.Module) -> str | None:
+    """In which way weights of a reduced model's width are not reduced as the model is.
+
+    Args:
+        tensors: under the model's names. A shared MLP may be listed for its first block only.
+
+    Returns:
+        None where they are reduced alike, or are of another model.
+    """
+    prefixes = _prefixes(model)
+    found, own = _layout(tensors, prefixes), _layout(_parameters(model), prefixes)
+    pairs = [(block, *pair) for block, pair in enumerate(zip(found, own, strict=True)) if pair[0].source is not None]
+    if any(here.width != wanted.width for _, here, wanted in pairs):
+        return None
+    for block, here, wanted in pairs:
+        if here.hidden != wanted.hidden:
+            return f"the MLP of block {block} has {here.hidden} hidden units, this model's has {wanted.hidden}"
+        if wanted.source != block and here.source != wanted.source:
+            return f"blocks {wanted.source} and {block} have different MLPs, this model's share one"
+    return None
+
+
 def _parameters(model: nn.Module) -> dict[str, Tensor]:
     """Also the further names of shared parameters."""
     return dict(model.named_parameters(remove_duplicate=False))
 
 
 def _prefixes(model: nn.Module) -> list[list[str]]:
-    """Of each block, where the names of its MLPs' parameters begin, e.g. ["blocks.0.mlp."]."""
+    """Of each block, where the names of its MLPs' parameters begin, e.g. ["blocks.0.mlp."], shared or not."""
     names = {module: name for name, module in model.named_modules()}
-    return [[f"{names[place.module]}." for place in mlp_places(block)] for block in transformer_blocks(model)]
+    found = []
+    for block in transformer_blocks(model):
+        inside = {module: name for name, module in block.named_modules()}
+        found.append([f"{names[block]}.{inside[place.module]}." for place in mlp_places(block)])
+    return found
 
 
 def _layout(tensors: Mapping[str, Tensor], prefixes: Sequence[Sequence[str]]) -> Layout:
@@ -135,6 +185,7 @@ def _recognised(found: Layout, unreduced: Layout) -> list[Reduction]:
     return [part for part in parts if part is not None]
 
 
-def _in_short(reduction: Reduction) -> str:
+def in_short(reduction: Reduction) -> str:
+    """The settings of a reduction that are not its defaults, as JSON."""
     settings = reduction.model_dump(mode="json", exclude_defaults=True)
     return json.dumps({"strategy": reduction.strategy, **settings})

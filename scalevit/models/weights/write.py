@@ -53,4 +53,4 @@ def write_weights(
             save_file(contiguous, temporary, metadata={"format": "pt", METADATA_KEY: json.dumps(description)})
             temporary.chmod(mode)  # safetensors makes files that only their owner can read
     except (OSError, SafetensorError) as error:
-        raise UserError(f"weights {path}: cannot be written ({error})") from None
+        raise UserError(f"weights {path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
