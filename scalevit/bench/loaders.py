@@ -81,11 +81,11 @@ def _ours(shards: str, fast: bool, repeats: int = 1) -> Iterable[Any]:
     from scalevit.data.transforms.base import TrainingAugmentation
     from scalevit.data.transforms.device import DeviceTransform
     from scalevit.data.transforms.fast import FastTraining
-    from scalevit.data.transforms.timm_pipeline import training_transform
+    from scalevit.data.transforms.timm_pipeline import TimmTraining
 
     keep_freed_memory()  # as the trainer does on a CPU
     augmentation = TrainingAugmentation(image_size=_SIZE, mean=_MEAN, auto_augment=_POLICY)
-    transform = FastTraining(augmentation) if fast else training_transform(augmentation)
+    transform = FastTraining(augmentation) if fast else TimmTraining(augmentation)
     dataset = ShardDataset(load_index(shards), transform)
     loader = TrainLoader(
         dataset, Order(len(dataset), 0), global_batch=_BATCH, micro_batch=_BATCH, repeats=repeats, workers=1

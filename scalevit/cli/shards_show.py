@@ -119,6 +119,9 @@ def _draw(config: Config, index: Index, arguments: argparse.Namespace) -> None:
     from scalevit.training.run import with_model_defaults
 
     config = with_model_defaults(config)
+    # Augmented copies are drawn, no views of the same crop.
+    one_view = config.data.augmentation.model_copy(update={"splits": 0, "random_erasing_clean_split": False})
+    config = config.model_copy(update={"data": config.data.model_copy(update={"augmentation": one_view})})
     data, (mean, std) = config.data, normalisation_of(config)
     transforms = training_transform_of(config), evaluation_transform_of(config)
     train, evaluation = (
@@ -130,7 +133,7 @@ def _draw(config: Config, index: Index, arguments: argparse.Namespace) -> None:
         evaluation,
         samples,
         copies=arguments.copies,
-        erase=device_transform_of(config, random_erasing=data.augmentation.random_erasing),
+        erase=device_transform_of(config, erases=True),
         mean=mean,
         std=std,
     )

@@ -12,29 +12,68 @@ class AugmentationConfig(Section):
 
     aug_repeats: PositiveInt = 3
     """Augmented copies of each decoded image (repeated augmentation). The length of an epoch does not change."""
+    repeat_order: Literal["together", "timm"] = "together"
+    """together: the copies of an image are in one batch, and `aug_repeats` epochs show all images. timm: the order of
+    timm's RepeatAugSampler; each epoch shows another random part of the set, and drops the last partial batch. It does
+    not depend on `seed`, and shuffles single images, which is slow for shards at an address."""
+    repeat_processes: PositiveInt = 1
+    """For timm's order: the number of processes that share it out, as GPUs in timm's run (the paper: 2)."""
+    crop_mode: Literal["rrc", "rkrc", "rkrr"] = "rrc"
+    """Crop, as timm's train_crop_mode. rrc: random resized crop. rkrc, rkrr: a resize that keeps the aspect ratio up to
+    `crop_ratio`, then a central or a random crop; timm's defaults for them are a crop_scale of [0.8, 1] and a
+    crop_ratio of [0.9, 1.11]."""
     crop_scale: tuple[PositiveFloat, PositiveFloat] = (0.08, 1.0)
     """Smallest and largest area of the random crop, as a fraction of the image."""
     crop_ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
     """Smallest and largest aspect ratio (width over height) of the random crop."""
     hflip: UnitInterval = 0.5
     """Probability of a horizontal flip."""
+    vflip: UnitInterval = 0.0
+    """Probability of a vertical flip."""
     color_jitter: UnitInterval = 0.4
-    """Strength of colour jitter; not used together with auto_augment (as in timm)."""
+    """Strength of colour jitter; not used together with auto_augment, but for policies with 3a (as in timm)."""
+    color_jitter_prob: UnitInterval | None = None
+    """Probability of colour jitter; null: every image."""
+    grayscale_prob: UnitInterval = 0.0
+    """Probability that an image is turned grey."""
+    gaussian_blur_prob: UnitInterval = 0.0
+    """Probability of a Gaussian blur (kernel of 23 pixels, as in timm); images must have at least 12 pixels."""
     auto_augment: str | None = "rand-m9-mstd0.5-inc1"
-    """A RandAugment or AutoAugment policy in timm's notation; null applies none."""
+    """A RandAugment or AutoAugment policy in timm's notation (3a: DeiT III's three-augment); null applies none."""
     interpolation: Literal["random", "bilinear", "bicubic"] = "random"
     """Resampling of the training crop; random chooses bilinear or bicubic for each image."""
+    splits: NonNegativeInt = 0
+    """Views of each image (timm's aug-splits), 0 or at least 2: a clean one and others with augmentation of their own,
+    all with the same crop. `train.global_batch` and `train.micro_batch` count images, not views."""
     random_erasing: UnitInterval = 0.25
-    """Probability that a rectangle of an image is erased (timm's pixel mode)."""
+    """Probability that rectangles of an image are erased."""
+    random_erasing_mode: Literal["pixel", "rand", "const"] = "pixel"
+    """What they are filled with: noise in each pixel, one random colour, or the mean colour."""
+    random_erasing_count: PositiveInt = 1
+    """Maximum number of rectangles of an image; their number is random, and they share the area."""
+    random_erasing_clean_split: bool = False
+    """Spare the first view of each image, without splits every second image (timm's resplit)."""
+    erase: Literal["before_mixing", "after_mixing"] = "before_mixing"
+    """before_mixing: images are normalised, erased, then mixed, as timm does without its prefetcher. after_mixing: they
+    are mixed as 8-bit values, normalised, then erased, as timm's prefetcher and the paper did."""
     mixup: NonNegativeFloat = 0.8
     """Alpha of mixup's Beta distribution; 0 disables mixup."""
     cutmix: NonNegativeFloat = 1.0
     """Alpha of CutMix's Beta distribution; 0 disables CutMix. With both enabled, each group of images uses one."""
+    cutmix_minmax: tuple[UnitInterval, UnitInterval] | None = None
+    """CutMix with rectangles whose sides are between these shares of the image's, for example [0.2, 0.8]; enables
+    CutMix, and `cutmix` is not used. null: by `cutmix`."""
     mixup_prob: UnitInterval = 1.0
     """Probability that a group of images is mixed."""
+    mixup_switch_prob: UnitInterval = 0.5
+    """Probability of CutMix, where mixup and CutMix are both enabled."""
+    mixup_mode: Literal["batch", "pair", "elem"] = "batch"
+    """What is mixed alike: a group of images, the two images of a pair, or nothing, each image with its own draw."""
+    mixup_off_epoch: NonNegativeInt = 0
+    """Number of epochs after which images are not mixed any more; 0: all are mixed."""
     mixing_group: PositiveInt = 256
-    """Images of the global batch that are mixed alike: by mixup or CutMix, with one weight and one rectangle. Must be
-    even. The paper's batches had 256 images on each device."""
+    """Images of the global batch that are mixed alike in mode batch: by mixup or CutMix, with one weight and one
+    rectangle. Must be even. The paper's batches had 256 images on each device."""
 
     @model_validator(mode="after")
     def _ranges(self) -> "AugmentationConfig":
@@ -43,7 +82,24 @@ class AugmentationConfig(Section):
                 raise ValueError(f"{name} = [{low}, {high}]: the first must not be greater than the second")
         if self.crop_scale[1] > 1:
             raise ValueError(f"crop_scale = {list(self.crop_scale)}: a crop is at most the whole image (1.0)")
+        if self.cutmix_minmax is not None and self.cutmix_minmax[0] >= self.cutmix_minmax[1]:
+            raise ValueError(f"cutmix_minmax = {list(self.cutmix_minmax)}: the first must be less than the second")
         return self
+
+    @model_validator(mode="after")
+    def _splits(self) -> "AugmentationConfig":
+        if self.splits == 1:
+            raise ValueError("splits = 1: must be 0 (no views) or at least 2")
+        if self.splits and self.mixes:
+            raise ValueError(
+                f"splits = {self.splits}: views are not mixed; set mixup=0, cutmix=0 and cutmix_minmax=null"
+            )
+        return self
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed."""
+        return bool(self.mixup_prob and (self.mixup or self.cutmix or self.cutmix_minmax is not None))
 
 
 class DataConfig(Section):
@@ -68,6 +124,9 @@ class DataConfig(Section):
     class_names: FilePath | None = None
     """File with the names of labels 0, 1, ..., one per line or a JSON list, for shards whose labels are names, or which
     have no names. null: labels are integers, and a `set.json` may have their names."""
+    class_map: FilePath | None = None
+    """JSON file with an object that gives each class of the shards, by its name or old label, the label that it has in
+    the run; several classes may have the same. For a list of names in order use `class_names`. null: labels stay."""
     max_faults: NonNegativeInt = 100
     """Maximum number of bad samples in a run, training and validation together. They are listed in
     `runs/NAME/data_faults.jsonl`. In training they are replaced by other samples, in evaluation they count as wrong."""
@@ -86,6 +145,12 @@ class DataConfig(Section):
     """Per-channel standard deviation of the normalisation; null takes that of the timm model."""
     crop_pct: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """Evaluation: side of the central crop as a fraction of the resized side; null takes that of the timm model."""
+    crop_mode: Literal["center", "squash", "border"] | None = None
+    """Evaluation, as timm's crop_mode: the shortest side is resized and the image cut off (center), both sides are
+    (squash), or the longest one is and the rest filled with the mean colour (border); null takes that of the timm
+    model."""
+    interpolation: Literal["bilinear", "bicubic", "lanczos", "nearest", "box", "hamming"] | None = None
+    """Evaluation: resampling of the resize; null takes that of the timm model. fast transforms have the first two."""
     augmentation: AugmentationConfig = AugmentationConfig()
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from scalevit.config.base import (
     ClipMode,
     CompileMode,
+    FilePath,
     NonNegativeFloat,
     NonNegativeInt,
     Precision,
@@ -170,3 +171,7 @@ class EvaluationConfig(Section):
     """Images per forward pass on one rank. Results do not depend on it."""
     metric: SelectionMetric = "top1"
     """What the best epoch, weights and checkpoint are chosen by: the highest top-1 or top-5, or the lowest loss."""
+    real_labels: FilePath | None = None
+    """JSON file of reassessed labels (arXiv:2006.07159, `real.json`): a list with the list of labels of each image of
+    ImageNet's validation set in its own order, or an object with that of each image by its key. Adds the metrics
+    `real_top1` and `real_top5`, over the images that have such labels."""

@@ -97,6 +97,7 @@ class Config(Section):
             raise ValueError(f"train.compile_mode = {train.compile_mode} needs train.compile = true")
         self.engine.check_training(precision=train.precision, meta_init=train.meta_init)
         self.loss.check_classes(self.model.num_classes)
+        self.loss.check_views(self.data.augmentation.splits)
         return self
 
 

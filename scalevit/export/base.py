@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Channels = tuple[float, float, float]
 
 
+CROP_MODES = ("center", "squash", "border")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "hamming", "box")
 MAX_IMAGE_SIZE = 8192
 """Of an export that is read: a larger one would fill the memory."""
@@ -44,6 +45,8 @@ class Preprocessing:
     mean: Channels
     """Of the normalisation, for values in 0..1."""
     std: Channels
+    crop_mode: str = "center"
+    """Whether the shortest side (center), both sides (squash) or the longest side (border) are resized; as timm's."""
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -69,11 +72,14 @@ class Preprocessing:
             interpolation=str(values["interpolation"]),
             mean=mean,
             std=std,
+            crop_mode=str(values.get("crop_mode", "center")),
         )
         if not 1 <= own.image_size <= MAX_IMAGE_SIZE:
             raise ValueError(f"image_size = {own.image_size} must be 1 to {MAX_IMAGE_SIZE}")
         if not 0 < own.crop_pct <= 1:
             raise ValueError(f"crop_pct = {own.crop_pct} must be above 0 and at most 1")
+        if own.crop_mode not in CROP_MODES:
+            raise ValueError(f"crop_mode = {own.crop_mode!r} must be one of {', '.join(CROP_MODES)}")
         if own.interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation = {own.interpolation!r} must be one of {', '.join(INTERPOLATIONS)}")
         return own

@@ -22,7 +22,6 @@ from scalevit.errors import UserError, naming_settings, settings_of
 from scalevit.export.base import ModelDescription, Preprocessing
 from scalevit.models.build import build_model
 from scalevit.models.reductions.apply import parse_reduction
-from scalevit.training.open_data import EVALUATION_INTERPOLATION
 from scalevit.training.run import with_model_defaults
 from scalevit.training.tasks.base import without_own
 from scalevit.tying import tied_names
@@ -102,10 +101,13 @@ def preprocessing_of(config: Config) -> Preprocessing:
     assert data.mean is not None, "see with_model_defaults"
     assert data.std is not None, "see with_model_defaults"
     assert data.crop_pct is not None, "see with_model_defaults"
+    assert data.crop_mode is not None, "see with_model_defaults"
+    assert data.interpolation is not None, "see with_model_defaults"
     return Preprocessing(
         image_size=config.model.image_size,
         crop_pct=data.crop_pct,
-        interpolation=EVALUATION_INTERPOLATION,
+        interpolation=data.interpolation,
         mean=data.mean,
         std=data.std,
+        crop_mode=data.crop_mode,
     )

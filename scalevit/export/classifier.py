@@ -74,7 +74,11 @@ def open_classifier(source: Source) -> Classifier:
             world=world,
             preprocessing=images,
             transform=evaluation_transform(
-                image_size=images.image_size, crop_pct=images.crop_pct, interpolation=images.interpolation
+                image_size=images.image_size,
+                crop_pct=images.crop_pct,
+                interpolation=images.interpolation,
+                crop_mode=images.crop_mode,
+                mean=images.mean,
             ),
             finish=DeviceTransform(mean=images.mean, std=images.std),
             num_classes=export.num_classes,

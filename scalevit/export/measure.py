@@ -12,7 +12,7 @@ from scalevit.data.shards.discovery import class_names, find_shards
 from scalevit.errors import UserError
 from scalevit.export.classifier import Classifier, classifier_of
 from scalevit.training.evaluation import CheckedMetrics, measure_within_limit
-from scalevit.training.open_data import EVALUATION_INTERPOLATION, open_evaluation
+from scalevit.training.open_data import open_evaluation
 from scalevit.training.setting_keys import naming_data_settings
 
 
@@ -46,16 +46,13 @@ def _validation_of(classifier: Classifier, config: Config) -> EvaluationLoader:
     world, images = classifier.world, classifier.preprocessing
     if world.size > 1:
         raise UserError("this is computed in one process: start it without a launcher")
-    if images.interpolation != EVALUATION_INTERPOLATION:
-        raise UserError(
-            f"evaluations resize images by {EVALUATION_INTERPOLATION} interpolation; this model needs "
-            f"{images.interpolation}"
-        )
     data = config.data
     preparation = {
         "mean": data.mean or images.mean,
         "std": data.std or images.std,
         "crop_pct": data.crop_pct or images.crop_pct,
+        "crop_mode": data.crop_mode or images.crop_mode,
+        "interpolation": data.interpolation or images.interpolation,
     }
     size = {"image_size": images.image_size, "num_classes": classifier.num_classes}
     config = config.model_copy(

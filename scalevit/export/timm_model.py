@@ -115,7 +115,7 @@ def timm_config(call: TimmModel, description: ModelDescription) -> dict[str, Any
         "input_size": preparation.input_shape,
         "interpolation": preparation.interpolation,
         "crop_pct": preparation.crop_pct,
-        "crop_mode": "center",
+        "crop_mode": preparation.crop_mode,
         "mean": preparation.mean,
         "std": preparation.std,
     }

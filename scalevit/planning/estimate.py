@@ -139,16 +139,24 @@ def estimate_run(
             continue
         models[strategy] = model
         rows += [run.row(model, engine) for engine in engines if engine.label not in engines_left_out]
+    shown = run.micro_batch(models[config.reduction.kind()], config.engine)
+    kinds = [*((each, False) for each in MODES), (mode, True)] if compare else []
+    activations = {kind: _activations(config, *kind, shown, report) for kind in kinds}
+    return RunEstimate(
+        config, device, gpus, nodes, mode, rows, activations, shown, _ignored(config), left_out, engines_left_out
+    )
+
+
+def _ignored(config: Config) -> list[str]:
     ignored = [f"engine.{name}" for name in config.engine.not_estimated]
     ignored += [f"task.{name}" for name in config.task.not_estimated]
+    if config.data.augmentation.splits:
+        ignored.append("data.augmentation.splits")
     if config.optimizer.frozen:
         ignored.append("optimizer.frozen in activations and time")
     if config.train.compile:
         ignored.append("train.compile")
-    shown = run.micro_batch(models[config.reduction.kind()], config.engine)
-    kinds = [*((each, False) for each in MODES), (mode, True)] if compare else []
-    activations = {kind: _activations(config, *kind, shown, report) for kind in kinds}
-    return RunEstimate(config, device, gpus, nodes, mode, rows, activations, shown, ignored, left_out, engines_left_out)
+    return ignored
 
 
 def largest_micro_batch(config: Config, *, ranks: int, memory_bytes: float, optimizer_tensors: int) -> int:

@@ -12,7 +12,7 @@ from scalevit.data.loading.evaluation_loader import EvaluationLoader
 from scalevit.distributed import World
 from scalevit.engines.base import Engine
 from scalevit.runs.summary import EMA, WEIGHTS, record_key, score_of
-from scalevit.training.metrics import METRICS, Predictions
+from scalevit.training.metrics import Predictions, metrics_of
 from scalevit.training.setting_keys import naming_data_settings
 from scalevit.training.tasks.base import Form, Forward
 from scalevit.training.weight_sets import WeightSets
@@ -146,7 +146,7 @@ def evaluate(
         faults: this rank's bad samples are added to it.
 
     Returns:
-        Every metric of `METRICS` over the whole set, by its name and the suffix of the form: "top1", "top1_width_0.5".
+        Every metric of `metrics_of`, by its name and the suffix of the form: "top1", "top1_width_0.5".
 
     Raises:
         UserError: a shard cannot be read; on every rank.
@@ -169,8 +169,9 @@ def _measure(
 ) -> dict[str, float]:
     device = world.device
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    # By form: the sum of weights, then of metrics.
-    totals = torch.zeros(len(forms), 1 + len(METRICS), dtype=torch.float64, device=device)
+    measured = metrics_of(real_labels=loader.has_real_labels)
+    # By form and metric: the sum over images, and their number.
+    totals = torch.zeros(len(forms), len(measured), 2, dtype=torch.float64, device=device)
     batches = iter(loader)
     for _ in range(len(loader)):
         with world.collective_errors(), naming_data_settings():
@@ -183,12 +184,15 @@ def _measure(
         for total, form in zip(totals, forms.values(), strict=True):
             with form():
                 logits = forward(images)
-            predictions = Predictions(logits.float(), labels, batch.decoded.to(device))
-            values = [metric.of_images(predictions).double() for metric in METRICS.values()]
-            total += (torch.stack([torch.ones_like(weights), *values]) * weights).sum(1)
+            real_labels = batch.real_labels.to(device) if loader.has_real_labels else None
+            predictions = Predictions(logits.float(), labels, batch.decoded.to(device), real_labels)
+            for row, metric in zip(total, measured.values(), strict=True):
+                counted = weights if metric.counts is None else weights * metric.counts(predictions)
+                row += torch.stack([(metric.of_images(predictions).double() * counted).sum(), counted.sum()])
     metrics = {}
-    for suffix, (count, *sums) in zip(forms, world.all_reduce_sum(totals).tolist(), strict=True):
-        assert count == len(loader.dataset), f"evaluated {count:g} of {len(loader.dataset)} samples"
-        for (name, metric), total in zip(METRICS.items(), sums, strict=True):
+    for suffix, rows in zip(forms, world.all_reduce_sum(totals).tolist(), strict=True):
+        for (name, metric), (total, count) in zip(measured.items(), rows, strict=True):
+            whole = metric.counts is not None or count == len(loader.dataset)
+            assert whole, f"evaluated {count:g} of {len(loader.dataset)} samples"
             metrics[f"{name}_{suffix}" if suffix else name] = metric.scale * total / count
     return metrics

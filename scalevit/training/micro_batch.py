@@ -123,6 +123,7 @@ def _conditions(config: Config, world: World) -> dict[str, Any]:
         "ranks": world.size,
         "device": world.device_name,
         **{key: own[key] for key in sections},
+        "views": config.data.augmentation.splits,
         "train": {key: own["train"][key] for key in train},
     }
 
@@ -153,13 +154,14 @@ def _trial_step(engine: Engine, task: TaskRunner, config: Config, split: Split) 
     keys = RowKeys(engine.module)
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
     engine.train()
-    count = min(2, split.accumulation)
+    count, views = min(2, split.accumulation), config.data.augmentation.splits or 1
+    size = views * split.size
     for index in range(count):
-        images = torch.rand(split.size, 3, side, side, device=device).contiguous(memory_format=layout)
-        labels = torch.zeros(split.size, dtype=torch.int64, device=device)
-        mixed = MixedLabels(labels, labels, torch.ones(split.size, dtype=torch.float64, device=device))
-        batch = DeviceBatch(images, mixed, torch.ones(split.size, device=device), step=0)
-        keys.set(config.seed, 0, np.arange(split.size), device)
+        images = torch.rand(size, 3, side, side, device=device).contiguous(memory_format=layout)
+        labels = torch.zeros(size, dtype=torch.int64, device=device)
+        mixed = MixedLabels(labels, labels, torch.ones(size, dtype=torch.float64, device=device), views)
+        batch = DeviceBatch(images, mixed, torch.ones(size, device=device), step=0)
+        keys.set(config.seed, 0, np.arange(size), device)
         for number in range(task.passes):
             total = task.loss(engine.forward, batch, number).total / split.global_batch
             engine.backward(total, last=index == count - 1 and number == task.passes - 1)

@@ -14,20 +14,19 @@ from scalevit.data.loading.readers import open_reader
 from scalevit.data.loading.stream_loader import StreamLoader
 from scalevit.data.loading.train_loader import TrainLoader
 from scalevit.data.order.shuffle import Order
+from scalevit.data.order.timm_order import TimmLayout, TimmOrder
 from scalevit.data.shards.index import load_index
 from scalevit.data.shards.labels import LabelFormat
+from scalevit.data.shards.real_labels import read_real_labels
 from scalevit.data.transforms.base import Channels, TrainingAugmentation, Transform
 from scalevit.data.transforms.device import DeviceTransform
 from scalevit.data.transforms.fast import FastEvaluation, FastTraining
 from scalevit.data.transforms.mixing import BatchMixing
-from scalevit.data.transforms.timm_pipeline import evaluation_transform, training_transform
-from scalevit.data.writing.sources.classes import read_class_names
+from scalevit.data.transforms.timm_pipeline import TimmTraining, evaluation_transform
+from scalevit.data.writing.sources.classes import read_class_map, read_class_names
 from scalevit.distributed import World
 from scalevit.errors import SettingError
 from scalevit.training.micro_batch import first_micro_batch
-
-EVALUATION_INTERPOLATION = "bicubic"
-"""Of the resize of validation images, by all transforms."""
 
 
 @dataclass(frozen=True)
@@ -60,18 +59,11 @@ def open_data(config: Config, world: World) -> RunData:
         UserError: shards are missing or damaged.
         SettingError: a label is out of range, or the ranks cannot share a batch; see `setting_keys.DATA_KEYS`.
     """
-    augmentation = config.data.augmentation
     train = _open_training(config, world)
     return RunData(
         train=train,
         evaluation=open_evaluation(config, world, classes=train.classes),
-        mixing=BatchMixing(
-            mixup=augmentation.mixup,
-            cutmix=augmentation.cutmix,
-            probability=augmentation.mixup_prob,
-            group=augmentation.mixing_group,
-            seed=config.seed,
-        ),
+        mixing=_mixing(config, train),
         num_classes=config.model.num_classes,
     )
 
@@ -86,9 +78,11 @@ def open_evaluation(config: Config, world: World, *, classes: Sequence[str] | No
     Raises:
         UserError, SettingError: as `open_data`.
     """
+    dataset, real = open_unaugmented(config, config.data.validation, classes=classes), config.evaluation.real_labels
     return EvaluationLoader(
-        open_unaugmented(config, config.data.validation, classes=classes),
+        dataset,
         batch=config.evaluation.batch,
+        real_labels=None if real is None else read_real_labels(dataset.index, real),
         **_placement(config, world),
         finish=device_transform_of(config),
     )
@@ -109,21 +103,27 @@ def open_unaugmented(config: Config, path: str, *, classes: Sequence[str] | None
 
 def _open_training(config: Config, world: World) -> TrainingBatches:
     data, train = config.data, config.train
-    finish = device_transform_of(config, random_erasing=data.augmentation.random_erasing)
+    finish = device_transform_of(config, erases=True)
     if data.stream_samples_per_epoch is None:
         dataset = _open_dataset(config, data.train, training_transform_of(config), seed=config.seed)
         _check_size(train.global_batch, len(dataset))
+        layout = _timm_layout(config, len(dataset))
         return TrainLoader(
             dataset,
-            Order(len(dataset), config.seed),
+            Order(len(dataset), config.seed) if layout is None else TimmOrder(len(dataset)),
             global_batch=train.global_batch,
             micro_batch=first_micro_batch(train),
             repeats=data.augmentation.aug_repeats,
+            layout=layout,
             **_placement(config, world),
             finish=finish,
         )
     if data.augmentation.aug_repeats > 1:
         raise SettingError("repeats", data.augmentation.aug_repeats, "must be 1: a stream shows each image once")
+    if data.augmentation.repeat_order == "timm":
+        raise SettingError("repeat_order", "timm", "a stream has an order of its own")
+    if data.class_map is not None:
+        raise SettingError("class_map", data.class_map, "labels of a stream stay as they are: write the shards again")
     _check_size(train.global_batch, data.stream_samples_per_epoch)
     return StreamLoader(
         data.train,
@@ -140,6 +140,19 @@ def _open_training(config: Config, world: World) -> TrainingBatches:
     )
 
 
+def _timm_layout(config: Config, samples: int) -> TimmLayout | None:
+    augmentation = config.data.augmentation
+    if augmentation.repeat_order != "timm":
+        return None
+    return TimmLayout(
+        config.train.global_batch,
+        augmentation.aug_repeats,
+        samples,
+        augmentation.mixing_group,
+        augmentation.repeat_processes,
+    )
+
+
 def _check_size(global_batch: int, samples: int) -> None:
     if global_batch > samples:
         raise SettingError("global_batch", global_batch, f"must be at most the {samples} training images")
@@ -152,6 +165,8 @@ def _open_dataset(
     if data.builtin == "digits":
         ensure_digits(data.train, data.validation)
     index = load_index(path, labels=_label_format(config))
+    if data.class_map is not None:
+        index = index.relabelled(read_class_map(data.class_map), f"class map {data.class_map}")
     if classes is not None:
         index = index.numbered_as(classes)
     index.check_labels(config.model.num_classes)
@@ -169,26 +184,40 @@ def training_transform_of(config: Config) -> Transform:
     """What becomes of a training image before it is on the device. The config has its model's defaults."""
     augmentation = config.data.augmentation
     mean, _ = normalisation_of(config)
-    build = FastTraining if config.data.transforms == "fast" else training_transform
+    build = FastTraining if config.data.transforms == "fast" else TimmTraining
     settings = TrainingAugmentation(
         image_size=config.model.image_size,
         mean=mean,
+        crop_mode=augmentation.crop_mode,
         crop_scale=augmentation.crop_scale,
         crop_ratio=augmentation.crop_ratio,
         hflip=augmentation.hflip,
+        vflip=augmentation.vflip,
         color_jitter=augmentation.color_jitter,
+        color_jitter_prob=augmentation.color_jitter_prob,
+        grayscale_prob=augmentation.grayscale_prob,
+        gaussian_blur_prob=augmentation.gaussian_blur_prob,
         auto_augment=augmentation.auto_augment,
         interpolation=augmentation.interpolation,
+        splits=augmentation.splits,
     )
     return build(settings)
 
 
 def evaluation_transform_of(config: Config) -> Transform:
     """Likewise for a validation image."""
-    assert config.data.crop_pct is not None, "see with_model_defaults"
-    build = FastEvaluation if config.data.transforms == "fast" else evaluation_transform
+    data = config.data
+    assert data.crop_pct is not None, "see with_model_defaults"
+    assert data.crop_mode is not None, "see with_model_defaults"
+    assert data.interpolation is not None, "see with_model_defaults"
+    mean, _ = normalisation_of(config)
+    build = FastEvaluation if data.transforms == "fast" else evaluation_transform
     return build(
-        image_size=config.model.image_size, crop_pct=config.data.crop_pct, interpolation=EVALUATION_INTERPOLATION
+        image_size=config.model.image_size,
+        crop_pct=data.crop_pct,
+        interpolation=data.interpolation,
+        crop_mode=data.crop_mode,
+        mean=mean,
     )
 
 
@@ -200,10 +229,44 @@ def normalisation_of(config: Config) -> tuple[Channels, Channels]:
     return mean, std
 
 
-def device_transform_of(config: Config, random_erasing: float = 0.0) -> DeviceTransform:
-    """What becomes of the results of both on the device."""
+def device_transform_of(config: Config, *, erases: bool = False) -> DeviceTransform:
+    """What becomes of the results of both on the device.
+
+    Args:
+        erases: as in training.
+    """
     mean, std = normalisation_of(config)
-    return DeviceTransform(mean=mean, std=std, random_erasing=random_erasing)
+    if not erases:
+        return DeviceTransform(mean=mean, std=std)
+    augmentation = config.data.augmentation
+    return DeviceTransform(
+        mean=mean,
+        std=std,
+        random_erasing=augmentation.random_erasing,
+        mode=augmentation.random_erasing_mode,
+        count=augmentation.random_erasing_count,
+        splits=augmentation.splits or 1,
+        clean_split=augmentation.random_erasing_clean_split,
+    )
+
+
+def _mixing(config: Config, train: TrainingBatches) -> BatchMixing:
+    augmentation, side = config.data.augmentation, config.model.image_size
+    minmax, epochs = augmentation.cutmix_minmax, augmentation.mixup_off_epoch
+    if minmax is not None and int(side * minmax[0]) == int(side * minmax[1]):
+        raise SettingError("cutmix_minmax", list(minmax), f"is less than one of {side} pixels")
+    return BatchMixing(
+        mixup=augmentation.mixup,
+        cutmix=augmentation.cutmix,
+        cutmix_minmax=minmax,
+        probability=augmentation.mixup_prob,
+        switch=augmentation.mixup_switch_prob,
+        mode=augmentation.mixup_mode,
+        group=augmentation.mixing_group,
+        until_step=train.steps_in(epochs) if epochs else None,
+        unnormalised=augmentation.erase == "after_mixing",
+        seed=config.seed,
+    )
 
 
 class _Placement(TypedDict):

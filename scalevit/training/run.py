@@ -180,7 +180,7 @@ def prepare_evaluation(
 def _classes_of_weights(config: Config, weights: str, world: World) -> tuple[str, ...] | None:
     """Names of the labels that the weights were trained with: in their file, or else those of the training set."""
     classes = read_classes(weights)
-    if classes is None:
+    if classes is None and config.data.class_map is None:
         try:
             shards = find_shards(config.data.train)
         except UserError:  # there are none on this machine, which an evaluation does not need
@@ -195,7 +195,7 @@ def _classes_of_weights(config: Config, weights: str, world: World) -> tuple[str
 
 
 def with_model_defaults(config: Config) -> Config:
-    """The config with the timm model's own normalisation where it is null, so that it is recorded with the run."""
+    """The config with the timm model's own preparation of images where it is null, so that it is recorded."""
     data = config.data
     with naming_settings(SECTIONS):
         own = pretrained_config(config.model.name)
@@ -204,6 +204,8 @@ def with_model_defaults(config: Config) -> Config:
             "mean": data.mean or own.mean,
             "std": data.std or own.std,
             "crop_pct": data.crop_pct or own.crop_pct,
+            "crop_mode": data.crop_mode or own.crop_mode,
+            "interpolation": data.interpolation or own.interpolation,
         }
     )
     return config.model_copy(update={"data": filled})

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.profiler import record_function
 
 from scalevit.data.faults import Fault
 from scalevit.data.loading.base import Batch, OnDevice
-from scalevit.data.order.batching import Split
+from scalevit.data.order.batching import PADDING, Split
 from scalevit.data.transforms.mixing import BatchMixing, MixedLabels
 from scalevit.engines.base import Engine, StepResult
 from scalevit.errors import UserError
@@ -62,7 +63,7 @@ class TrainingStep:
             task: makes a loss of a micro-batch.
             ema: follows the weights, if there is one.
             transform: of images (m, 3, S, S) and keys of their rows on the device: normalisation and erasing.
-            mixing: of images and labels.
+            mixing: of images and labels, before or after that.
             split: of the global batch among ranks and micro-batches.
             seed: of what is drawn for each row on the device.
             channels_last: memory format of the images.
@@ -109,17 +110,26 @@ class TrainingStep:
         return StepReport(losses, result, time.perf_counter() - started, data_seconds, faults)
 
     def _micro_batches(self, batch: Batch) -> Iterator[tuple[DeviceBatch, np.ndarray]]:
-        """The micro-batches in a loaded batch, each with the numbers of its rows."""
-        device, rows = self._engine.world.device, batch.rows.numpy()
+        """The micro-batches in a loaded batch, each with the numbers of its images."""
+        device, views = self._engine.world.device, len(batch.images) // len(batch.rows)
+        rows = view_numbers(batch.rows.numpy(), views, self._split.global_batch)
         images = batch.images.to(device, non_blocking=True).contiguous(memory_format=self._layout)
-        labels = batch.labels.to(device, non_blocking=True)
-        weights = (batch.rows >= 0).float().to(device, non_blocking=True)
-        images = self._transform(images, row_keys(self._seed, Purpose.ERASING, batch.step, rows))
-        images, mixed = self._mixing(images, labels, step=batch.step, rows=rows)
-        for start in range(0, len(rows), self._split.size):
-            part = slice(start, start + self._split.size)
-            own = MixedLabels(mixed.labels[part], mixed.partners[part], mixed.weight[part])
-            yield DeviceBatch(images[part], own, weights[part], batch.step), rows[part]
+        labels = batch.labels.to(device, non_blocking=True).repeat(views)
+        weights = ((batch.rows >= 0).float() / views).to(device, non_blocking=True).repeat(views)
+        images, mixed = self._augmented(images, labels, batch.step, rows)
+        for start in range(0, len(batch.rows), self._split.size):
+            part = partial(_rows_of, views=views, part=slice(start, start + self._split.size))
+            own = MixedLabels(part(mixed.labels), part(mixed.partners), part(mixed.weight), views)
+            numbers = part(torch.from_numpy(rows)).numpy()
+            yield DeviceBatch(part(images), own, part(weights), batch.step), numbers
+
+    def _augmented(self, images: Tensor, labels: Tensor, step: int, rows: np.ndarray) -> tuple[Tensor, MixedLabels]:
+        """Normalised, erased and mixed."""
+        keys = row_keys(self._seed, Purpose.ERASING, step, rows)
+        if self._mixing.unnormalised:
+            images, mixed = self._mixing(images, labels, step=step, rows=rows)
+            return self._transform(images, keys), mixed
+        return self._mixing(self._transform(images, keys), labels, step=step, rows=rows)
 
     def _forward_backward(self, batch: DeviceBatch, rows: np.ndarray, step: int, *, last: bool) -> dict[str, Tensor]:
         """The losses of a micro-batch, summed over the task's passes; its gradient is added to the engine's."""
@@ -135,6 +145,26 @@ class TrainingStep:
             for name, value in {"loss": total, **parts}.items():
                 losses[name] = losses[name] + value.detach() if name in losses else value.detach()
         return losses
+
+
+def view_numbers(rows: np.ndarray, views: int, global_batch: int) -> np.ndarray:
+    """Numbers of images, from which all that is drawn for them follows. First views have the numbers of their rows.
+
+    Args:
+        rows: (m,) int64, with padding.
+        views: of each row.
+        global_batch: rows of a step.
+
+    Returns:
+        (views * m,) int64: of the first views of all rows, then of the second ones, ...; padding stays padding.
+    """
+    shifted = rows + global_batch * np.arange(views)[:, None]
+    return np.where(rows == PADDING, PADDING, shifted).ravel()
+
+
+def _rows_of(values: Tensor, *, views: int, part: slice) -> Tensor:
+    """All views of a part of the rows. values: (views * m, ...)."""
+    return values[part] if views == 1 else values.unflatten(0, (views, -1))[:, part].flatten(0, 1)
 
 
 class DivergenceCheck:

@@ -10,7 +10,7 @@ from scalevit.data.images import encode_png
 from scalevit.data.loading.dataset import ShardDataset
 from scalevit.data.shards.index import Index, load_index
 from scalevit.data.transforms.base import TrainingAugmentation
-from scalevit.data.transforms.timm_pipeline import evaluation_transform, training_transform
+from scalevit.data.transforms.timm_pipeline import TimmTraining, evaluation_transform
 from scalevit.data.writing.writer import write_image_folder, write_samples
 
 
@@ -60,7 +60,7 @@ def numbered(tmp_path_factory):
     samples = [(f"n{n}", "png", encode_png(np.full((8, 8), n, np.uint8)), n) for n in range(45)]
     write_samples(samples, folder, shard_size=20)
     index = load_index(folder)
-    transform = training_transform(TrainingAugmentation(image_size=8, mean=(0, 0, 0), color_jitter=0))
+    transform = TimmTraining(TrainingAugmentation(image_size=8, mean=(0, 0, 0), color_jitter=0))
     return ShardDataset(index, transform), ShardDataset(index, evaluation_transform(image_size=8, crop_pct=1.0))
 
 
@@ -73,5 +73,5 @@ def damaged(tmp_path_factory):
         samples[bad] = (f"bad{bad}", "png", b"no image %d" % bad, bad)
     write_samples(samples, folder, shard_size=7)
     index = load_index(folder)
-    transform = training_transform(TrainingAugmentation(image_size=8, mean=(0, 0, 0), color_jitter=0))
+    transform = TimmTraining(TrainingAugmentation(image_size=8, mean=(0, 0, 0), color_jitter=0))
     return ShardDataset(index, transform), ShardDataset(index, evaluation_transform(image_size=8, crop_pct=1.0))

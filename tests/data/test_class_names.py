@@ -9,6 +9,7 @@ import pytest
 from scalevit.data.images import encode_png
 from scalevit.data.shards.index import Index, load_index
 from scalevit.data.shards.labels import LabelFormat
+from scalevit.data.writing.sources.classes import read_class_map
 from scalevit.data.writing.writer import write_samples
 from scalevit.errors import UserError
 
@@ -82,3 +83,44 @@ def test_shards_of_folders_with_other_classes_are_refused(tmp_path: Path) -> Non
     for folders in ("a,d", "c,a,d"):
         with pytest.raises(UserError, match=r"shards at .*a and .*d: their classes differ"):
             load_index(tmp_path / f"{{{folders}}}" / "*.tar")
+
+
+def class_map(folder: Path, content: object) -> Path:
+    path = folder / "map.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_a_class_map_gives_new_labels_by_name_or_label(tmp_path: Path) -> None:
+    """As timm's: several classes may be one. Names remain where each label has one class."""
+    named = write(tmp_path / "named", ["cat", "dog", "bird"], [0, 1, 2, 1])
+    labels = read_class_map(class_map(tmp_path, {"dog": 0, "cat": 1, "bird": 2}))
+    mapped = named.relabelled(labels, "map")
+    assert mapped.label.tolist() == [1, 0, 2, 0]
+    assert mapped.classes == ("dog", "cat", "bird")
+    assert mapped.fingerprint != named.fingerprint, "a run cannot be resumed with other labels"
+    pets = named.relabelled({"cat": 1, "dog": 1, "2": 0}, "map")
+    assert pets.label.tolist() == [1, 1, 0, 1]
+    assert pets.classes is None
+    plain = write(tmp_path / "plain", None, [5, 3, 5])
+    assert plain.relabelled({"3": 0, "5": 7}, "map").label.tolist() == [7, 0, 7]
+
+
+def test_a_class_that_the_map_lacks_is_an_error(tmp_path: Path) -> None:
+    index = write(tmp_path / "set", ["cat", "dogs", "bird"], [0, 1, 2])
+    with pytest.raises(UserError, match=r"^map: has no label for 'dogs' and 1 more; nearest: dog$"):
+        index.relabelled({"cat": 1, "dog": 0}, "map")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("cat\ndog\n", r"is not an object in JSON \(a list of names is a file of class names\)$"),
+        ({"cat": "1"}, r"the label of 'cat' must be an integer from 0, not \"1\"$"),
+        ({}, "is not an object"),
+    ],
+    ids=["text", "no integer", "empty"],
+)
+def test_a_wrong_class_map_is_one_line(tmp_path: Path, content: object, message: str) -> None:
+    with pytest.raises(UserError, match=rf"^class map .*map\.json: {message}"):
+        read_class_map(class_map(tmp_path, content))

@@ -12,7 +12,7 @@ from scalevit.data.shards.discovery import find_shards
 from scalevit.data.shards.index import load_index
 from scalevit.data.transforms.base import TrainingAugmentation
 from scalevit.data.transforms.mixing import BatchMixing
-from scalevit.data.transforms.timm_pipeline import training_transform
+from scalevit.data.transforms.timm_pipeline import TimmTraining
 from scalevit.errors import UserError
 from scalevit.training.setting_keys import naming_data_settings
 
@@ -40,7 +40,7 @@ def stream_with(**place):
         (lambda folder: Split(12, 13, 4), "train.global_batch", 12),
         (lambda folder: stream_with(world_size=2), "train.global_batch", 1),
         (mix_in_odd_groups, "data.augmentation.mixing_group", 3),
-        (lambda folder: training_transform(TrainingAugmentation(image_size=8, mean=(0, 0, 0), auto_augment="rand-x9")),
+        (lambda folder: TimmTraining(TrainingAugmentation(image_size=8, mean=(0, 0, 0), auto_augment="rand-x9")),
          "data.augmentation.auto_augment", "rand-x9"),
         (cache_in_a_file, "data.cache", None),
         (too_many_faults, "data.max_faults", 1),

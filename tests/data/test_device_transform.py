@@ -116,3 +116,56 @@ def test_erasing_is_distributed_as_timms(side):
     assert abs(float(noise.std()) - 1) < 0.01
     assert abs(float(noise.mean())) < 0.01
     assert ks_2samp(noise[:100_000].numpy(), other[:100_000].numpy()).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("mode", ["pixel", "rand", "const"])
+def test_modes_fill_as_timms(mode):
+    """Noise in each pixel, one colour, or zeros, which are the mean colour after normalisation."""
+    images = torch.full((200, 3, 16, 16), 255, dtype=torch.uint8)
+    ours = DeviceTransform(mean=(0, 0, 0), std=(1, 1, 1), random_erasing=1.0, mode=mode)(
+        images, keys_of(np.arange(200))
+    )
+    random.seed(0), torch.manual_seed(0)
+    theirs = RandomErasing(1.0, mode=mode, device="cpu")(torch.ones(200, 3, 16, 16))
+    for batch in (ours, theirs):
+        erased = batch != 1
+        colours = [len(plane[where].unique()) for plane, where in zip(batch[:, 0], erased[:, 0], strict=True)]
+        assert all(number > 1 for number in colours) if mode == "pixel" else max(colours) == 1
+        values = batch[erased]
+        assert (values == 0).all() if mode == "const" else abs(values.std() - 1) < 0.15
+    shares = [float((batch != 1).float().mean()) for batch in (ours, theirs)]
+    assert shares[0] == pytest.approx(shares[1], rel=0.2)  # four standard deviations of the mean of 200 areas
+
+
+def test_several_rectangles_are_distributed_as_timms():
+    """The erased area, and the number of rectangles as the number of colours, of one to four."""
+    images = torch.zeros(ERASED, 3, 24, 24, dtype=torch.uint8)
+    finish = DeviceTransform(mean=(0, 0, 0), std=(1, 1, 1), random_erasing=1.0, mode="rand", count=4)
+    ours = finish(images, keys_of(np.arange(ERASED)))
+    random.seed(0), torch.manual_seed(0)
+    theirs = RandomErasing(1.0, mode="rand", max_count=4, device="cpu")(torch.zeros(ERASED, 3, 24, 24))
+    areas, counts = zip(*((rectangle_area(batch), rectangle_count(batch)) for batch in (ours, theirs)), strict=True)
+    assert ks_2samp(*areas).pvalue > 1e-3
+    shares = [np.bincount(count, minlength=5) / ERASED for count in counts]
+    assert (abs(shares[0] - shares[1]) < 5 * (2 * 0.25 / ERASED) ** 0.5).all()
+    assert (shares[0][1:] > 0.15).all()
+
+
+def rectangle_area(images):
+    return (images[:, 0] != 0).flatten(1).sum(1).numpy()
+
+
+def rectangle_count(images):
+    return np.array([len(image.unique()) - 1 for image in images[:, 0]])
+
+
+def test_the_clean_split_is_spared_as_in_timm():
+    """With views the first ones, else the even rows: timm's first half of a batch, whose partners are in the second."""
+    images = torch.zeros(12, 3, 16, 16, dtype=torch.uint8)
+    settings = {"mean": (0, 0, 0), "std": (1, 1, 1), "random_erasing": 1.0, "clean_split": True}
+    of_views = DeviceTransform(**settings, splits=3)(images, keys_of(np.arange(12)))
+    assert (of_views != 0).flatten(1).any(1).tolist() == [False] * 4 + [True] * 8
+    theirs = RandomErasing(1.0, mode="pixel", num_splits=3, device="cpu")(torch.zeros(12, 3, 16, 16))
+    assert (theirs != 0).flatten(1).any(1).tolist() == [False] * 4 + [True] * 8
+    of_rows = DeviceTransform(**settings)(images, keys_of(np.arange(12)))
+    assert (of_rows != 0).flatten(1).any(1).tolist() == [False, True] * 6

@@ -13,7 +13,7 @@ def test_evaluation_counts_every_sample_once(numbered, world_size, workers, batc
         for _ in range(2):  # an evaluation again, by the same workers
             batches = list(loader)
             assert len(batches) == len(loader)
-        for images, labels, weights, decoded, faults in batches:
+        for images, labels, weights, decoded, _, faults in batches:
             assert decoded.all()
             assert not faults
             real = weights == 1

@@ -16,7 +16,7 @@ from scalevit.data.images import decode_pixels
 from scalevit.data.loading.dataset import ShardDataset
 from scalevit.data.shards.index import load_index
 from scalevit.data.transforms.base import TrainingAugmentation
-from scalevit.data.transforms.timm_pipeline import training_transform
+from scalevit.data.transforms.timm_pipeline import TimmTraining
 
 RAMP = np.linspace(0, 255, 48 * 32).reshape(32, 48).astype(np.uint8)
 GREY = Image.fromarray(RAMP)
@@ -148,9 +148,7 @@ def test_the_command_lists_what_it_leaves_out(folder: Path, tmp_path: Path, caps
 
 def test_the_set_is_intact_and_loads(written: Path) -> None:
     main(["shards", "verify", str(written), "--workers", "0"])  # ends the process where it finds a fault
-    dataset = ShardDataset(
-        load_index(written), training_transform(TrainingAugmentation(image_size=16, mean=(0.5, 0.5, 0.5)))
-    )
+    dataset = ShardDataset(load_index(written), TimmTraining(TrainingAugmentation(image_size=16, mean=(0.5, 0.5, 0.5))))
     for sample in range(len(dataset)):
         image, _ = dataset[sample]
         assert image.shape == (3, 16, 16)

@@ -4,9 +4,10 @@ import itertools
 
 import numpy as np
 import pytest
+import timm.data.mixup
 import torch
 from scipy.stats import ks_2samp
-from timm.data import Mixup
+from timm.data import FastCollateMixup, Mixup
 from timm.data.distributed_sampler import RepeatAugSampler
 from timm.data.mixup import cutmix_bbox_and_lam
 
@@ -14,6 +15,7 @@ from scalevit.data.order.batching import PADDING, BatchLayout
 from scalevit.data.order.shuffle import Order
 from scalevit.data.transforms.mixing import BatchMixing
 from scalevit.errors import SettingError
+from scalevit.training.losses.base import soft_targets
 
 DRAWS = 100_000
 
@@ -52,7 +54,14 @@ def test_cutmix_takes_one_rectangle_from_partners():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"mixup": 0.8, "cutmix": 0}, {"mixup": 0, "cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0}]
+    "settings",
+    [
+        {"mixup": 0.8, "cutmix": 0},
+        {"mixup": 0, "cutmix": 1.0},
+        {"mixup": 0.8, "cutmix": 1.0},
+        {"mixup": 0.8, "cutmix": 1.0, "mode": "pair"},
+        {"mixup": 0.8, "cutmix": 1.0, "mode": "elem", "cutmix_minmax": (0.2, 0.8)},
+    ],
 )
 def test_a_row_does_not_depend_on_those_it_is_computed_with(settings):
     """All rows at once against pieces of several sizes, with and without padding, over borders of groups."""
@@ -96,7 +105,12 @@ def test_the_last_row_of_an_odd_global_batch_is_not_mixed():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"mixup": 0, "cutmix": 0, "probability": 1}, {"mixup": 1, "cutmix": 1, "probability": 0}]
+    "settings",
+    [
+        {"mixup": 0, "cutmix": 0, "probability": 1},
+        {"mixup": 1, "cutmix": 1, "probability": 0},
+        {"mixup": 1, "cutmix": 1, "until_step": 0},
+    ],
 )
 def test_without_mixing_images_stay(settings):
     before, labels = images(3), torch.tensor([0, 1, 4])
@@ -111,26 +125,74 @@ def test_an_odd_group_is_refused():
         BatchMixing(mixup=1, cutmix=0, probability=1, group=3)
 
 
+def in_timms_rows(count):
+    """Places of our rows in a batch of timm's, whose image j is mixed with the j-th from the end."""
+    return [place for pair in range(count // 2) for place in (pair, count - 1 - pair)]
+
+
+@pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
+@pytest.mark.parametrize("minmax", [None, (0.2, 0.8)], ids=["alpha", "minmax"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8], ids=["float", "8 bits"])
+def test_images_and_targets_are_timms_for_the_same_draws(monkeypatch, mode, minmax, dtype):
+    """`Mixup` for normalised images, and `FastCollateMixup`, its prefetcher's, for 8-bit values."""
+    count, side, step = 12, 10, 3
+    mixing = BatchMixing(mixup=0.8, cutmix=1.0, cutmix_minmax=minmax, probability=0.8, mode=mode, group=count)
+    units = {"batch": 1, "pair": count // 2, "elem": count}[mode]
+    draws = [mixing.draw(step, unit, side, side) for unit in range(units)]
+    kinds = {None if drawn is None else drawn.box is None for drawn in draws}
+    assert mode == "batch" or kinds == {None, True, False}, "some are not mixed, some by each way"
+    if mode == "elem":  # in timm's order of rows
+        draws = [draws[in_timms_rows(count).index(place)] for place in range(count)]
+    boxes = iter([(drawn.box, drawn.weight) for drawn in draws if drawn is not None and drawn.box is not None])
+    weights = [1.0 if drawn is None else drawn.weight for drawn in draws]
+    cuts = [drawn is not None and drawn.box is not None for drawn in draws]
+    arguments = {"mode": mode, "num_classes": 5, "label_smoothing": 0.1, "cutmix_minmax": minmax}
+    theirs = (Mixup if dtype == torch.float32 else FastCollateMixup)(0.8, 1.0, prob=0.8, **arguments)
+    monkeypatch.setattr(theirs, "_params_per_batch", lambda: (weights[0], cuts[0]))
+    monkeypatch.setattr(theirs, "_params_per_elem", lambda n: (np.array(weights, np.float32), np.array(cuts)))
+    monkeypatch.setattr(timm.data.mixup, "cutmix_bbox_and_lam", lambda *_, **__: next(boxes))
+    before, labels = (images(count, side) * 255).to(dtype), torch.arange(count) % 5
+    places = torch.tensor(in_timms_rows(count)).argsort()  # of timm's rows among ours
+    if dtype == torch.float32:
+        expected, targets = theirs(before[places].clone(), labels[places])
+    else:
+        expected, targets = theirs([(before[n].clone(), int(labels[n])) for n in places])
+    after, mixed = mixing(before.clone(), labels, step=step, rows=np.arange(count))
+    assert after.dtype == dtype
+    torch.testing.assert_close(after[places], expected, rtol=1e-6, atol=1e-4)  # of 255
+    torch.testing.assert_close(soft_targets(mixed, 5, 0.1)[places], targets, rtol=0, atol=1e-6)
+
+
+def test_images_are_mixed_until_an_epoch_ends():
+    """timm: not in epochs from `mixup_off_epoch` on."""
+    mixing = BatchMixing(mixup=0.8, cutmix=0, until_step=3)
+    mixed = [mix(mixing, images(4), range(4), step)[1].weight[0].item() for step in range(6)]
+    assert [weight < 1 for weight in mixed] == [True] * 3 + [False] * 3
+
+
 @pytest.mark.parametrize(
     ("settings", "draws"),
     [
         ({"mixup": 0.8, "cutmix": 0}, 10_000),
         ({"mixup": 0, "cutmix": 1.0}, 10_000),
         ({"mixup": 0.8, "cutmix": 1.0}, DRAWS),
+        ({"mixup": 0.3, "cutmix": 0, "cutmix_minmax": (0.2, 0.8), "switch": 0.7}, 10_000),
     ],
-    ids=["mixup", "cutmix", "both"],
+    ids=["mixup", "cutmix", "both", "minmax"],
 )
 def test_draws_are_distributed_as_timms(settings, draws):
     """Weights by the two-sample test of Kolmogorov and Smirnov; shares within five standard deviations."""
     mixing = BatchMixing(**settings, probability=0.7, seed=1)
     ours = [mixing.draw(step, 0, 224, 224) for step in range(draws)]
-    theirs = Mixup(settings["mixup"], settings["cutmix"], prob=0.7, switch_prob=0.5, mode="batch", correct_lam=True)
+    minmax, switch = mixing.cutmix_minmax, mixing.switch
+    theirs = Mixup(mixing.mixup, mixing.cutmix, minmax, prob=0.7, switch_prob=switch, mode="batch", correct_lam=True)
     np.random.seed(0)
-    mixup, cutmix, mixed = [], [], 0
+    mixup, cutmix, sides, mixed = [], [], [], 0
     for _ in range(draws):
         weight, cuts = theirs._params_per_batch()
         if cuts:
-            _, weight = cutmix_bbox_and_lam((1, 3, 224, 224), weight, correct_lam=True)
+            box, weight = cutmix_bbox_and_lam((1, 3, 224, 224), weight, ratio_minmax=minmax, correct_lam=True)
+            sides.append(box[1] - box[0])
         mixed += cuts or weight != 1.0
         if cuts or weight != 1.0:
             (cutmix if cuts else mixup).append(weight)
@@ -142,6 +204,8 @@ def test_draws_are_distributed_as_timms(settings, draws):
         assert abs(len(own) - len(expected)) / draws < 5 * (2 * 0.25 / draws) ** 0.5
         if expected:
             assert ks_2samp(own, expected).pvalue > 1e-3
+    if sides:
+        assert ks_2samp([one.box[1] - one.box[0] for one in drawn if one.box is not None], sides).pvalue > 1e-3
 
 
 def epochs_of(sampler):

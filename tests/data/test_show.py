@@ -12,7 +12,7 @@ from scalevit.data.loading.dataset import ShardDataset
 from scalevit.data.shards.index import load_index
 from scalevit.data.transforms.base import TrainingAugmentation
 from scalevit.data.transforms.device import DeviceTransform
-from scalevit.data.transforms.timm_pipeline import evaluation_transform, training_transform
+from scalevit.data.transforms.timm_pipeline import TimmTraining, evaluation_transform
 from scalevit.data.writing.writer import write_samples
 
 CELL, GAP, LINE = 168, 8, 18
@@ -77,7 +77,7 @@ def test_samples_of_all_classes(odd):
 
 def test_the_sheet_shows_what_training_sees(odd):
     index = load_index(odd)
-    train = ShardDataset(index, training_transform(TrainingAugmentation(image_size=CELL, mean=HALF)), seed=3)
+    train = ShardDataset(index, TimmTraining(TrainingAugmentation(image_size=CELL, mean=HALF)), seed=3)
     evaluation = ShardDataset(index, evaluation_transform(image_size=CELL, crop_pct=1.0))
     settings = {"copies": 2, "mean": HALF, "std": HALF}
     plain = DeviceTransform(mean=HALF, std=HALF)

@@ -6,7 +6,7 @@ from timm.data import create_loader
 
 from scalevit.data.transforms.base import TrainingAugmentation
 from scalevit.data.transforms.device import DeviceTransform
-from scalevit.data.transforms.timm_pipeline import evaluation_transform, training_transform
+from scalevit.data.transforms.timm_pipeline import TimmTraining, evaluation_transform
 from scalevit.errors import SettingError
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
@@ -17,7 +17,7 @@ def noise(height, width, seed=0):
 
 
 def test_training_shapes_and_randomness():
-    transform = training_transform(TrainingAugmentation(image_size=32, mean=MEAN, auto_augment="rand-m9-mstd0.5-inc1"))
+    transform = TimmTraining(TrainingAugmentation(image_size=32, mean=MEAN, auto_augment="rand-m9-mstd0.5-inc1"))
     first, second = transform(noise(50, 70)), transform(noise(50, 70))
     assert first.shape == (3, 32, 32)
     assert first.dtype == torch.uint8
@@ -25,7 +25,7 @@ def test_training_shapes_and_randomness():
 
 
 def test_plain_training_is_the_image():
-    transform = training_transform(
+    transform = TimmTraining(
         TrainingAugmentation(image_size=8, mean=MEAN, crop_scale=(1, 1), crop_ratio=(1, 1), hflip=0, color_jitter=0)
     )
     image = noise(8, 8)
@@ -54,5 +54,5 @@ def test_evaluation_is_timms():
 @pytest.mark.parametrize("policy", ["rnd-m9", "rand-x9", "v9"])
 def test_unknown_policy(policy):
     with pytest.raises(SettingError, match=f'^auto_augment = "{policy}": is not a timm auto-augment policy') as caught:
-        training_transform(TrainingAugmentation(image_size=32, mean=MEAN, auto_augment=policy))
+        TimmTraining(TrainingAugmentation(image_size=32, mean=MEAN, auto_augment=policy))
     assert "\n" not in str(caught.value)

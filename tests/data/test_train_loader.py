@@ -16,11 +16,11 @@ from scalevit.data.loading.train_loader import TrainLoader, _Request, _Training,
 from scalevit.data.order.batching import PADDING, BatchLayout, Split
 from scalevit.data.order.shuffle import Order
 from scalevit.data.transforms.base import TrainingAugmentation
-from scalevit.data.transforms.timm_pipeline import training_transform
+from scalevit.data.transforms.timm_pipeline import TimmTraining
 from scalevit.errors import SettingError, UserError
 
 RECIPE = TrainingAugmentation(image_size=16, mean=(0.5, 0.5, 0.5), auto_augment="rand-m9-mstd0.5-inc1")
-PAPER = training_transform(RECIPE)
+PAPER = TimmTraining(RECIPE)
 STEPS = 4
 
 

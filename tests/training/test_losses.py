@@ -100,4 +100,5 @@ def test_every_loss_is_one_number_per_image_and_can_be_configured(loss: type[Los
     assert values.shape == (16,)
     weights = torch.arange(len(values), dtype=torch.float32)
     torch.testing.assert_close(loss().weighted_sum(logits, labels, weights), (values * weights).sum())
-    assert type(load_config(None, [f"loss.name={loss.kind()}"]).loss) is loss
+    views = ["data.augmentation.splits=2", "data.augmentation.mixup=0", "data.augmentation.cutmix=0"]
+    assert type(load_config(None, [f"loss.name={loss.kind()}", *views]).loss) is loss

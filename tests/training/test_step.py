@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from scalevit.distributed import World
 from scalevit.engines.base import StepResult
 from scalevit.errors import UserError
 from scalevit.training.losses.cross_entropy import CrossEntropyLoss
-from scalevit.training.step import DivergenceCheck, TrainingStep
+from scalevit.training.step import DivergenceCheck, TrainingStep, view_numbers
 from scalevit.training.tasks.base import DeviceBatch, Forward, TaskLoss, TaskRunner
 from scalevit.training.tasks.classification import ClassificationRunner
 
@@ -121,6 +122,52 @@ def test_micro_batches_of_one_image_share_a_loaded_pair() -> None:
     report = step(iter(pairs), step=0, lr=0.25)
     assert engine.calls == [*[("backward", False)] * 7, ("backward", True), ("step", 0.25)]
     torch.testing.assert_close(report.losses["loss"], expected_loss(engine).mean())
+
+
+def test_views_of_a_row_share_its_weight_and_have_draws_of_their_own() -> None:
+    """Two views of eight rows, one of them padding: in whole loads and in micro-batches of one row."""
+
+    class Views(ClassificationRunner):
+        def loss(self, forward: Forward, batch: DeviceBatch, index: int) -> TaskLoss:
+            assert batch.labels.views == 2
+            rows = len(batch.images) // 2
+            assert torch.equal(batch.labels.labels[:rows], batch.labels.labels[rows:])
+            assert batch.weights.tolist() in ([0.5] * 2 * rows, [0.5, 0.5, 0.5, 0] * 2, [0.0, 0.0])
+            return super().loss(forward, batch, index)
+
+    results = []
+    for micro_batch in (4, 1):
+        loads = [batch._replace(images=torch.cat([batch.images, batch.images + 1])) for batch in batches(2)]
+        loads[1] = loads[1]._replace(rows=torch.tensor([4, 5, 6, PADDING]))
+        if micro_batch == 1:
+            loads = [
+                Batch(
+                    batch.images.unflatten(0, (2, 4))[:, part].flatten(0, 1),
+                    batch.labels[part],
+                    0,
+                    batch.rows[part],
+                    [],
+                )
+                for batch in loads
+                for part in (slice(0, 2), slice(2, 4))
+            ]
+        engine = StubEngine()
+        with torch.no_grad():
+            engine.model.weight.fill_(0.1)
+        step = TrainingStep(
+            engine,  # type: ignore[arg-type]
+            Views(CrossEntropyLoss()),
+            None,
+            transform=lambda images, keys: images,
+            mixing=no_mixing(),
+            split=Split(7, 1, micro_batch),
+            seed=1,
+            channels_last=True,
+        )
+        engine.model.bias.data.copy_(torch.arange(5.0))
+        results.append(step(iter(loads), step=0, lr=0.1).losses["loss"])
+    torch.testing.assert_close(*results)
+    assert view_numbers(np.array([2, 3, PADDING]), 2, 7).tolist() == [2, 3, PADDING, 9, 10, PADDING]
 
 
 def test_padding_has_neither_loss_nor_gradient() -> None:

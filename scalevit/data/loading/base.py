@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from scalevit.data.faults import Fault
 from scalevit.data.loading.shared_buffers import PREFETCHED
 from scalevit.data.order.batching import BatchLayout, Split
+from scalevit.data.order.timm_order import TimmLayout
 from scalevit.data.workers import initialise_worker, worker_context
 from scalevit.errors import UserError
 
@@ -41,7 +42,8 @@ class Batch(NamedTuple):
 
     images: torch.Tensor
     """(m, 3, S, S) as the transform returns them: float32, or uint8 that `DeviceTransform` converts on the device. With
-    workers they are in memory that is reused, see `TrainLoader.batches`. Padding is black.
+    workers they are in memory that is reused, see `TrainLoader.batches`. Padding is black. With V views of each row,
+    (V * m, 3, S, S): the first views of all rows, then the second ones, ...
     """
     labels: torch.Tensor
     """(m,) int64; 0 for padding."""
@@ -72,7 +74,7 @@ class TrainingBatches(ABC):
 
     def __init__(
         self,
-        layout: BatchLayout,
+        layout: BatchLayout | TimmLayout,
         *,
         micro_batch: int,
         samples: int,

@@ -52,6 +52,15 @@ def blank(transform: Transform) -> torch.Tensor:
         return torch.zeros_like(transform(np.array(black) if isinstance(transform, ArrayTransform) else black))
 
 
+def images_of(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The images (3, S, S) of a batch's samples: where the transform gives views (V, 3, S, S), the first ones of all
+    samples, then the second ones, ...
+    """
+    if tensors[0].dim() == 3:
+        return list(tensors)
+    return [tensor[view] for view in range(len(tensors[0])) for tensor in tensors]
+
+
 class ShardDataset(Dataset[tuple[torch.Tensor, int]]):
     """The samples of an index, map-style.
 

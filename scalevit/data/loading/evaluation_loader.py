@@ -28,6 +28,8 @@ class EvaluationBatch(NamedTuple):
     """(b,) float32, 1 for a sample and 0 for padding (zeros with label 0)."""
     decoded: torch.Tensor
     """(b,) bool, False for a sample that cannot be decoded (zeros with its own label), which must count as wrong."""
+    real_labels: torch.Tensor
+    """(b, L) int64, filled up with -1: all labels that are right; L is 0 where the loader has none."""
     faults: Sequence[Fault]
     """Of the samples that cannot be decoded."""
 
@@ -41,6 +43,7 @@ class EvaluationLoader:
         rank: of this process.
         world_size: number of ranks.
         workers: processes that load and are kept between evaluations; 0 loads in this one.
+        real_labels: (N, L) int64 of all samples, see `read_real_labels`; None: there are none.
         pin_memory, finish: as for `TrainLoader`.
     """
 
@@ -54,14 +57,17 @@ class EvaluationLoader:
         workers: int = 0,
         pin_memory: bool = False,
         finish: OnDevice | None = None,
+        real_labels: np.ndarray | None = None,
     ) -> None:
+        self.has_real_labels = real_labels is not None
         self.dataset, self.finish = dataset, finish or first_argument
         per_rank = -(-len(dataset) // world_size)
         self._count = -(-per_rank // batch)
         rows = -(-per_rank // self._count)
         padded = np.arange(self._count * rows) * world_size + rank
         requests = np.where(padded < len(dataset), padded, -1).reshape(self._count, rows)
-        evaluation = _Evaluation(dataset, BatchBuffers(held=1, workers=workers))
+        real = np.empty((len(dataset), 0), np.int64) if real_labels is None else real_labels
+        evaluation = _Evaluation(dataset, BatchBuffers(held=1, workers=workers), real)
         self._loader = data_loader(evaluation, requests, workers, pin_memory, keep_workers=True)
 
     def __len__(self) -> int:
@@ -80,8 +86,8 @@ class EvaluationLoader:
 class _Evaluation(Dataset[EvaluationBatch | UserError]):
     """Makes batches in the workers. A `UserError` is returned, not raised: the DataLoader would add its traceback."""
 
-    def __init__(self, dataset: ShardDataset, buffers: BatchBuffers) -> None:
-        self.dataset, self.buffers = dataset, buffers
+    def __init__(self, dataset: ShardDataset, buffers: BatchBuffers, real_labels: np.ndarray) -> None:
+        self.dataset, self.buffers, self.real_labels = dataset, buffers, real_labels
 
     def __getitem__(self, samples: np.ndarray) -> EvaluationBatch | UserError:
         """samples: (b,) int64, -1 for padding."""
@@ -97,4 +103,6 @@ class _Evaluation(Dataset[EvaluationBatch | UserError]):
         faults = [row for row in rows if isinstance(row, Fault)]
         decoded = torch.tensor([not isinstance(row, Fault) for row in rows])
         labels = torch.from_numpy(np.where(real, self.dataset.index.label[samples], 0))
-        return EvaluationBatch(images, labels, torch.from_numpy(real.astype(np.float32)), decoded, faults)
+        weights = torch.from_numpy(real.astype(np.float32))
+        real_labels = torch.from_numpy(np.where(real[:, None], self.real_labels[samples], -1))
+        return EvaluationBatch(images, labels, weights, decoded, real_labels, faults)

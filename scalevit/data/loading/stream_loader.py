@@ -23,7 +23,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from scalevit.data.faults import Fault
 from scalevit.data.images import KINDS, UndecodableImage
 from scalevit.data.loading.base import Batch, Fingerprint, OnDevice, TrainingBatches, data_loader, iterate_batches
-from scalevit.data.loading.dataset import blank, decoder_for
+from scalevit.data.loading.dataset import blank, decoder_for, images_of
 from scalevit.data.loading.shared_buffers import BatchBuffers
 from scalevit.data.order.batching import PADDING, BatchLayout
 from scalevit.data.shards import tar
@@ -180,12 +180,12 @@ class _Stream(IterableDataset[Any]):
                 faults, self._faults = self._faults, []
                 tensors += [torch.zeros_like(tensors[0])] * (self.rows - wanted)
                 batch_labels += [0] * (self.rows - wanted)
-                yield Batch(self.buffers(tensors), torch.tensor(batch_labels), 0, torch.empty(0), faults)
+                yield Batch(self.buffers(images_of(tensors)), torch.tensor(batch_labels), 0, torch.empty(0), faults)
                 tensors, batch_labels, wanted = [], [], next(counts)
 
     def padding(self) -> Batch:
         """A batch of nothing else."""
-        images = self.buffers([blank(self.transform)] * self.rows)
+        images = self.buffers(images_of([blank(self.transform)] * self.rows))
         return Batch(images, torch.zeros(self.rows, dtype=torch.int64), 0, torch.empty(0), ())
 
     def _samples(self, urls: list[str], worker: int) -> Iterator[dict[str, Any]]:

@@ -15,10 +15,11 @@ from torch.utils.data import Dataset
 
 from scalevit.data.faults import Fault
 from scalevit.data.loading.base import Batch, Fingerprint, OnDevice, TrainingBatches, data_loader, iterate_batches
-from scalevit.data.loading.dataset import ShardDataset
+from scalevit.data.loading.dataset import ShardDataset, images_of
 from scalevit.data.loading.shared_buffers import BatchBuffers
-from scalevit.data.order.batching import PADDING, VERSION, BatchLayout
+from scalevit.data.order.batching import PADDING, BatchLayout
 from scalevit.data.order.shuffle import Order
+from scalevit.data.order.timm_order import TimmLayout, TimmOrder
 from scalevit.errors import UserError
 
 # Batches per worker between the prefetching of a remote sample and its use.
@@ -28,7 +29,7 @@ _IDS_AT_ONCE = 4096
 
 
 class TrainLoader(TrainingBatches):
-    """Batches of one rank, laid out by `BatchLayout` and split by `Split`.
+    """Batches of one rank, laid out by `BatchLayout` or `TimmLayout` and split by `Split`.
 
     Args:
         dataset: the training samples.
@@ -36,6 +37,7 @@ class TrainLoader(TrainingBatches):
         global_batch: images per optimizer step over all ranks.
         micro_batch: maximum rows of a forward pass.
         repeats: augmented copies of each decoded image.
+        layout: of the same global batch and repeats; None: a `BatchLayout`.
         rank, world_size, workers, pin_memory, finish: as for `TrainingBatches`.
 
     Raises:
@@ -45,11 +47,12 @@ class TrainLoader(TrainingBatches):
     def __init__(
         self,
         dataset: ShardDataset,
-        order: Order,
+        order: Order | TimmOrder,
         *,
         global_batch: int,
         micro_batch: int,
         repeats: int = 1,
+        layout: TimmLayout | None = None,
         rank: int = 0,
         world_size: int = 1,
         workers: int = 0,
@@ -59,7 +62,7 @@ class TrainLoader(TrainingBatches):
         if len(order) != len(dataset):
             raise ValueError(f"an order of {len(order)} for {len(dataset)} samples")
         super().__init__(
-            BatchLayout(global_batch, repeats),
+            layout or BatchLayout(global_batch, repeats),
             micro_batch=micro_batch,
             samples=len(dataset),
             rank=rank,
@@ -87,7 +90,7 @@ class TrainLoader(TrainingBatches):
             "seed": self.order.seed,
             "order": self.order.fingerprint,
             "augmentation_seed": self.dataset.seed,
-            "layout": VERSION,
+            "layout": layout.version,
             "global_batch": layout.global_batch,
             "repeats": layout.repeats,
         }
@@ -218,4 +221,4 @@ class _Training(Dataset[Batch | UserError]):
         except UserError as error:
             return error
         labels = torch.from_numpy(np.append(self.dataset.index.label[samples], np.zeros(padding, np.int64)))
-        return Batch(self.buffers(tensors), labels, request.step, torch.from_numpy(request.rows), faults)
+        return Batch(self.buffers(images_of(tensors)), labels, request.step, torch.from_numpy(request.rows), faults)

@@ -38,6 +38,11 @@ class BatchLayout:
     global_batch: int
     repeats: int = 1
 
+    @property
+    def version(self) -> int:
+        """What a step number means, besides the global batch and the repeats."""
+        return VERSION
+
     @cached_property
     def lanes(self) -> int:
         """D, the largest number of lanes of an equal and even number of slots, at least 2R."""

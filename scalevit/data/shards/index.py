@@ -10,7 +10,7 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -115,6 +115,31 @@ class Index:
                 f"among the {len(classes)} classes of {of}{nearest_hint(name, classes)}"
             )
         return replace(self, label=label, classes=tuple(classes))
+
+    def relabelled(self, labels: Mapping[str, int], where: str) -> "Index":
+        """The same samples with other labels.
+
+        Args:
+            labels: new label by the name of a class, or by its old label as text; several may be the same.
+            where: what holds them, for the message.
+
+        Returns:
+            The index; its classes have names if the new labels are 0, 1, ..., each of one class.
+
+        Raises:
+            UserError: this set has a class that is not among them.
+        """
+        own = np.unique(self.label)
+        keys = {int(old): name if (name := self.class_of(int(old))) in labels else str(old) for old in own}
+        missing = [self.class_of(old) for old, key in keys.items() if key not in labels]
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise UserError(f"{where}: has no label for {missing[0]!r}{more}{nearest_hint(missing[0], labels)}")
+        new = np.array([labels[keys[int(old)]] for old in own], np.int64)
+        by_label = {label: name for name, label in labels.items()}
+        one_to_one = sorted(labels.values()) == list(range(len(labels)))
+        classes = tuple(by_label[label] for label in range(len(labels))) if one_to_one else None
+        return replace(self, label=new[np.searchsorted(own, self.label)], classes=classes)
 
     def check_labels(self, num_classes: int) -> None:
         """Checks that all labels are in 0..num_classes-1.

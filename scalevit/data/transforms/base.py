@@ -26,14 +26,28 @@ class TrainingAugmentation:
     """Area of the random crop relative to the image."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Aspect ratio of the crop."""
+    crop_mode: str = "rrc"
+    """timm's `train_crop_mode`: rrc, rkrc or rkrr."""
     hflip: float = 0.5
     """Probability of a horizontal flip."""
+    vflip: float = 0.0
+    """Probability of a vertical flip."""
     color_jitter: float = 0.4
-    """Strength, not used together with auto_augment."""
+    """Strength; with auto_augment only for policies whose name has "3a"."""
+    color_jitter_prob: float | None = None
+    """Probability of the jitter; None applies it to every image."""
+    grayscale_prob: float = 0.0
+    """Probability that an image is turned grey."""
+    gaussian_blur_prob: float = 0.0
+    """Probability of a blur with a kernel of 23 pixels."""
     auto_augment: str | None = None
     """timm's policy, e.g. "rand-m9-mstd0.5-inc1"."""
     interpolation: str = "random"
     """bilinear, bicubic or random."""
+    splits: int = 0
+    """Views of each image that the transform returns as (splits, 3, S, S), for a loss that compares them: all have the
+    same crop and flips; the first one is clean, the others are augmented each for itself (timm's AugMixDataset). 0: one
+    augmented image, (3, S, S)."""
 
 
 class ArrayTransform:

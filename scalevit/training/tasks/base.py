@@ -25,13 +25,13 @@ _Value = TypeVar("_Value")
 
 
 class DeviceBatch(NamedTuple):
-    """A micro-batch on its device, after normalisation, erasing and mixing."""
+    """A micro-batch on its device, after normalisation, erasing and mixing. It has b images: rows times views."""
 
     images: "Tensor"
     """(b, 3, S, S) float32."""
     labels: "MixedLabels"
     weights: "Tensor"
-    """(b,) float32: 1 for an image, 0 for a row that only fills up the batch."""
+    """(b,) float32: 1 for an image, 0 for a row that only fills up the batch. The views of a row share its weight."""
     step: int
     """Number of the optimizer step, from 0: what a task draws follows from it and the seed, and is the same on every
     rank and for every micro-batch."""

@@ -142,6 +142,26 @@ def read_label_map(path: str | os.PathLike[str]) -> dict[str, str]:
     return found
 
 
+def read_class_map(path: str | os.PathLike[str]) -> dict[str, int]:
+    """Label by class, or by old label as text: a JSON object.
+
+    Raises:
+        UserError: it cannot be read or is not such an object.
+    """
+    try:
+        labels = json.loads(_read(path))
+    except ValueError:
+        labels = None
+    if not isinstance(labels, dict) or not labels:
+        raise UserError(f"class map {path}: is not an object in JSON (a list of names is a file of class names)")
+    for name, label in labels.items():
+        if type(label) is not int or label < 0:
+            raise UserError(
+                f"class map {path}: the label of {name!r} must be an integer from 0, not {json.dumps(label)}"
+            )
+    return labels
+
+
 def _two_columns(line: str, number: int, path: str | os.PathLike[str]) -> tuple[str, str]:
     separator = min((mark for mark in ("\t", ",", " ") if mark in line), key=line.index, default=None)
     name, value = ("", "") if separator is None else line.split(separator, 1)
