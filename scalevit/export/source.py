@@ -17,12 +17,13 @@ from scalevit.errors import UserError
 from scalevit.export import EXPORTERS
 from scalevit.export.base import Exporter
 from scalevit.runs.records import read_records
-from scalevit.runs.summary import EMA, is_ema_best
+from scalevit.runs.summary import EMA, WEIGHTS, is_ema_best
 
 WeightSet = Literal["ema", "weights"]
 # Of a run folder, the first that exists; the two of either kind change places where the plain weights were better.
 _EMA_FILES = ("best_ema.safetensors", "final_ema.safetensors")
 _FILES = ("best.safetensors", "final.safetensors")
+_ALL_FILES = (_EMA_FILES[0], _FILES[0], _EMA_FILES[1], _FILES[1])
 
 
 @dataclass(frozen=True)
@@ -132,17 +133,15 @@ def _checkpoint(path: Path) -> Path | None:
 
 def _best_weights(folder: Path, weights: WeightSet | None) -> Path:
     """The file of the best evaluation in metrics.jsonl: of the EMA, or of the plain weights if they were better."""
+    names = {None: _ALL_FILES, EMA: _EMA_FILES, WEIGHTS: _FILES}[weights]
+    found = [folder / name for name in names if (folder / name).is_file()]
+    if not found:
+        raise UserError(f"run folder {folder}: has none of {', '.join(names)}")
     if weights is None:
         records, _ = read_records(folder / "metrics.jsonl")
-        ema_is_best = is_ema_best(records, load_config(folder / "config.json").evaluation.metric)
-        pairs = zip(_EMA_FILES, _FILES, strict=True) if ema_is_best else zip(_FILES, _EMA_FILES, strict=True)
-        names = tuple(name for pair in pairs for name in pair)
-    else:
-        names = _EMA_FILES if weights == EMA else _FILES
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    raise UserError(f"run folder {folder}: has none of {', '.join(names)}")
+        if not is_ema_best(records, load_config(folder / "config.json").evaluation.metric):
+            found.sort(key=lambda path: (path.name.startswith("final"), path.name in _EMA_FILES))
+    return found[0]
 
 
 def _own_settings(file: Path) -> dict[str, object] | None:

@@ -56,7 +56,7 @@ def images_of(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """The images (3, S, S) of a batch's samples: where the transform gives views (V, 3, S, S), the first ones of all
     samples, then the second ones, ...
     """
-    if tensors[0].dim() == 3:
+    if tensors[0].dim() < 4:
         return list(tensors)
     return [tensor[view] for view in range(len(tensors[0])) for tensor in tensors]
 
