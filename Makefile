@@ -1,6 +1,7 @@
 # make setup       a virtual environment in .venv with everything pinned in constraints.txt
 # make quickstart  train a small grouped ViT on handwritten digits (minutes on a laptop CPU)
 # make test        the test suite that needs no GPU
+# make test-slow   the cases that `make test` leaves out: whole tables of engines, splits, resumes and kernels, in hours
 # make test-isa    the numeric tests again with another instruction set (AVX2) and other orders of summation
 # make test-oldest the kernel tests against the oldest supported torch and Triton
 # make lint        formatting, lint and types
@@ -22,7 +23,7 @@ OLDEST_STAMP := $(call stamp,$(OLDEST),constraints-oldest.txt)
 EXTRAS := '.[dev,docs]'
 RUN := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 
-.PHONY: setup quickstart test test-isa test-oldest lint gpu schema docs wheel
+.PHONY: setup quickstart test test-slow test-isa test-oldest lint gpu schema docs wheel
 
 setup: $(STAMP)
 
@@ -54,9 +55,15 @@ $(OLDEST_STAMP):
 quickstart: setup
 	@$(RUN) scalevit train --config configs/quickstart.json
 
-# Two files of tests at a time, with a thread each: more threads than cores would wait for each other.
+# Two files of tests at a time, with a thread each: more threads than cores would wait for each other. In the order of
+# tests/conftest.py, which has the longest files first.
 test: setup
-	@$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile -m "not gpu and not slow"
+	@$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu and not slow"
+
+# The interpreter's cases need a process of their own.
+test-slow: setup
+	@$(RUN) OMP_NUM_THREADS=1 python -m pytest -m "slow and not gpu"
+	@$(RUN) OMP_NUM_THREADS=1 TRITON_INTERPRET=1 python -m pytest -m slow tests/kernels/interpreted
 
 # What torch, MKL, oneDNN and numpy's OpenBLAS run on a CPU without AVX-512, MKL without FMA: a tolerance that holds on
 # this machine only fails here. Inductor's cache does not tell instruction sets apart and hands out loops of the wrong

@@ -1,7 +1,8 @@
 """Trained models that are reduced by each method, before and after fine-tuning, against training from scratch.
 
 Small ViTs on scikit-learn's digits and on a part of Fashion-MNIST (Debian's package dataset-fashion-mnist), some seeds
-each, one thread. As a script this trains and writes docs/results/reducing.json and .csv (over an hour of one core):
+each, one thread. As a script this trains and writes docs/results/reducing.json and .csv (two to three
+hours of one core):
 
     python tests/analysis/reducing_results.py --output docs/results
 

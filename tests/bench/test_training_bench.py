@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launching import QUICKSTART, SECONDS, Ranks
+from launching import QUICKSTART, Ranks
 from scalevit.models.reductions import REDUCTIONS
 
 WORKER = Path(__file__).with_name("training_bench_worker.py")
@@ -27,7 +27,7 @@ def test_rates_are_those_of_all_ranks_and_of_each(tmp_path: Path, ranks: int) ->
         str(tmp_path / "results"),
     ]
     fsdp = ["engine.name=fsdp", "train.micro_batch=4", "train.global_batch=8"]
-    Ranks(ranks, str(WORKER), *arguments, *fsdp, logs=tmp_path).wait(SECONDS)
+    Ranks(ranks, str(WORKER), *arguments, *fsdp, log=tmp_path / "log").wait()
     rows = json.loads((tmp_path / "results" / "bench_train.json").read_text())["rows"]
     assert [row["strategy"] for row in rows] == [part.kind() for part in REDUCTIONS]
     for row in rows:

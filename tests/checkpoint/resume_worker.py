@@ -61,7 +61,7 @@ MODEL = ModelConfig(
     kwargs={"patch_size": 4, "embed_dim": 36, "depth": 2, "num_heads": 2},
 )
 MICRO_BATCHES, MICRO_BATCH = 4, 2
-SAVED_AT, STEPS = 4, 24
+SAVED_AT = 4
 
 
 def micro_batch(step: int, index: int) -> tuple[Tensor, Tensor]:
@@ -167,7 +167,7 @@ def save(cell: dict[str, Any], folder: Path, world: World) -> dict[str, Any]:
     before = run.tensors()
     if cell.get("native"):
         run.engine.save_native(folder / f"{cell['id']}-native", "global_step", SAVED_AT)
-    losses = run.train(SAVED_AT, cell.get("steps", STEPS))  # while it is written
+    losses = run.train(SAVED_AT, cell["steps"])  # while it is written
     saver.wait()
     read = read_alone(folder / cell["id"] / f"step-{SAVED_AT:08d}")
     assert read.keys() == before.keys()
@@ -186,7 +186,7 @@ def resume(cell: dict[str, Any], source: str, folder: Path, world: World) -> dic
     for name, tensor in run.tensors().items():
         assert torch.equal(read[name], tensor), f"{name} was not restored as it was"
     scalars = run.scalars()
-    return {**run.end(run.train(SAVED_AT, cell.get("steps", STEPS))), "scalars": scalars}
+    return {**run.end(run.train(SAVED_AT, cell["steps"])), "scalars": scalars}
 
 
 def main() -> None:

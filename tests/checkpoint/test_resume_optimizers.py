@@ -50,7 +50,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     moves = [(identity(optimizer, source), identity(optimizer, target)) for optimizer, source, target in MOVES]
     cases = {"groups": GROUPS, "cells": list(cells.values()), "moves": moves}
     (folder / "cases.json").write_text(json.dumps(cases))
-    groups = [Ranks(ranks, resume_worker.__file__, folder / "cases.json", folder, logs=folder) for ranks in GROUPS]
+    groups = [
+        Ranks(ranks, resume_worker.__file__, folder / "cases.json", folder, log=folder / f"{ranks}.log")
+        for ranks in GROUPS
+    ]
     with ThreadPoolExecutor() as side_by_side:
         list(side_by_side.map(lambda group: group.wait(600), groups))
     return {k: v for ranks in GROUPS for k, v in torch.load(folder / f"results-{ranks}.pt", weights_only=True).items()}

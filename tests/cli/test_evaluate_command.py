@@ -2,13 +2,12 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
 from commands import refused
-from launching import QUICKSTART, Outcome, run
+from launching import QUICKSTART, Outcome, Workplace
 from scalevit.config.loading import load_config
 from scalevit.data.shards.index import load_index
 from scalevit.export.source import find_source
@@ -28,7 +27,7 @@ SETTINGS = [
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
+def workplace(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Workplace:
     """Weights, and the digits' validation shards with bytes changed in some of its images."""
     folder = tmp_path_factory.mktemp("work")
     config = load_config(QUICKSTART, SETTINGS)
@@ -42,16 +41,15 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
         content = bytearray(path.read_bytes())
         content[index.offset[sample] + index.size[sample] // 2] ^= 0x55
         path.write_bytes(content)
-    return folder
+    return Workplace(folder)
 
 
-def evaluate(workplace: Path, *settings: str) -> Outcome:
+def evaluate(workplace: Workplace, *settings: str) -> Outcome:
     paths = ["data.validation=validation", "model.initial_weights=weights.safetensors"]
-    command = [sys.executable, "-m", "scalevit", "evaluate", "--config", QUICKSTART, *SETTINGS]
-    return run([*command, *paths, *settings], cwd=workplace)
+    return workplace.evaluate("--config", QUICKSTART, *SETTINGS, *paths, *settings)
 
 
-def test_bad_samples_are_counted_and_the_first_are_named(workplace: Path) -> None:
+def test_bad_samples_are_counted_and_the_first_are_named(workplace: Workplace) -> None:
     outcome = evaluate(workplace, f"data.max_faults={DAMAGED}")
     assert outcome.status == 0, outcome.errors
     result = json.loads(outcome.output)
@@ -59,10 +57,10 @@ def test_bad_samples_are_counted_and_the_first_are_named(workplace: Path) -> Non
     assert result["top5"] < 100
     assert outcome.errors.count("warning: bad sample: shard validation/") == 5
     assert "warning: ... and 1 more; `scalevit shards verify` lists all" in outcome.errors
-    assert not (workplace / "runs").exists(), "an evaluation writes into no run folder"
+    assert not (workplace.folder / "runs").exists(), "an evaluation writes into no run folder"
 
 
-def test_more_bad_samples_than_the_limit_are_one_line(workplace: Path) -> None:
+def test_more_bad_samples_than_the_limit_are_one_line(workplace: Workplace) -> None:
     outcome = evaluate(workplace, f"data.max_faults={DAMAGED - 1}")
     assert (outcome.status, outcome.output) == (2, "")
     errors = [line for line in outcome.errors.splitlines() if line.startswith("error: ")]
@@ -71,24 +69,23 @@ def test_more_bad_samples_than_the_limit_are_one_line(workplace: Path) -> None:
     assert "`scalevit shards verify` lists all" in errors[0]
 
 
-def test_a_run_or_a_file_needs_no_config(workplace: Path, tmp_path: Path) -> None:
+def test_a_run_or_a_file_needs_no_config(workplace: Workplace, tmp_path: Path) -> None:
     run_folder = tmp_path / "run"
     run_folder.mkdir()
     settings = {"extends": QUICKSTART, "model": {"kwargs": {"depth": 1, "embed_dim": 24}}}
     settings |= {"reduction": {"strategy": "none"}, "engine": {"name": "fsdp"}}
-    settings |= {"data": {"workers": 0, "builtin": None, "validation": str(workplace / "validation")}}
+    settings |= {"data": {"workers": 0, "builtin": None, "validation": str(workplace.folder / "validation")}}
     (run_folder / "config.json").write_text(json.dumps(settings))
     for name in ("best.safetensors", "final.safetensors"):
-        shutil.copy(workplace / "weights.safetensors", run_folder / name)
+        shutil.copy(workplace.folder / "weights.safetensors", run_folder / name)
     results = []
     for target in (run_folder, run_folder / "final.safetensors"):
-        command = [sys.executable, "-m", "scalevit", "evaluate", str(target), f"data.max_faults={DAMAGED}"]
-        outcome = run(command, cwd=tmp_path)
+        outcome = Workplace(tmp_path).evaluate(str(target), f"data.max_faults={DAMAGED}")
         assert outcome.status == 0, outcome.errors
         results.append(json.loads(outcome.output))
     assert [Path(result["weights"]).name for result in results] == ["best.safetensors", "final.safetensors"]
     # With an EMA that was better or worse in the run.
-    shutil.copy(workplace / "weights.safetensors", run_folder / "best_ema.safetensors")
+    shutil.copy(workplace.folder / "weights.safetensors", run_folder / "best_ema.safetensors")
     for ema_top1, expected in ((80.0, "best_ema.safetensors"), (60.0, "best.safetensors")):
         record = {"kind": "evaluation", "step": 1, "top1": 70.0, "ema_top1": ema_top1}
         (run_folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from commands import refused
-from launching import QUICKSTART, run
+from launching import QUICKSTART, Workplace
 from scalevit.checkpoint.saver import Saver
 from scalevit.cli.main import main
 from scalevit.config.loading import load_config
@@ -64,7 +63,7 @@ def predict(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int
 
 @pytest.fixture(scope="module")
 def evaluation(run_folder: Path) -> dict[str, float]:
-    done = run([sys.executable, "-m", "scalevit", "evaluate", str(run_folder)], cwd=run_folder)
+    done = Workplace(run_folder).evaluate(str(run_folder))
     assert done.status == 0, done.errors
     return json.loads(done.output)
 
@@ -246,7 +245,6 @@ def test_a_weights_file_of_ours_needs_no_config(
 
 
 def test_a_checkpoint_is_evaluated(run_folder: Path, evaluation: dict[str, float], checkpoint: Path) -> None:
-    command = [sys.executable, "-m", "scalevit", "evaluate", str(checkpoint), "--weights", "weights"]
-    done = run(command, cwd=run_folder)
+    done = Workplace(run_folder).evaluate(str(checkpoint), "--weights", "weights")
     assert done.status == 0, done.errors
     assert json.loads(done.output) == {**evaluation, "weights": f"weights of {checkpoint}"}

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scalevit.data.builtin import ensure_digits
 from scalevit.data.images import encode_png
 from scalevit.data.loading.dataset import ShardDataset
 from scalevit.data.shards.index import Index, load_index
@@ -51,14 +50,6 @@ def shards(image_folder, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def index(shards) -> Index:
     return load_index(shards)
-
-
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory) -> Path:
-    """A folder with train and validation."""
-    folder = tmp_path_factory.mktemp("digits")
-    ensure_digits(folder / "train", folder / "validation")
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -98,7 +98,7 @@ def run_cells(cells: list[Cell], folder: Path) -> Results:
 def _run_ranks(ranks: int, cells: list[Cell], folder: Path) -> Results:
     listed, result = folder / f"cells{ranks}.json", folder / f"results{ranks}.pt"
     listed.write_text(json.dumps(cells))
-    Ranks(ranks, parity_worker.__file__, listed, result, logs=folder).wait(SECONDS)
+    Ranks(ranks, parity_worker.__file__, listed, result, log=folder / f"{ranks}.log").wait(SECONDS)
     return torch.load(result, weights_only=False)
 
 

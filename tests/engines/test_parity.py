@@ -24,8 +24,8 @@ from cells import (
 )
 from scalevit.models.meta_init import initial_values
 
-# Every two values of two factors meet in one of these; `-m slow` runs all 216.
-PRUNED = pairwise(full_matrix())
+# Every two values of two factors meet in one of these; `-m slow` runs all 216, with more steps.
+PRUNED: list[Cell] = [{**one, "steps": 8} for one in pairwise(full_matrix())]
 # What the matrix leaves out: clipping, and each engine's own settings.
 OTHERS = [
     cell("zero0", 1, clip=0.5, steps=6),
@@ -41,10 +41,14 @@ OTHERS = [
     cell("fsdp", 2, compile="inductor", checkpointing=True, depth=2, steps=6),
 ]
 # Calls of the process group in one step of three micro-batches: grouped has 2 units of 2 blocks each, and the root.
+_COUNT = {"accumulation": 3, "count": True, "steps": 3}
 COUNTED = {
     # Each micro-batch gathers every unit once, and the blocks' a second time in the backward.
-    "true": (cell("fsdp", 2, accumulation=3, count=True, more=["engine.reshard_after_forward=true"]), 3 * (3 + 2)),
-    "false": (cell("fsdp", 2, accumulation=3, count=True, more=["engine.reshard_after_forward=false"]), 3),
+    "true": (
+        cell("fsdp", 2, **_COUNT, more=["engine.reshard_after_forward=true"]),
+        3 * (3 + 2),
+    ),
+    "false": (cell("fsdp", 2, **_COUNT, more=["engine.reshard_after_forward=false"]), 3),
 }
 WIRE = wire_cells()
 # From this loss scale on the first steps must overflow and be skipped, on all ranks alike, until it has come down.

@@ -1,6 +1,7 @@
 """Nothing that is not meant to change numerics changes a loss, a gradient norm or a weight."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +15,11 @@ def golden() -> Any:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run_golden(tmp_path_factory.mktemp("golden"))
+def results(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("golden")
+    (folder / "data").mkdir()
+    (folder / "data" / "digits").symlink_to(digits)
+    return run_golden(folder)
 
 
 @pytest.mark.parametrize("name", RUNS)

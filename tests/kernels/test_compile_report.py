@@ -23,44 +23,45 @@ def run_report(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=5400)
 
 
-def check_gate(archs: tuple[str, ...], folder: Path, *arguments: str) -> list[dict]:
+def check_gate(arch: str, folder: Path, *arguments: str) -> list[dict]:
     """The records of a report, all kernels of which must pass."""
-    jobs = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
-    done = run_report("--jobs", jobs, "--json", str(folder / "r.json"), "--arch", *archs, *arguments)
+    done = run_report("--json", str(folder / "r.json"), "--arch", arch, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads((folder / "r.json").read_text())
 
 
-@pytest.fixture(scope="module")
-def shipped(request, tmp_path_factory):
-    """Records of the wanted architectures' tiles for plain MLPs, from one run: a few minutes on one core."""
-    name = test_every_shipped_tile_passes.__name__
-    items = [item for item in request.session.items if getattr(item, "originalname", None) == name]
-    archs = {item.callspec.params["arch"]: None for item in items}
-    return check_gate(tuple(archs), tmp_path_factory.mktemp("report"), "--mlp", "plain")
+def compiled(jobs: list[CompileJob]) -> None:
+    for job, report in compile_report.compile_all(jobs, 1):
+        assert not isinstance(report, str), f"{job}: {report}"
+        assert report.faults() == [], job
 
 
 @pytest.mark.parametrize("arch", compile_report.ARCHITECTURES)
-def test_every_shipped_tile_passes(arch, shipped):
-    """Each tile with the least and with the most work, so that every dtype, activation, bias and layout occurs."""
+def test_every_shipped_tile_passes(arch):
+    """Each tile with the most work; for sm_90 with the least too, so that every dtype and layout occurs.
+
+    The slow test, and the command without arguments, compile the other calls.
+    """
+    jobs = compile_report.jobs_for([arch], mlps=["plain"])
+    most = [job.called(*LEAST_AND_MOST[-1]) for job in jobs]
+    jobs = jobs if arch == "sm_90" else list(dict.fromkeys(most))
     products = {("fc1", s) for s in ("none", "slope", "pre")} | {("fc2_dgrad", s) for s in ("slope", "pre")}
     products |= {("fc2", "none"), ("fc1_dgrad", "none"), ("fc1_wgrad", "none"), ("reduce", "none")}
     products |= {("gelu", "none"), ("gelu", "slope"), ("dgelu", "slope"), ("dgelu", "pre")}
-    mine = [r for r in shipped if r["arch"] == arch]
-    assert {(r["product"], r["save"]) for r in mine} >= products
+    assert {(job.product, job.save) for job in jobs} >= products
+    least = {("bf16", "gelu", False)} if arch == "sm_90" else set()
     for product in ("fc1", "fc2_dgrad"):
-        seen = [r for r in mine if r["product"] == product and r["save"] == "pre"]
-        assert {(r["dtype"], r["activation"], r["bias"]) for r in seen} == {
-            ("bf16", "gelu", False), ("fp16", "gelu_tanh", True),
-        }  # fmt: skip
-    assert {r["layout"] for r in mine} == {"aligned", "even", "any"}
-    assert {r["dtype"] for r in mine if r["product"] == "gelu"} == {"bf16", "fp32"}
+        seen = {(job.dtype, job.activation, job.bias) for job in jobs if (job.product, job.save) == (product, "pre")}
+        assert seen == {("fp16", "gelu_tanh", True), *least}
+    assert {job.layout for job in jobs} == {"aligned", "even", "any"}
+    assert {job.dtype for job in jobs if job.product == "gelu"} == {"fp32", *(dtype for dtype, *_ in least)}
+    compiled(jobs)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", compile_report.ARCHITECTURES)
 def test_every_shipped_tile_passes_however_it_is_called(arch, tmp_path):
-    records = check_gate((arch,), tmp_path, "--every")
+    records = check_gate(arch, tmp_path, "--every")
     for product, save in (("fc1", "none"), ("fc1", "slope"), ("fc1", "pre"), ("fc2_dgrad", "pre")):
         seen = {
             (r["dtype"], r["activation"], r["bias"]) for r in records if (r["product"], r["save"]) == (product, save)
@@ -101,9 +102,7 @@ def test_every_shipped_tile_of_gated_plans_passes(arch):
     if arch == "sm_90":
         jobs += heaviest_jobs(arch, "fallback")
     assert set(jobs) <= set(compile_report.jobs_for([arch], mlps=["gated"]))
-    for job, report in compile_report.compile_all(jobs, 1):
-        assert not isinstance(report, str), f"{job}: {report}"
-        assert report.faults() == [], job
+    compiled(jobs)
 
 
 def test_the_fall_back_is_what_unaligned_tensors_run():
@@ -117,21 +116,12 @@ def test_the_fall_back_is_what_unaligned_tensors_run():
         assert {replace(t, splits=1) for t in tiles} == {expected}
 
 
-def test_a_tile_that_spills_fails(tmp_path):
+def test_a_tile_that_spills_fails(monkeypatch, capsys):
     """A 128x128 tile in one part with four warps spills in the backward of "lean"."""
-    script = """
-import sys
-from scalevit.kernels import compile_report
-from scalevit.kernels.compile_jobs import CompileJob
-from scalevit.kernels.tuning.tables import Tile
-job = CompileJob("sm_90", "test", "fc2_dgrad", "pre", Tile(128, 128, 64, parts=1), bias=True)
-compile_report.jobs_for = lambda *_, **__: [job]
-sys.exit(compile_report.main(["--jobs", "1"]))
-"""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "FAILED: spills" in done.stdout
+    job = CompileJob("sm_90", "test", "fc2_dgrad", "pre", tables.Tile(128, 128, 64, parts=1), bias=True)
+    monkeypatch.setattr(compile_report, "jobs_for", lambda *_, **__: [job])
+    assert compile_report.main(["--jobs", "1"]) == 1
+    assert "FAILED: spills" in capsys.readouterr().out
 
 
 def refused(capsys, *arguments):

@@ -23,7 +23,8 @@ def finished(request, tmp_path_factory):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     # One thread: other tests run beside, and the interpreter is numpy on small blocks anyway.
     environment |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={results}"]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider"]
+    command += [f"--junitxml={results}"]
     command += map(str, sorted(wanted))
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=3 * SECONDS)
     assert results.exists(), f"{done.stdout[-12000:]}\n{done.stderr[-2000:]}"

@@ -15,7 +15,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 import accounting_worker as worker
-from launching import SECONDS, Ranks
+from launching import Ranks
 from scalevit.config.loading import load_config
 from scalevit.engines.cost import ParameterLayout, Workload
 from scalevit.models.build import build_model
@@ -58,7 +58,7 @@ def measure(folder: Path) -> list[dict[str, Any]]:
         ]  # fmt: skip
         (folder / "cases.json").write_text(json.dumps(cases))
         result = folder / f"results{ranks}.json"
-        Ranks(ranks, worker.__file__, folder / "cases.json", result, logs=folder).wait(SECONDS)
+        Ranks(ranks, worker.__file__, folder / "cases.json", result, log=folder / f"{ranks}.log").wait()
         measured = json.loads(result.read_text())
         rows += [_row(ranks, case, measured[case["id"]]) for case in cases]
     return rows

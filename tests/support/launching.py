@@ -1,14 +1,16 @@
 """Starting runs as a user does: the launchers, small configs, and what a run leaves behind."""
 
 import json
-import math
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -61,91 +63,120 @@ def command(launcher: str, processes: int = 1) -> list[str]:
     raise ValueError(launcher)
 
 
-class Ranks:
-    """A script of a test's own, once for each rank, as a launcher would start it."""
+class _ForkServer:
+    """A process that has imported everything and forks what is asked for. See `fork_server.py`."""
 
-    def __init__(self, ranks: int, script: str, *arguments: str | Path, logs: Path):
-        """logs: folder for what each rank prints."""
-        port = str(free_port())
-        self._logs = [logs / f"rank{rank}of{ranks}.log" for rank in range(ranks)]
-        self._processes = []
-        for rank, log in enumerate(self._logs):
-            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-            path = with_support(os.environ.get("PYTHONPATH"))
-            places = {k: str(v) for k, v in place.items()}
-            env = environment(PYTHONPATH=path, MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **places)
-            with log.open("w") as file:
-                self._processes.append(
-                    subprocess.Popen([sys.executable, script, *arguments], env=env, stdout=file, stderr=file)
-                )
-
-    def wait(self, seconds: float) -> None:
-        """Until all have ended.
-
-        Raises:
-            AssertionError: one failed or ran longer, with what it said; none is left running.
-        """
-        deadline = time.monotonic() + seconds
-        try:
-            while any(process.poll() is None for process in self._processes):
-                self._check(deadline)
-                time.sleep(0.1)
-            self._check(math.inf)
-        finally:
-            for process in self._processes:
-                process.kill()
-
-    def _check(self, deadline: float) -> None:
-        for log, process in zip(self._logs, self._processes, strict=True):
-            # A process that a signal ended (a negative status) may have said nothing.
-            assert not process.returncode, f"{log.name}: status {process.returncode}\n{log.read_text()[-6000:]}"
-        assert time.monotonic() < deadline, f"still running: {self._logs[0].read_text()[-3000:]}"
-
-
-class ForkServer:
-    """Scripts, `launch/train.py` by default, that are forked from a process which has imported everything.
-
-    See `fork_server.py`.
-    """
-
-    def __init__(self, workplace: Path):
-        """workplace: where the runs are started; holds their logs."""
-        self.workplace = workplace
-        self.process = subprocess.Popen(
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # It ends when its input does: with this process.
+        self._process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("fork_server.py"))],
-            cwd=workplace,
             env=environment(PYTHONPATH=with_support(os.environ.get("PYTHONPATH"))),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
 
-    def start(self, name: str, arguments: list[str], *, ranks: int, script: str = SCRIPT) -> list[int]:
-        """Starts a script on each rank; returns the process ids. `answer` then waits for the end."""
-        log = str(self.workplace / f"{name}.log")
-        request = {"ranks": ranks, "port": str(free_port()), "script": script, "arguments": arguments, "output": log}
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        return self.answer()
+    def ask(self, request: dict[str, Any]) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with self._lock:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            return json.loads(self._process.stdout.readline())
+
+
+@cache
+def _fork_server() -> _ForkServer:
+    """One for all tests of this process."""
+    return _ForkServer()
+
+
+class Ranks:
+    """A script, once for each rank, as a launcher would start it; but forked, so that nothing is imported again."""
+
+    def __init__(
+        self,
+        ranks: int,
+        script: str,
+        *arguments: str | Path,
+        log: Path,
+        errors: Path | None = None,
+        folder: Path | None = None,
+    ):
+        """Starts them.
+
+        Args:
+            log: what they print is added to it.
+            errors: the same for standard error, by default `log`.
+            folder: where they are started, by default where this process is.
+        """
+        self._log, self._server = log, _fork_server()
+        request = {
+            "ranks": ranks,
+            "port": str(free_port()),
+            "script": script,
+            "arguments": [str(argument) for argument in arguments],
+            "folder": str(folder or Path.cwd()),
+            "environment": environment(PYTHONPATH=with_support(os.environ.get("PYTHONPATH"))),
+            "log": str(log.absolute()),
+            "errors": str((errors or log).absolute()),
+        }
+        self.processes: list[int] = self._server.ask(request)
+        """Their ids."""
+
+    def end(self, seconds: float = SECONDS) -> list[int]:
+        """Waits for all of them; returns their statuses, of one that a signal ended a negative one.
+
+        Raises:
+            AssertionError: one runs longer, with what it said; none is left running.
+        """
+        deadline = time.monotonic() + seconds
+        while None in (statuses := self._server.ask({"ended": self.processes})):
+            if any(statuses):  # one failed, and the others may wait for it forever
+                deadline = min(deadline, time.monotonic() + SECONDS / 10)
+            if time.monotonic() > deadline:
+                for process, status in zip(self.processes, statuses, strict=True):
+                    if status is None:
+                        os.kill(process, signal.SIGKILL)
+                raise AssertionError(f"still running: statuses {statuses}\n{self._log.read_text()[-6000:]}")
+            time.sleep(0.05)
+        return statuses
+
+    def wait(self, seconds: float = SECONDS) -> None:
+        """Until all have ended.
+
+        Raises:
+            AssertionError: one failed or ran longer, with what they said; none is left running.
+        """
+        statuses = self.end(seconds)
+        # A process that a signal ended may have said nothing.
+        assert not any(statuses), f"{self._log.name}: statuses {statuses}\n{self._log.read_text()[-6000:]}"
+
+
+class Workplace:
+    """A folder in which scripts are run, `launch/train.py` by default; all ranks write to one log there."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def start(self, name: str, arguments: list[str], *, ranks: int = 1, script: str = SCRIPT) -> Ranks:
+        return Ranks(ranks, script, *arguments, log=self.folder / f"{name}.log", folder=self.folder)
+
+    def evaluate(self, *arguments: str) -> Outcome:
+        """`launch/evaluate.py` on one rank, output and errors apart."""
+        with tempfile.TemporaryDirectory() as logs:
+            log, errors = (Path(logs) / name for name in ("output", "errors"))
+            (status,) = Ranks(1, EVALUATE, *arguments, log=log, errors=errors, folder=self.folder).end()
+            return Outcome(status, log.read_text(), errors.read_text())
 
     def run(self, name: str, arguments: list[str], *, ranks: int = 1, script: str = SCRIPT) -> Outcome:
-        """Starts and waits. All ranks write to one log, which is both output and errors; the status is the largest."""
-        self.start(name, arguments, ranks=ranks, script=script)
-        status = max(self.answer())
+        """Starts and waits. The log is both output and errors; the status is that of a rank that failed, if one did."""
+        status = max(self.start(name, arguments, ranks=ranks, script=script).end(), key=abs)
         return Outcome(status, self.log(name), self.log(name))
 
-    def answer(self) -> Any:
-        """The next answer: after `start`'s own, the exit status of each rank."""
-        assert self.process.stdout is not None
-        return json.loads(self.process.stdout.readline())
-
     def log(self, name: str) -> str:
-        return (self.workplace / f"{name}.log").read_text()
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        return (self.folder / f"{name}.log").read_text()
 
 
 def start(arguments: list[str], *, cwd: Path) -> "subprocess.Popen[str]":

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
-from launching import QUICKSTART, ForkServer, metrics
+from launching import QUICKSTART, Workplace, metrics
 from scalevit.data.order.batching import Split
 from scalevit.runs.environment import describe_environment
 
@@ -96,18 +96,15 @@ def whole_table() -> list[Cell]:
 
 def run_cells(cells: list[Cell], folder: Path) -> dict[Cell, dict[str, Any]]:
     """Results of cells, one after another."""
-    server = ForkServer(folder)
-    try:
-        return {cell: run_cell(server, cell) for cell in cells}
-    finally:
-        server.close()
+    workplace = Workplace(folder)
+    return {cell: run_cell(workplace, cell) for cell in cells}
 
 
-def run_cell(server: ForkServer, cell: Cell, *, steps: int = STEPS) -> dict[str, Any]:
+def run_cell(workplace: Workplace, cell: Cell, *, steps: int = STEPS) -> dict[str, Any]:
     """Trains a cell; returns its losses, gradient norms, and both sets of final weights."""
-    done = server.run(cell.name, arguments(cell, steps=steps), ranks=cell.ranks)
+    done = workplace.run(cell.name, arguments(cell, steps=steps), ranks=cell.ranks)
     assert done.status == 0, done.output[-3000:]
-    return result(server.workplace / "runs" / cell.name, steps)
+    return result(workplace.folder / "runs" / cell.name, steps)
 
 
 def arguments(cell: Cell, *, steps: int = STEPS) -> list[str]:

@@ -8,15 +8,25 @@ import re
 import runpy
 import shutil
 import signal
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from launching import BIN, QUICKSTART, SCRIPT, SECONDS, ForkServer, command, finish, losses, metrics, run, start
+from launching import (
+    BIN,
+    QUICKSTART,
+    SCRIPT,
+    SECONDS,
+    Workplace,
+    command,
+    finish,
+    losses,
+    metrics,
+    run,
+    start,
+)
 from scalevit.config.loading import load_config
 from scalevit.data.shards.index import load_index
 from scalevit.distributed import World
@@ -52,10 +62,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(workplace: Path) -> Iterator[ForkServer]:
-    server = ForkServer(workplace)
-    yield server
-    server.close()
+def forks(workplace: Path) -> Workplace:
+    return Workplace(workplace)
 
 
 def launch(workplace: Path, launcher: list[str], name: str, *settings: str) -> Path:
@@ -64,10 +72,10 @@ def launch(workplace: Path, launcher: list[str], name: str, *settings: str) -> P
     return workplace / "runs" / name
 
 
-def train(server: ForkServer, name: str, *settings: str, ranks: int = 1) -> Path:
-    outcome = server.run(name, ["--config", QUICKSTART, f"name={name}", *SETTINGS, *settings], ranks=ranks)
+def train(forks: Workplace, name: str, *settings: str, ranks: int = 1) -> Path:
+    outcome = forks.run(name, ["--config", QUICKSTART, f"name={name}", *SETTINGS, *settings], ranks=ranks)
     assert outcome.status == 0, outcome.output
-    return server.workplace / "runs" / name
+    return forks.folder / "runs" / name
 
 
 @pytest.fixture(scope="module")
@@ -141,14 +149,14 @@ def test_interrupted_and_started_again_it_goes_on(single: Path, workplace: Path)
     assert losses(folder) == losses(single)
 
 
-def test_a_checkpoint_goes_on_with_the_other_engine_and_more_ranks(single: Path, server: ForkServer) -> None:
+def test_a_checkpoint_goes_on_with_the_other_engine_and_more_ranks(single: Path, forks: Workplace) -> None:
     half = STEPS // 2
-    train(server, "moved", f"train.max_steps={half}", "engine.stage=1", "ema.enabled=false")
-    refused = server.run("refused", ["--config", QUICKSTART, "name=moved", *SETTINGS])
+    train(forks, "moved", f"train.max_steps={half}", "engine.stage=1", "ema.enabled=false")
+    refused = forks.run("refused", ["--config", QUICKSTART, "name=moved", *SETTINGS])
     assert refused.status == 2
     assert "settings that have changed (ema.enabled: false -> true): undo that" in refused.output
-    folder = train(server, "moved", "engine.name=fsdp", 'train.resume_changes=["ema"]', ranks=2)
-    assert "changed since that checkpoint: ema.enabled: false -> true\n" in server.log("moved")
+    folder = train(forks, "moved", "engine.name=fsdp", 'train.resume_changes=["ema"]', ranks=2)
+    assert "changed since that checkpoint: ema.enabled: false -> true\n" in forks.log("moved")
     (resumed,) = metrics(folder, "resume")
     assert resumed["step"] == half
     assert resumed["changes"]["ema.enabled"] == [False, True]
@@ -161,15 +169,14 @@ def test_a_checkpoint_goes_on_with_the_other_engine_and_more_ranks(single: Path,
     assert summary["ema"]["best_epoch"] == metrics(folder, "evaluation")[-1]["epoch"], "an EMA that began half-way"
 
 
-def test_evaluating_weights_gives_what_the_run_said(single: Path, workplace: Path) -> None:
-    script = str(Path(SCRIPT).with_name("evaluate.py"))
+def test_evaluating_weights_gives_what_the_run_said(single: Path, forks: Workplace) -> None:
     weights = f"model.initial_weights={single / 'final_ema.safetensors'}"
     settings = ["--config", QUICKSTART, *SETTINGS, weights, "data.train=nowhere", "data.builtin=null"]
-    outcome = run([sys.executable, script, *settings], cwd=workplace)
+    outcome = forks.evaluate(*settings)
     assert outcome.status == 0, outcome.errors
     said = metrics(single, "evaluation")[-1]
     assert json.loads(outcome.output)["loss"] == pytest.approx(said["ema_loss"], rel=1e-6)
-    other = run([sys.executable, script, *settings, "model.num_classes=12"], cwd=workplace)
+    other = forks.evaluate(*settings, "model.num_classes=12")
     assert other.status == 2
     assert "have a classifier of 10 classes, but model.num_classes = 12" in other.errors
 
@@ -188,16 +195,16 @@ def test_torchrun_starts_a_single_process(single: Path, workplace: Path, script:
     assert outcome.status == 0, outcome.output + outcome.errors
 
 
-def test_a_finished_run_shows_its_results_again(single: Path, server: ForkServer) -> None:
+def test_a_finished_run_shows_its_results_again(single: Path, forks: Workplace) -> None:
     before = losses(single)
-    folder = train(server, "single")
+    folder = train(forks, "single")
     assert losses(folder) == before
 
 
 @pytest.mark.parametrize(("ranks", "engine"), [(1, "engine.stage=2"), (2, "engine.name=fsdp")])
-def test_a_profile_holds_the_chosen_steps_and_their_parts(server: ForkServer, ranks: int, engine: str) -> None:
+def test_a_profile_holds_the_chosen_steps_and_their_parts(forks: Workplace, ranks: int, engine: str) -> None:
     chosen = ["train.profile=true", "train.profile_after=2", "train.profile_steps=2", "train.max_steps=6"]
-    folder = train(server, f"profile_{ranks}", engine, *chosen, ranks=ranks) / "profile" / "steps_3_4"
+    folder = train(forks, f"profile_{ranks}", engine, *chosen, ranks=ranks) / "profile" / "steps_3_4"
     traces = [folder / f"trace_rank{rank}.json.gz" for rank in range(ranks)]
     assert sorted(folder.glob("trace*")) == traces
     accumulation = 4 // ranks  # micro-batches of 8 in a global batch of 32
@@ -217,9 +224,9 @@ def test_a_profile_holds_the_chosen_steps_and_their_parts(server: ForkServer, ra
     assert "memory snapshots on CUDA devices only" in (folder / "memory.txt").read_text()
 
 
-def test_a_profile_that_cannot_be_written_is_told_in_one_line(server: ForkServer, workplace: Path) -> None:
+def test_a_profile_that_cannot_be_written_is_told_in_one_line(forks: Workplace, workplace: Path) -> None:
     arguments = ["--config", QUICKSTART, *SETTINGS, "train.profile=true", "train.max_steps=2"]
-    outcome = server.run("early", [*arguments, "name=early"])
+    outcome = forks.run("early", [*arguments, "name=early"])
     assert outcome.status == 0, outcome.errors
     said = [line for line in outcome.output.splitlines() if "no profile was written" in line]
     assert len(said) == 1, outcome.output
@@ -228,7 +235,7 @@ def test_a_profile_that_cannot_be_written_is_told_in_one_line(server: ForkServer
     blocked = workplace / "runs" / "blocked"
     blocked.mkdir(parents=True)
     (blocked / "profile").write_text("a file where the folder should be")
-    outcome = server.run("blocked", [*arguments, "name=blocked"])
+    outcome = forks.run("blocked", [*arguments, "name=blocked"])
     expect_one_line(outcome.status, outcome.errors, "runs/blocked/profile", "cannot be written")
     assert not (blocked / "metrics.jsonl").exists(), "told before the first step"
 
@@ -324,7 +331,7 @@ def test_more_ranks_than_images_end_with_one_line(
 
 
 def test_bad_samples_are_replaced_listed_and_counted_and_other_data_is_refused(
-    server: ForkServer, workplace: Path, digits: Path
+    forks: Workplace, workplace: Path, digits: Path
 ) -> None:
     """Two ranks; 3 training images and 1 validation image are damaged in place."""
     folder = workplace / "damaged"
@@ -339,14 +346,14 @@ def test_bad_samples_are_replaced_listed_and_counted_and_other_data_is_refused(
     settings = ["data.train=damaged/train", "data.validation=damaged/validation", "data.builtin=null"]
     # An epoch, so that every image comes up.
     settings += ["train.max_steps=46", "data.augmentation.aug_repeats=1", "data.transforms=fast"]
-    run_folder = train(server, "damaged", *settings, "engine.name=fsdp", ranks=2)
+    run_folder = train(forks, "damaged", *settings, "engine.name=fsdp", ranks=2)
     records = [json.loads(line) for line in (run_folder / "data_faults.jsonl").read_text().splitlines()]
     assert len(records) == 4
     assert {record["reason"] for record in records} == {"the image's bytes have changed (wrong checksum)"}
     assert json.loads((run_folder / "summary.json").read_text())["data_faults"] == 4
     assert metrics(run_folder, "evaluation")[-1]["top1"] <= 100 * 359 / 360
     base = ["--config", QUICKSTART, *SETTINGS, *settings]
-    limited = server.run("limited", [*base, "name=limited", "data.max_faults=2"])
+    limited = forks.run("limited", [*base, "name=limited", "data.max_faults=2"])
     expect_one_line(limited.status, limited.errors, "data.max_faults = 2: found", "data_faults.jsonl")
-    other = server.run("other", [*base, "name=damaged", "train.max_steps=50", "train.global_batch=64"])
+    other = forks.run("other", [*base, "name=damaged", "train.max_steps=50", "train.global_batch=64"])
     expect_one_line(other.status, other.errors, "train.global_batch: 32 there, 64 now")

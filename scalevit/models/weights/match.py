@@ -5,7 +5,6 @@ So weights are never reduced twice. Knows names and shapes, not file formats.
 
 import contextlib
 import io
-import json
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ from scalevit.models.reductions.base import Reduction
 from scalevit.models.weights.coverage import Coverage
 from scalevit.models.weights.hub import Source
 from scalevit.models.weights.read import Weights, read_weights
-from scalevit.models.weights.structure import are_reduced, recognised, shared_blocks
+from scalevit.models.weights.structure import are_reduced, in_short, recognised, shared_blocks
 from scalevit.tying import canonical_state, tied_names
 
 
@@ -212,7 +211,7 @@ def _check_same_structure(made_with: Reduction, wanted: Reduction, model: nn.Mod
     except SettingError:
         same = False  # the file's model has another depth
     if not same:
-        there, here = (json.dumps(each.model_dump(mode="json")) for each in (made_with, wanted))
+        there, here = (in_short(each) for each in (made_with, wanted))
         raise UserError(
             f"weights {source}: made with reduction {there}, which has another structure than {here}{models}"
         )
@@ -257,4 +256,6 @@ def differing_models(weights: Weights, model: nn.Module) -> str:
     if weights.model is None:
         return ""
     own = getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
-    return f"; weights are of {weights.model}, this model is {own}"
+    stated = f"; weights are of {weights.model}"
+    # Under the same name the arguments of timm's factory differ, if anything does: the file's are in `weights.model`.
+    return stated if weights.model.split()[0] == own else f"{stated}, this model is {own}"

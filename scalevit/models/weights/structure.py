@@ -58,11 +58,11 @@ def are_reduced(
     shares = any(here.source != own.source for here, own in zip(found, unreduced, strict=True))
     if not narrower and (not shares or reduced == unreduced):
         return False  # unreduced, or each block gets its own copy of an MLP that it shared
-    names = [_in_short(part) for part in _recognised(found, unreduced)]
+    names = [in_short(part) for part in _recognised(found, unreduced)]
     hidden = [block.hidden for block in found]
     made_with = " or ".join(names) or f"of an unknown kind ({hidden} hidden units)"
     raise UserError(
-        f"weights {source}: made with reduction {made_with}, which has another structure than {_in_short(reduction)}"
+        f"weights {source}: made with reduction {made_with}, which has another structure than {in_short(reduction)}"
         f"{models}"
     )
 
@@ -185,6 +185,7 @@ def _recognised(found: Layout, unreduced: Layout) -> list[Reduction]:
     return [part for part in parts if part is not None]
 
 
-def _in_short(reduction: Reduction) -> str:
+def in_short(reduction: Reduction) -> str:
+    """The settings of a reduction that are not its defaults, as JSON."""
     settings = reduction.model_dump(mode="json", exclude_defaults=True)
     return json.dumps({"strategy": reduction.strategy, **settings})

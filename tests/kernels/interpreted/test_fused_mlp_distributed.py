@@ -4,7 +4,6 @@ import os
 import tempfile
 import warnings
 
-import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -45,30 +44,11 @@ def build() -> tuple[Shared, torch.Tensor]:
     return Shared(), torch.randn(2 * TOKENS, D)
 
 
-def train(rank: int, address: str, wrap: str) -> None:
+def train(rank: int, address: str) -> None:
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     try:
-        reference, x = build()
-        reference(x).square().mean().backward()
-        model, _ = build()
-        if wrap == "ddp":
-            wrapped = nn.parallel.DistributedDataParallel(model)
-        else:
-            from torch.distributed.device_mesh import init_device_mesh
-            from torch.distributed.fsdp import fully_shard
-
-            mesh = init_device_mesh("cpu", (2,))
-            fully_shard(model.shared, mesh=mesh)
-            wrapped = fully_shard(model, mesh=mesh)
-        with warnings.catch_warnings():
-            # FSDP2 warns of a module whose output is a view: an addition to it in place would drop its backward hook.
-            warnings.filterwarnings("error", message=".*returned a view tensor")
-            y = wrapped(x[rank * TOKENS : (rank + 1) * TOKENS].view(3, TOKENS // 3, D))
-        y.square().mean().backward()
-        for (name, p), q in zip(model.named_parameters(), reference.parameters(), strict=True):
-            grad = p.grad if wrap == "ddp" else p.grad.full_tensor()
-            # The halves' means are averaged in fp32 in another order than one mean over all.
-            torch.testing.assert_close(grad, q.grad, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+        for wrap in ("ddp", "fsdp2"):
+            check(rank, wrap)
     except BaseException:
         dist.destroy_process_group()
         raise
@@ -78,9 +58,33 @@ def train(rank: int, address: str, wrap: str) -> None:
     os._exit(0)
 
 
-@pytest.mark.parametrize("wrap", ["ddp", "fsdp2"])
-def test_two_ranks(wrap):
+def check(rank: int, wrap: str) -> None:
+    reference, x = build()
+    reference(x).square().mean().backward()
+    model, _ = build()
+    if wrap == "ddp":
+        wrapped = nn.parallel.DistributedDataParallel(model)
+    else:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh("cpu", (2,))
+        fully_shard(model.shared, mesh=mesh)
+        wrapped = fully_shard(model, mesh=mesh)
+    with warnings.catch_warnings():
+        # FSDP2 warns of a module whose output is a view: an addition to it in place would drop its backward hook.
+        warnings.filterwarnings("error", message=".*returned a view tensor")
+        y = wrapped(x[rank * TOKENS : (rank + 1) * TOKENS].view(3, TOKENS // 3, D))
+    y.square().mean().backward()
+    for (name, p), q in zip(model.named_parameters(), reference.parameters(), strict=True):
+        grad = p.grad if wrap == "ddp" else p.grad.full_tensor()
+        # The halves' means are averaged in fp32 in another order than one mean over all.
+        torch.testing.assert_close(grad, q.grad, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{wrap}, {n}: {m}")
+
+
+def test_two_ranks():
+    """With DDP and with FSDP2, in processes that import torch once."""
     with tempfile.NamedTemporaryFile() as file:  # a file to meet at: no port to fight over
         os.unlink(file.name)
-        torch.multiprocessing.spawn(train, args=(f"file://{file.name}", wrap), nprocs=2)
+        torch.multiprocessing.spawn(train, args=(f"file://{file.name}",), nprocs=2)
         open(file.name, "w").close()

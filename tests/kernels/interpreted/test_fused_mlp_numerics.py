@@ -5,11 +5,18 @@ import random
 import pytest
 import torch
 
-from kernel_cases import CASES, SAVES, Case, check_against_fp64, using_plan
+from kernel_cases import CASES, DTYPES, SAVES, Case, check_against_fp64, using_plan
 from scalevit.kernels.tuning import tables
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+def by_turns(case: Case):
+    """Of the cases with other rows or widths about half: every two of rows or width, dtype and save mode still meet."""
+    varied = case.width or (case.rows[-1] if case.rows != Case.rows else None)
+    turn = varied is None or (varied // 16 + DTYPES.index(case.dtype) + SAVES.index(case.save)) % 2 == 0
+    return case if turn else pytest.param(case, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("case", map(by_turns, CASES), ids=str)
 def test_error_below_twice_eager(case):
     fused = check_against_fp64(case)
     if case.width:
@@ -26,10 +33,11 @@ def test_vit_block():
             check_against_fp64(Case(rows=(197,), d=768, h=192, d_out=768, dtype=torch.bfloat16, save=save))
 
 
-def test_random_shapes():
-    """Forty shapes nobody chose."""
-    choose = random.Random(7)
-    for _ in range(40):
+@pytest.mark.parametrize("seed", [7, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(8, 14))])
+def test_random_shapes(seed):
+    """Twenty shapes nobody chose."""
+    choose = random.Random(seed)
+    for _ in range(20):
         h = choose.choice((choose.randint(1, 80), 16 * choose.randint(1, 5)))
         case = Case(
             rows=tuple(choose.randint(1, 12) for _ in range(choose.randint(1, 3))),

@@ -100,7 +100,7 @@ def test_autocast(dtype):
 @pytest.mark.parametrize("save", SAVES)
 @pytest.mark.parametrize("width", [None, 48])
 def test_autocast_against_fp64(dtype, save, width):
-    check_autocast(Case(rows=(150,), save=save, width=width), dtype)
+    check_autocast(Case(rows=(70,), save=save, width=width), dtype)
 
 
 @pytest.mark.parametrize("save", SAVES)
