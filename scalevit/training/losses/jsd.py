@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 class JsdLoss(Loss):
     """Cross-entropy of the clean view, and the divergence of all views' predictions (AugMix, arXiv:1912.02781). Needs
-    `data.augmentation.splits`."""
+    several views of each image (augmentation splits)."""
 
     name: Literal["jsd"] = "jsd"
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
