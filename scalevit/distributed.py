@@ -69,6 +69,23 @@ class World:
         """
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+        on_gpu = "cpu:gloo,cuda:nccl" if offloads else "nccl"
+        with self._rendezvous_variables():
+            dist.init_process_group(
+                on_gpu if self.device.type == "cuda" else "gloo",
+                timeout=timedelta(seconds=timeout_seconds),
+                device_id=self.device if self.device.type == "cuda" else None,
+            )
+            yield
+        # Not after an error: peers may be waiting in an operation that tearing down would wait for.
+        dist.destroy_process_group()
+
+    @contextmanager
+    def _rendezvous_variables(self) -> Iterator[None]:
+        """torch's and DeepSpeed's variables, where the launcher did not set them; removed after the block, since a
+        process that still has them looks like a rank to whatever it does or starts next.
+        """
+        before = dict(os.environ)
         own = {
             "RANK": self.rank,
             "WORLD_SIZE": self.size,
@@ -82,15 +99,14 @@ class World:
             # Nobody has to find it, and the launchers' default is taken as soon as two runs share a machine. Under
             # torchrun the port is that of the agent's store, which serves every rank: another one has no server.
             os.environ["MASTER_PORT"] = str(_free_port())
-        on_gpu = "cpu:gloo,cuda:nccl" if offloads else "nccl"
-        dist.init_process_group(
-            on_gpu if self.device.type == "cuda" else "gloo",
-            timeout=timedelta(seconds=timeout_seconds),
-            device_id=self.device if self.device.type == "cuda" else None,
-        )
-        yield
-        # Not after an error: peers may be waiting in an operation that tearing down would wait for.
-        dist.destroy_process_group()
+        try:
+            yield
+        finally:
+            for key in [*own, "MASTER_PORT"]:
+                if key in before:
+                    os.environ[key] = before[key]
+                else:
+                    os.environ.pop(key, None)
 
     def free_memory_bytes(self) -> int | None:
         """Of this rank's GPU; None on a CPU, whose memory all ranks share."""
