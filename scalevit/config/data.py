@@ -140,9 +140,10 @@ class DataConfig(Section):
     cache_gb: PositiveFloat | None = None
     """Maximum size of that folder in gigabytes; null for no limit. `scalevit shards plan` estimates what is needed."""
     mean: tuple[UnitInterval, UnitInterval, UnitInterval] | None = None
-    """Per-channel mean of the normalisation; null takes that of the timm model."""
+    """Per-channel mean of the normalisation; null takes that of the timm model. Of grey images (`model.in_chans=1`) it
+    is the average of the three, as in timm."""
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
-    """Per-channel standard deviation of the normalisation; null takes that of the timm model."""
+    """Per-channel standard deviation of the normalisation, likewise."""
     crop_pct: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """Evaluation: side of the central crop as a fraction of the resized side; null takes that of the timm model."""
     crop_mode: Literal["center", "squash", "border"] | None = None

@@ -22,6 +22,9 @@ class ModelConfig(Section):
     SigLIP, EVA02, BEiT, Swin and others (docs/models.md lists them). Without a reduction any without batch norms."""
     image_size: PositiveInt = 224
     """Side of the square input in pixels."""
+    in_chans: PositiveInt = 3
+    """Input channels: 3 reads images in RGB, 1 in grey (Pillow's "L"). The filters of RGB weights are adapted as timm
+    does. Other numbers are for `scalevit.create_model`: a run reads no such images."""
     num_classes: PositiveInt = 1000
     """Number of classes; every label must be below it."""
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1

@@ -95,6 +95,8 @@ class Config(Section):
             )
         if train.compile_mode != "default" and not train.compile:
             raise ValueError(f"train.compile_mode = {train.compile_mode} needs train.compile = true")
+        if self.model.in_chans not in (1, 3):
+            raise ValueError(f"model.in_chans = {self.model.in_chans}: must be 3 (RGB images) or 1 (grey ones)")
         self.engine.check_training(precision=train.precision, meta_init=train.meta_init)
         self.loss.check_classes(self.model.num_classes)
         self.loss.check_views(self.data.augmentation.splits)

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     Logits = Callable[[Tensor], Tensor]
     """Normalised images (b, 3, S, S), float32 -> logits (b, classes)."""
 
-Channels = tuple[float, float, float]
+Channels = tuple[float, ...]
+"""A value per input channel: three (RGB) or one (grey)."""
 
 
 CROP_MODES = ("center", "squash", "border")
@@ -64,8 +65,8 @@ class Preprocessing:
             KeyError, TypeError, ValueError: the values are not such settings.
         """
         mean, std = (tuple(float(value) for value in values[key]) for key in ("mean", "std"))
-        if not len(mean) == len(std) == 3:
-            raise ValueError("mean and std must have three values")
+        if not len(mean) == len(std) or len(mean) not in (1, 3):
+            raise ValueError("mean and std must have three values (RGB images) or one (grey ones)")
         own = cls(
             image_size=int(values["image_size"]),
             crop_pct=float(values["crop_pct"]),

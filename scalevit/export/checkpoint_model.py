@@ -22,6 +22,7 @@ from scalevit.errors import UserError, naming_settings, settings_of
 from scalevit.export.base import ModelDescription, Preprocessing
 from scalevit.models.build import build_model
 from scalevit.models.reductions.apply import parse_reduction
+from scalevit.training.open_data import normalisation_of
 from scalevit.training.run import with_model_defaults
 from scalevit.training.tasks.base import without_own
 from scalevit.tying import tied_names
@@ -97,9 +98,8 @@ def _filled(
 
 def preprocessing_of(config: Config) -> Preprocessing:
     """What the run's evaluation does to an image."""
-    data = with_model_defaults(config).data
-    assert data.mean is not None, "see with_model_defaults"
-    assert data.std is not None, "see with_model_defaults"
+    config = with_model_defaults(config)
+    data, (mean, std) = config.data, normalisation_of(config)
     assert data.crop_pct is not None, "see with_model_defaults"
     assert data.crop_mode is not None, "see with_model_defaults"
     assert data.interpolation is not None, "see with_model_defaults"
@@ -107,7 +107,7 @@ def preprocessing_of(config: Config) -> Preprocessing:
         image_size=config.model.image_size,
         crop_pct=data.crop_pct,
         interpolation=data.interpolation,
-        mean=data.mean,
-        std=data.std,
+        mean=mean,
+        std=std,
         crop_mode=data.crop_mode,
     )

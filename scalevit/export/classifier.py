@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from scalevit.config.tree import SECTIONS, Config
 from scalevit.data.transforms.base import Transform
 from scalevit.data.transforms.device import DeviceTransform
+from scalevit.data.transforms.grey import in_grey
 from scalevit.data.transforms.timm_pipeline import evaluation_transform
 from scalevit.distributed import World
 from scalevit.engines.precision import DTYPES
@@ -73,13 +74,7 @@ def open_classifier(source: Source) -> Classifier:
         return Classifier(
             world=world,
             preprocessing=images,
-            transform=evaluation_transform(
-                image_size=images.image_size,
-                crop_pct=images.crop_pct,
-                interpolation=images.interpolation,
-                crop_mode=images.crop_mode,
-                mean=images.mean,
-            ),
+            transform=_transform(images),
             finish=DeviceTransform(mean=images.mean, std=images.std),
             num_classes=export.num_classes,
             classes=export.classes,
@@ -88,6 +83,19 @@ def open_classifier(source: Source) -> Classifier:
         )
     model, description = read_model(source)
     return classifier_of(model, description.classes, source.config)
+
+
+def _transform(images: Preprocessing) -> Transform:
+    red, *others = images.mean
+    green, blue = others or (red, red)
+    transform = evaluation_transform(
+        image_size=images.image_size,
+        crop_pct=images.crop_pct,
+        interpolation=images.interpolation,
+        crop_mode=images.crop_mode,
+        mean=(red, green, blue),
+    )
+    return transform if others else in_grey(transform)
 
 
 def classifier_of(model: nn.Module, classes: Sequence[str] | None, config: Config) -> Classifier:

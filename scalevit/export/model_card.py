@@ -56,5 +56,5 @@ and normalised with mean {_numbers(images.mean)} and standard deviation {_number
 """
 
 
-def _numbers(values: tuple[float, float, float]) -> str:
+def _numbers(values: tuple[float, ...]) -> str:
     return "(" + ", ".join(f"{value:g}" for value in values) + ")"

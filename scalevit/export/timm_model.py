@@ -137,8 +137,8 @@ def exported(model: nn.Module, config: Mapping[str, Any]) -> Exported:
     """
     own = config["pretrained_cfg"]
     channels, *sides = own["input_size"]
-    if channels != 3 or len(set(sides)) != 1:
-        raise ValueError(f"input_size = {own['input_size']}: only square RGB images are supported")
+    if channels != len(own["mean"]) or len(set(sides)) != 1:
+        raise ValueError(f"input_size = {own['input_size']}: only square RGB or grey images are supported")
     if own.get("crop_mode", "center") != "center":
         raise ValueError(f"crop_mode = {own['crop_mode']!r}: only center is supported")
     preparation = Preprocessing.from_json({**own, "image_size": own["input_size"][-1]})

@@ -48,7 +48,7 @@ def create_model(
 
     Returns:
         A model that maps images (B, in_chans, H, W) to logits (B, num_classes). Filters of RGB weights are adapted to
-        another number of channels as timm does; a run of scalevit trains on RGB images only.
+        another number of channels as timm does; a run of scalevit trains on RGB or grey images.
 
     Raises:
         UserError: an unknown model, reduction or argument, or weights that do not fit.
@@ -60,12 +60,12 @@ def create_model(
         own = {key: kwargs.pop(key) for key in fields & kwargs.keys()}
         reduction = parse_reduction({**own, "strategy": reduction})
     channels, _, size = pretrained_config(name).input_size
-    channels = kwargs.pop("in_chans", channels)
     model = parse_section(
         ModelConfig,
         {
             "name": name,
             "image_size": kwargs.pop("img_size", size),
+            "in_chans": kwargs.pop("in_chans", channels),
             "num_classes": kwargs.pop("num_classes", 1000),
             "drop_path": kwargs.pop("drop_path_rate", 0.0),
             "initial_weights": None if weights is None else os.fspath(weights),
@@ -74,7 +74,7 @@ def create_model(
             "kwargs": kwargs,
         },
     )
-    return accept_shared_once(build_model(model, reduction, seed=seed, input_channels=channels))
+    return accept_shared_once(build_model(model, reduction, seed=seed))
 
 
 def reduce_model(model: nn.Module, reduction: str | Reduction = "grouped", **settings: Any) -> nn.Module:

@@ -25,7 +25,7 @@ _RESERVED = {
     "num_classes": "is given by model.num_classes",
     "drop_path_rate": "is given by model.drop_path",
     "img_size": "is given by model.image_size",
-    "in_chans": "cannot be set: images are loaded in RGB",
+    "in_chans": "is given by model.in_chans",
     "pretrained": "is given by model.pretrained",
     "checkpoint_path": "cannot be set: name a file in model.initial_weights",
 }
@@ -42,7 +42,6 @@ def build_model(
     run_device: torch.device | None = None,
     need_classifier: bool = False,
     on_weights: Callable[[Coverage], None] = lambda coverage: None,
-    input_channels: int = 3,
 ) -> nn.Module:
     """A reduced Vision Transformer, initialised from a seed and, where given, from weights.
 
@@ -56,7 +55,6 @@ def build_model(
         need_classifier: refuse initial weights whose classifier is missing or has another number of classes, instead
             of keeping the initialisation of this one.
         on_weights: called with what the initial weights cover, where there are any.
-        input_channels: of the images. Those of a run have 3.
 
     Raises:
         SettingError: an unknown or unsuitable model, arguments that timm refuses, a reduction that does not fit the
@@ -65,7 +63,7 @@ def build_model(
     """
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
-        network = create_unreduced(model, reduction, input_channels=input_channels)
+        network = create_unreduced(model, reduction)
         if reduction.changes_model:
             mlp_views(network)  # refuse another kind of model before anything is done to it
         new_classifier = classifier_names(network)
@@ -76,9 +74,7 @@ def build_model(
                     network,
                     model.weights_source,
                     reduction,
-                    without_reduction=lambda: create_unreduced(
-                        model, reductions.NO_REDUCTION, input_channels=input_channels
-                    ),
+                    without_reduction=lambda: create_unreduced(model, reductions.NO_REDUCTION),
                     weights_set=model.initial_weights_set,
                     need_classifier=need_classifier,
                 )
@@ -94,11 +90,8 @@ def build_model(
     return network
 
 
-def create_unreduced(model: ModelConfig, reduction: Reduction, *, input_channels: int = 3) -> nn.Module:
+def create_unreduced(model: ModelConfig, reduction: Reduction) -> nn.Module:
     """timm's model with the reduction's arguments of its factory, not yet reduced.
-
-    Args:
-        input_channels: of the images.
 
     Raises:
         SettingError: an unknown model, or arguments that timm refuses.
@@ -106,7 +99,7 @@ def create_unreduced(model: ModelConfig, reduction: Reduction, *, input_channels
     """
     pretrained_config(model.name)
     architecture, _, _ = model.name.partition(".")
-    arguments = timm_arguments(model, reduction, input_channels=input_channels)
+    arguments = timm_arguments(model, reduction)
     try:
         network, accepted = create_timm_model(model.name, arguments)
     except Exception as error:
@@ -127,7 +120,7 @@ def create_unreduced(model: ModelConfig, reduction: Reduction, *, input_channels
     return network
 
 
-def timm_arguments(model: ModelConfig, reduction: Reduction, *, input_channels: int = 3) -> dict[str, Any]:
+def timm_arguments(model: ModelConfig, reduction: Reduction) -> dict[str, Any]:
     """What timm's factory is called with for a model; `create_timm_model` leaves out what a model does not take.
 
     Raises:
@@ -140,7 +133,7 @@ def timm_arguments(model: ModelConfig, reduction: Reduction, *, input_channels: 
             "num_classes": model.num_classes,
             "drop_path_rate": model.drop_path,
             "img_size": model.image_size,
-            **({} if input_channels == 3 else {"in_chans": input_channels}),
+            **({} if model.in_chans == 3 else {"in_chans": model.in_chans}),
             **factory_arguments(reduction, model.kwargs),
         }
 

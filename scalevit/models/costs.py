@@ -56,15 +56,16 @@ def model_costs(model: ModelConfig, reduction: Reduction) -> ModelCosts:
     shapes = model.without_weights()
     network = build_model(shapes, reduction, seed=0, device="meta")
     with settings_of("model"):
-        return count_costs(network, model.image_size)
+        return count_costs(network, model.image_size, in_chans=model.in_chans)
 
 
-def count_costs(module: nn.Module, image_size: int) -> ModelCosts:
+def count_costs(module: nn.Module, image_size: int, *, in_chans: int = 3) -> ModelCosts:
     """Counts parameters once and multiply-accumulates once per use. The module is left as it is.
 
     Args:
         module: a timm Vision Transformer with plain layers (before MLPs are fused), on the meta device.
         image_size: side of the input in pixels.
+        in_chans: channels of the input.
 
     Raises:
         SettingError: the model cannot process such images.
@@ -84,7 +85,7 @@ def count_costs(module: nn.Module, image_size: int) -> ModelCosts:
             layer.register_forward_hook(on_norm)
     try:
         with FlopCounterMode(display=False) as counter:
-            counted(torch.empty(1, 3, image_size, image_size, device="meta"))
+            counted(torch.empty(1, in_chans, image_size, image_size, device="meta"))
     except Exception as error:
         # Shapes that do not fit together fail in whatever layer meets them first.
         reason = " ".join(f"{type(error).__name__}: {error}".split())

@@ -124,7 +124,8 @@ class TracedModel:
 
     def _batch(self, images: int) -> tuple[Tensor, Tensor]:
         model = self._model
-        return torch.empty(images, 3, model.image_size, model.image_size), torch.empty(images, model.num_classes)
+        shape = images, model.in_chans, model.image_size, model.image_size
+        return torch.empty(shape), torch.empty(images, model.num_classes)
 
     def _loss(self, images: Tensor, targets: Tensor) -> Tensor:
         with torch.autocast("cpu", DTYPES[self._precision], enabled=self._precision != "fp32"):

@@ -149,7 +149,7 @@ def _fits(size: int, config: Config, world: World, build_engine: EngineBuilder) 
 
 def _trial_step(engine: Engine, task: TaskRunner, config: Config, split: Split) -> None:
     """All that needs memory in a run: two micro-batches if a step has more than one, optimizer, EMA, evaluation."""
-    device, side = engine.world.device, config.model.image_size
+    device, side, channels = engine.world.device, config.model.image_size, config.model.in_chans
     ema = Ema.from_config(config.ema, engine)
     keys = RowKeys(engine.module)
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
@@ -157,7 +157,7 @@ def _trial_step(engine: Engine, task: TaskRunner, config: Config, split: Split) 
     count, views = min(2, split.accumulation), config.data.augmentation.splits or 1
     size = views * split.size
     for index in range(count):
-        images = torch.rand(size, 3, side, side, device=device).contiguous(memory_format=layout)
+        images = torch.rand(size, channels, side, side, device=device).contiguous(memory_format=layout)
         labels = torch.zeros(size, dtype=torch.int64, device=device)
         mixed = MixedLabels(labels, labels, torch.ones(size, dtype=torch.float64, device=device), views)
         batch = DeviceBatch(images, mixed, torch.ones(size, device=device), step=0)
@@ -170,6 +170,7 @@ def _trial_step(engine: Engine, task: TaskRunner, config: Config, split: Split) 
         ema.update(engine.local_parameters(), step=1)
     engine.eval()
     with torch.no_grad():
-        images = torch.rand(config.evaluation.batch, 3, side, side, device=device).contiguous(memory_format=layout)
+        images = torch.rand(config.evaluation.batch, channels, side, side, device=device)
+        images = images.contiguous(memory_format=layout)
         with config.task.forms(engine.module)[""]():
             engine.forward(images)

@@ -18,9 +18,10 @@ from scalevit.data.order.timm_order import TimmLayout, TimmOrder
 from scalevit.data.shards.index import load_index
 from scalevit.data.shards.labels import LabelFormat
 from scalevit.data.shards.real_labels import read_real_labels
-from scalevit.data.transforms.base import Channels, TrainingAugmentation, Transform
+from scalevit.data.transforms.base import Channels, Colour, TrainingAugmentation, Transform
 from scalevit.data.transforms.device import DeviceTransform
 from scalevit.data.transforms.fast import FastEvaluation, FastTraining
+from scalevit.data.transforms.grey import for_channels, in_grey
 from scalevit.data.transforms.mixing import BatchMixing
 from scalevit.data.transforms.timm_pipeline import TimmTraining, evaluation_transform
 from scalevit.data.writing.sources.classes import read_class_map, read_class_names
@@ -183,11 +184,10 @@ def _label_format(config: Config) -> LabelFormat:
 def training_transform_of(config: Config) -> Transform:
     """What becomes of a training image before it is on the device. The config has its model's defaults."""
     augmentation = config.data.augmentation
-    mean, _ = normalisation_of(config)
     build = FastTraining if config.data.transforms == "fast" else TimmTraining
     settings = TrainingAugmentation(
         image_size=config.model.image_size,
-        mean=mean,
+        mean=_mean_colour(config),
         crop_mode=augmentation.crop_mode,
         crop_scale=augmentation.crop_scale,
         crop_ratio=augmentation.crop_ratio,
@@ -201,7 +201,7 @@ def training_transform_of(config: Config) -> Transform:
         interpolation=augmentation.interpolation,
         splits=augmentation.splits,
     )
-    return build(settings)
+    return _in_channels(config, build(settings))
 
 
 def evaluation_transform_of(config: Config) -> Transform:
@@ -210,23 +210,33 @@ def evaluation_transform_of(config: Config) -> Transform:
     assert data.crop_pct is not None, "see with_model_defaults"
     assert data.crop_mode is not None, "see with_model_defaults"
     assert data.interpolation is not None, "see with_model_defaults"
-    mean, _ = normalisation_of(config)
     build = FastEvaluation if data.transforms == "fast" else evaluation_transform
-    return build(
+    transform = build(
         image_size=config.model.image_size,
         crop_pct=data.crop_pct,
         interpolation=data.interpolation,
         crop_mode=data.crop_mode,
-        mean=mean,
+        mean=_mean_colour(config),
     )
+    return _in_channels(config, transform)
+
+
+def _in_channels(config: Config, transform: Transform) -> Transform:
+    return in_grey(transform) if config.model.in_chans == 1 else transform
+
+
+def _mean_colour(config: Config) -> Colour:
+    (first, *others), _ = normalisation_of(config)
+    second, third = others or (first, first)
+    return first, second, third
 
 
 def normalisation_of(config: Config) -> tuple[Channels, Channels]:
-    """Mean and standard deviation. The config has its model's defaults."""
+    """Mean and standard deviation of the model's channels. The config has its model's defaults."""
     mean, std = config.data.mean, config.data.std
     assert mean is not None, "see with_model_defaults"
     assert std is not None, "see with_model_defaults"
-    return mean, std
+    return for_channels(mean, config.model.in_chans), for_channels(std, config.model.in_chans)
 
 
 def device_transform_of(config: Config, *, erases: bool = False) -> DeviceTransform:

@@ -162,7 +162,7 @@ def test_building_leaves_the_callers_random_state_alone() -> None:
         ),
         (TINY, ThinReduction(mlp_ratio=0.001), ["mlp_ratio = 0.001", "no hidden units"]),
         (TINY.model_copy(update={"kwargs": {"num_heads": 0}}), NoReduction(), ["cannot be built", "ZeroDivision"]),
-        (TINY.model_copy(update={"kwargs": {"in_chans": 1}}), NoReduction(), ["in_chans", "RGB"]),
+        (TINY.model_copy(update={"kwargs": {"in_chans": 1}}), NoReduction(), ["in_chans", "model.in_chans"]),
         (TINY.model_copy(update={"kwargs": {"pretrained": True}}), NoReduction(), ["model.pretrained"]),
         (TINY, GroupedReduction(group_size=4), ["reduction.group_size = 4", "2, 3, 6"]),
         (TINY, GroupedReduction(groups=[[0, 6]]), ["block 6", "0 to 5"]),

@@ -96,13 +96,14 @@ def _trained(
         return [None] * copies
     rows = np.arange(sample * copies, (sample + 1) * copies)
     normalised = erase(torch.stack(augmented.tensors), row_keys(dataset.seed, Purpose.ERASING, 0, rows))
-    scale = torch.tensor(std).view(3, 1, 1)
-    values = (normalised * scale + torch.tensor(mean).view(3, 1, 1)) * 255
+    scale = torch.tensor(std).view(-1, 1, 1)
+    values = (normalised * scale + torch.tensor(mean).view(-1, 1, 1)) * 255
     return [_picture(image) for image in values.round().clamp(0, 255).to(torch.uint8)]
 
 
 def _picture(tensor: torch.Tensor) -> Image.Image:
-    return Image.fromarray(tensor.permute(1, 2, 0).contiguous().numpy())
+    """tensor: (1 or 3, S, S) uint8."""
+    return Image.fromarray(tensor.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
 
 
 def _fitted(image: Image.Image | None) -> Image.Image:

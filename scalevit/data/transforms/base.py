@@ -7,8 +7,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-Channels = tuple[float, float, float]
-"""A value per colour channel, red, green, blue, in 0..1."""
+Colour = tuple[float, float, float]
+"""Red, green and blue, in 0..1."""
+
+Channels = tuple[float, ...]
+"""A value per channel, red, green and blue or grey, in 0..1."""
 
 Transform = Callable[[Any], Tensor]
 """From an RGB image to a tensor: a Pillow image, or an array if it is an `ArrayTransform`."""
@@ -20,7 +23,7 @@ class TrainingAugmentation:
 
     image_size: int
     """Side in pixels."""
-    mean: Channels
+    mean: Colour
     """Colour of the pixels that a rotation leaves empty."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """Area of the random crop relative to the image."""

@@ -51,18 +51,18 @@ class DeviceTransform:
         """Returns images as float32, in the same memory format.
 
         Args:
-            images: (m, 3, S, S) uint8.
+            images: (m, C, S, S) uint8, with as many channels as mean and std have values.
             keys: (m,) uint64, of the rows (`randomness.row_keys`); None erases nothing.
         """
         factor, shift = self._factor.to(images.device), self._shift.to(images.device)
         if images.is_contiguous(memory_format=torch.channels_last):
             # By rows: on a CPU, broadcasting along an innermost dimension of three takes ten times as long.
-            side = images.shape[3]
+            channels, side = images.shape[1], images.shape[3]
             rows = images.permute(0, 2, 3, 1).flatten(2).to(torch.float32)
             torch.addcmul(shift.repeat(side), rows, factor.repeat(side), out=rows)
-            normalised = rows.unflatten(2, (side, 3)).permute(0, 3, 1, 2)
+            normalised = rows.unflatten(2, (side, channels)).permute(0, 3, 1, 2)
         else:
-            normalised = images.to(torch.float32).mul_(factor.view(3, 1, 1)).add_(shift.view(3, 1, 1))
+            normalised = images.to(torch.float32).mul_(factor.view(-1, 1, 1)).add_(shift.view(-1, 1, 1))
         if self.random_erasing and keys is not None:
             self._erase(normalised, keys)
         return normalised

@@ -17,7 +17,7 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision.transforms import Compose
 
-from scalevit.data.transforms.base import ArrayTransform, Channels, TrainingAugmentation
+from scalevit.data.transforms.base import ArrayTransform, Colour, TrainingAugmentation
 from scalevit.data.transforms.fast_ops import Augmentation, augmentation, through_pillow
 from scalevit.data.transforms.timm_pipeline import stages
 from scalevit.errors import SettingError
@@ -132,7 +132,7 @@ class FastEvaluation(ArrayTransform):
         crop_pct: float,
         interpolation: str = "bicubic",
         crop_mode: str = "center",
-        mean: Channels = IMAGENET_DEFAULT_MEAN,
+        mean: Colour = IMAGENET_DEFAULT_MEAN,
     ) -> None:
         if interpolation not in _MODES["random"]:
             raise SettingError(

@@ -14,14 +14,14 @@ import numpy as np
 from PIL import Image
 from timm.data import auto_augment
 
-from scalevit.data.transforms.base import Channels
+from scalevit.data.transforms.base import Colour
 from scalevit.data.transforms.timm_pipeline import valid_policy
 
 Augmentation = Callable[..., np.ndarray]
 Fill = tuple[int, int, int]
 
 
-def augmentation(policy: str, image_size: int, mean: Channels) -> Augmentation:
+def augmentation(policy: str, image_size: int, mean: Colour) -> Augmentation:
     """timm's policy on (H, W, 3) uint8.
 
     Args:

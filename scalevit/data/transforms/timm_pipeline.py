@@ -13,7 +13,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, create_transform
 from torch import Tensor
 from torchvision.transforms import Compose
 
-from scalevit.data.transforms.base import Channels, TrainingAugmentation, Transform
+from scalevit.data.transforms.base import Colour, TrainingAugmentation, Transform
 from scalevit.errors import SettingError
 
 # Of torchvision's blur in timm's pipeline, which reflects the image at its border.
@@ -94,7 +94,7 @@ def evaluation_transform(
     crop_pct: float,
     interpolation: str = "bicubic",
     crop_mode: str = "center",
-    mean: Channels = IMAGENET_DEFAULT_MEAN,
+    mean: Colour = IMAGENET_DEFAULT_MEAN,
 ) -> Transform:
     """timm's evaluation transform: resize to image_size / crop_pct and central crop, as uint8.
 

@@ -16,6 +16,7 @@ from scalevit.distributed import World
 from scalevit.engines.frozen import FrozenModule
 from scalevit.errors import SettingError
 from scalevit.randomness import Purpose, hash64
+from scalevit.training.open_data import normalisation_of
 from scalevit.training.tasks.base import DeviceBatch, Forward, TaskLoss, TaskRunner
 from scalevit.training.tasks.distillation.teacher import (
     Teacher,
@@ -35,10 +36,8 @@ class DistillationRunner(TaskRunner):
     """One forward pass of the teacher and one of the student."""
 
     def __init__(self, settings: "DistillationTask", config: "Config", world: World, teacher: Teacher):
-        assert config.data.mean is not None, "with_model_defaults"
-        assert config.data.std is not None, "with_model_defaults"
         self._settings, self._config, self._world, self._teacher = settings, config, world, teacher
-        self._normalised = config.data.mean, config.data.std
+        self._normalised = normalisation_of(config)
         self._frozen: Any = None
         self._affine: Tensor | None = None
         self.fingerprint = {"teacher.digest": teacher.digest}
@@ -75,7 +74,7 @@ class DistillationRunner(TaskRunner):
         if self._settings.method == "features":
             teacher.module.forward = partial(pooled_features, teacher.module)
         affine = renormalisation(self._normalised, (teacher.mean, teacher.std))
-        self._affine = None if affine is None else torch.tensor(affine, device=self._world.device).view(2, 1, 3, 1, 1)
+        self._affine = None if affine is None else torch.tensor(affine, device=self._world.device).view(2, 1, -1, 1, 1)
         units = teacher.units if self._settings.teacher.sharded else None
         self._frozen = FrozenModule(teacher.module, self._world, precision=self._config.train.precision, units=units)
 

@@ -5,7 +5,6 @@ engines.
 """
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +17,8 @@ from torch import Tensor, nn
 from scalevit.config.base import parse_section
 from scalevit.config.loading import load_config
 from scalevit.config.model import ModelConfig
+from scalevit.data.transforms.base import Channels
+from scalevit.data.transforms.grey import for_channels
 from scalevit.errors import SettingError, nearest_hint
 from scalevit.models.build import build_model, create_timm_model
 from scalevit.models.mlps import transformer_blocks
@@ -29,10 +30,6 @@ if TYPE_CHECKING:
     from scalevit.config.tree import Config
     from scalevit.training.tasks.distillation.task import TeacherSettings
 
-Triple = tuple[float, float, float]
-
-_Channels = tuple[float, float, float]
-
 
 @dataclass(frozen=True)
 class Teacher:
@@ -41,9 +38,9 @@ class Teacher:
     module: Any
     name: str
     """Where it comes from, for people."""
-    mean: Triple
+    mean: Channels
     """That its images are normalised by, as `std`."""
-    std: Triple
+    std: Channels
 
     @property
     def num_classes(self) -> int:
@@ -94,9 +91,10 @@ def load_teacher(settings: "TeacherSettings", config: "Config", *, needs_classes
         torch.manual_seed(config.seed)
         load = _from_our_file if settings.name is None else _from_timm
         module: Any = load(settings, config, wanted)
-    mean, std = _normalisation(settings, module.pretrained_cfg)
+    channels = config.model.in_chans
+    mean, std = (for_channels(values, channels) for values in _normalisation(settings, module.pretrained_cfg))
     teacher = Teacher(module.eval(), str(settings.weights or settings.name), mean, std)
-    _check_images(teacher, settings, config.model.image_size)
+    _check_images(teacher, settings, (channels, config.model.image_size, config.model.image_size))
     return teacher
 
 
@@ -137,7 +135,9 @@ def logits_and_features(model: Any, images: Tensor) -> Tensor | tuple[Tensor, Te
     return logits, model.task.projection(features) if hasattr(model, "task") else features
 
 
-def renormalisation(student: tuple[Triple, Triple], teacher: tuple[Triple, Triple]) -> tuple[Triple, Triple] | None:
+def renormalisation(
+    student: tuple[Channels, Channels], teacher: tuple[Channels, Channels]
+) -> tuple[Channels, Channels] | None:
     """What turns images that are normalised for one model into those for another: factors and summands by channel.
 
     Args:
@@ -152,15 +152,10 @@ def renormalisation(student: tuple[Triple, Triple], teacher: tuple[Triple, Tripl
     (mean, std), (other_mean, other_std) = student, teacher
     factors = [own / other for own, other in zip(std, other_std, strict=True)]
     summands = [(own - other) / by for own, other, by in zip(mean, other_mean, other_std, strict=True)]
-    return _triple(factors), _triple(summands)
+    return tuple(factors), tuple(summands)
 
 
-def _triple(values: Sequence[float]) -> Triple:
-    first, second, third = values
-    return first, second, third
-
-
-def _normalisation(settings: "TeacherSettings", timm_config: Any) -> tuple[_Channels, _Channels]:
+def _normalisation(settings: "TeacherSettings", timm_config: Any) -> tuple[Channels, Channels]:
     """Mean and standard deviation of the teacher's images: as set, else of its run, else timm's for the model."""
     mean, std = settings.mean, settings.std
     if settings.name is None and (recorded := Path(str(settings.weights)).parent / "config.json").is_file():
@@ -249,12 +244,14 @@ def _classes_in(tensors: dict[str, Tensor], classifiers: Any) -> int | None:
     return len(found[0]) if found else None
 
 
-def _check_images(teacher: Teacher, settings: "TeacherSettings", side: int) -> None:
-    """Runs the teacher on an image of the student's size."""
+def _check_images(teacher: Teacher, settings: "TeacherSettings", shape: tuple[int, int, int]) -> None:
+    """Runs the teacher on an image of the student's shape (channels, height, width)."""
     try:
         with torch.no_grad():
-            pooled_features(teacher.module, torch.zeros(1, 3, side, side))
+            pooled_features(teacher.module, torch.zeros(1, *shape))
     except Exception as error:  # of any kind: models check the size in their own ways
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         key, value = ("weights", settings.weights) if settings.name is None else ("name", settings.name)
-        raise SettingError(f"teacher.{key}", value, f"cannot take images of {side} pixels ({reason})") from error
+        raise SettingError(
+            f"teacher.{key}", value, f"cannot take images of {' x '.join(map(str, shape))} ({reason})"
+        ) from error
