@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import timm.optim
 import torch
 from task_runs import ALONE, train
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy
-from timm.models import VisionTransformer, model_parameters
+from timm.models import model_parameters
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import Tensor
@@ -27,14 +28,11 @@ from scalevit.training.step import TrainingStep
 from scalevit.training.tasks.classification import ClassificationRunner
 
 STEPS, EPOCHS, ROWS, CLASSES = 100, 10, 4, 6
-MODEL = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 SETTINGS = [
     "engine.name=fsdp",
     "model.name=vit_tiny_patch16_224",
-    "model.image_size=16",
     "model.drop_path=0",
     f"model.num_classes={CLASSES}",
-    *(f"model.kwargs.{key}={value}" for key, value in MODEL.items()),
     f"train.global_batch={ROWS}",
     f"train.micro_batch={ROWS}",
     f"train.epochs={EPOCHS}",
@@ -45,6 +43,17 @@ SETTINGS = [
     "ema.start=first_step",
     "ema.decay=0.9",
 ]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """timm's ViT-Ti, or a smaller one."""
+
+    side: int
+    kwargs: dict[str, int]
+
+
+SMALL, VIT_TI = Scale(16, {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}), Scale(224, {})
 
 
 @dataclass(frozen=True)
@@ -105,13 +114,16 @@ RECIPES = {
 }
 
 
-def batches() -> Iterator[tuple[Tensor, Tensor]]:
+def batches(side: int) -> Iterator[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(5)
     for _ in range(STEPS):
-        yield torch.randn(ROWS, 3, 16, 16, generator=generator), torch.randint(CLASSES, (ROWS,), generator=generator)
+        yield (
+            torch.randn(ROWS, 3, side, side, generator=generator),
+            torch.randint(CLASSES, (ROWS,), generator=generator),
+        )
 
 
-def theirs(recipe: Recipe, model: torch.nn.Module) -> tuple[list[float], dict[str, Tensor]]:
+def theirs(recipe: Recipe, model: torch.nn.Module, side: int) -> tuple[list[float], dict[str, Tensor]]:
     """Losses, and the final EMA."""
     optimizer = timm.optim.create_optimizer_v2(model, weight_decay=0.05, **recipe.optimizer)
     schedule, _ = create_scheduler_v2(
@@ -124,7 +136,7 @@ def theirs(recipe: Recipe, model: torch.nn.Module) -> tuple[list[float], dict[st
     )
     ema = ModelEmaV3(model, decay=0.9, **recipe.ema)
     losses = []
-    for step, (images, labels) in enumerate(batches()):
+    for step, (images, labels) in enumerate(batches(side)):
         loss = recipe.criterion(model(images), labels)
         loss.backward()
         if recipe.clip is not None:
@@ -138,8 +150,9 @@ def theirs(recipe: Recipe, model: torch.nn.Module) -> tuple[list[float], dict[st
     return losses, dict(ema.module.named_parameters())
 
 
-def ours(recipe: Recipe, start: dict[str, Tensor]) -> tuple[list[float], dict[str, Tensor]]:
-    config = load_config(None, [*SETTINGS, *recipe.settings])
+def ours(recipe: Recipe, start: dict[str, Tensor], scale: Scale) -> tuple[list[float], dict[str, Tensor]]:
+    size = [f"model.image_size={scale.side}", *(f"model.kwargs.{key}={value}" for key, value in scale.kwargs.items())]
+    config = load_config(None, [*SETTINGS, *size, *recipe.settings])
     losses = []
     with ALONE.process_group():
         engine = EngineBuilder(config, ALONE, check_engine(config, ALONE))(micro_batch=ROWS, accumulation=1)
@@ -159,7 +172,7 @@ def ours(recipe: Recipe, start: dict[str, Tensor]) -> tuple[list[float], dict[st
         )
         schedule = Schedule(config.schedule, config.peak_lr, EPOCHS, steps_per_epoch=STEPS / EPOCHS)
         engine.train()
-        for number, (images, labels) in enumerate(batches()):
+        for number, (images, labels) in enumerate(batches(scale.side)):
             batch = Batch(images, labels, number, torch.arange(ROWS), [])
             lr = schedule.lr_of_step(number * EPOCHS // STEPS, number * EPOCHS / STEPS)
             losses.append(step(iter([batch]), step=number, lr=lr).losses["loss"].item())
@@ -174,14 +187,15 @@ def without_key_bias(name: str, tensor: Tensor) -> Tensor:
     return torch.cat([queries, values])
 
 
+@pytest.mark.parametrize("scale", [SMALL, pytest.param(VIT_TI, marks=pytest.mark.slow)], ids=["small", "vit_ti"])
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_hundred_steps_are_timms(name: str) -> None:
+def test_a_hundred_steps_are_timms(name: str, scale: Scale) -> None:
     recipe = RECIPES[name]
     torch.manual_seed(1)
-    model: Any = VisionTransformer(img_size=16, num_classes=CLASSES, **MODEL)  # type: ignore[arg-type]
+    model: Any = timm.create_model("vit_tiny_patch16_224", img_size=scale.side, num_classes=CLASSES, **scale.kwargs)
     start = {key: tensor.detach().clone() for key, tensor in model.named_parameters()}
-    expected, averages = theirs(recipe, model)
-    losses, own_averages = ours(recipe, start)
+    expected, averages = theirs(recipe, model, scale.side)
+    losses, own_averages = ours(recipe, start, scale)
     assert losses == pytest.approx(expected, abs=1e-5)
     assert len({round(loss, 4) for loss in expected}) > 50, "it trains"
     assert own_averages.keys() == averages.keys()
