@@ -52,7 +52,7 @@ class HuggingFaceFolder(Exporter):
 
         try:
             model = timm.create_model(f"local-dir:{path}", pretrained=True)
-            return exported(model.to(device).eval(), _read_config(path))
+            return exported(model.to(device).eval(), _read_config(path)).checked(device)
         except Exception as error:  # timm limits neither its exceptions nor what it is given
             raise UserError(f"export {path}: cannot be read ({why_unreadable(error)})") from error
 

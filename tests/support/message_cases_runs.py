@@ -242,6 +242,15 @@ def _(place: Place) -> None:
     main(["predict", "x.pt2", "x.pt2"])
 
 
+@case("export ...: cannot be read (...)")
+def _(place: Place) -> None:
+    grouped("a.safetensors")
+    main(["export", "a.safetensors", "x", "--to", "huggingface"])
+    config = Path("x/config.json")
+    config.write_text(config.read_text().replace('"num_classes": 1000', '"num_classes": 12', 1))
+    main(["predict", "x", "x/README.md"])
+
+
 @case("...: is not of the structure of ...: ...")
 def _(place: Place) -> None:
     grouped("a.safetensors")

@@ -107,7 +107,10 @@ def _description(source: Source, path: Path) -> tuple[str | None, tuple[str, ...
         return None, None
     arguments = content.get("model_args") or {}
     model = " ".join([content["architecture"], *(f"{key}={value}" for key, value in arguments.items())])
-    return model, _labels(content.get("label_names") or content.get("labels"))
+    names, outputs = _labels(content.get("label_names") or content.get("labels")), content.get("num_classes")
+    if names is not None and outputs and len(names) != outputs:
+        raise UserError(f"weights {source}: {path.name} has {len(names)} label_names, but num_classes = {outputs}")
+    return model, names
 
 
 def _labels(names: Any) -> tuple[str, ...] | None:
