@@ -20,12 +20,13 @@ from scalevit.distributed import World
 from scalevit.errors import SettingError, UserError, naming_settings, settings_of
 from scalevit.models.build import build_model, create_unreduced
 from scalevit.models.mlps import transformer_blocks
-from scalevit.models.reductions import NO_REDUCTION
+from scalevit.models.reductions import NO_REDUCTION, REDUCTIONS
 from scalevit.models.reductions.base import Reduction
 from scalevit.models.reductions.fit import reduce_trained
 from scalevit.models.reductions.method import FitMethod
 from scalevit.models.weights.match import reductions_of
 from scalevit.models.weights.read import read_classes
+from scalevit.models.weights.structure import in_short, with_structure_of
 from scalevit.models.weights.write import write_weights
 from scalevit.training.evaluation import CheckedMetrics
 from scalevit.training.run import prepare_evaluation, with_model_defaults
@@ -118,20 +119,39 @@ def with_weights(config: Config, path: Path | None) -> Config:
 def example_of(trained: TrainedModel, reduction: Reduction) -> tuple[Config, nn.Module]:
     """The config and, on the meta device, the structure of the trained model after a reduction.
 
-    Arguments of timm's factory that the trained model's own reduction gave (`thin`) become arguments of the model.
+    What the reduction leaves as it is (shared or narrower MLPs of the trained model) is kept: the config's reduction is
+    then one that has both. Arguments of timm's factory that the trained model's own reduction gave (`thin`) become
+    arguments of the model.
 
     Raises:
-        UserError: the reduction does not fit the model, or is the one that the model has.
+        UserError: the reduction does not fit the model or cannot be combined with that of the model, or is the one that
+            the model has.
     """
     own, model = trained.config.reduction, trained.config.model
     kept = {key: value for key, value in own.factory_arguments().items() if key not in reduction.factory_arguments()}
     model = model.without_weights().model_copy(update={"kwargs": {**model.kwargs, **kept}})
     with naming_settings(SECTIONS):
+        if not reduction.changes_model:
+            able = [part.kind() for part in REDUCTIONS if part.changes_model]
+            choice = f"{', '.join(able[:-1])} or {able[-1]}"
+            raise SettingError("reduction.strategy", reduction.strategy, f"give reduction.strategy={choice}")
         example = build_model(model, reduction, seed=0, device="meta")
         depth = len(transformer_blocks(example))
-        with settings_of("reduction"):
-            if reduction.structure(depth) == own.structure(depth):
-                raise SettingError("strategy", reduction.strategy, "the weights are reduced so already; name another")
+        if reduction.structure(depth) != own.structure(depth):
+            with torch.device("meta"):
+                unreduced = create_unreduced(model, NO_REDUCTION)
+            kept = with_structure_of(trained.network, reduction, example, unreduced)
+            if kept is None:
+                raise SettingError(
+                    "reduction.strategy",
+                    reduction.strategy,
+                    f"cannot be combined with {in_short(own)}, which the weights are: name one that has both",
+                )
+            if kept != reduction:
+                reduction, example = kept, build_model(model, kept, seed=0, device="meta")
+        if reduction.structure(depth) == own.structure(depth):
+            reason = "the weights are reduced so already: give another strategy, or other settings of this one"
+            raise SettingError("reduction.strategy", reduction.strategy, reason)
     return trained.config.model_copy(update={"model": model, "reduction": reduction}), example
 
 

@@ -6,7 +6,6 @@ torch at module level, so that a mistake in the arguments is reported at once.
 
 import abc
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from scalevit.config.model import ModelConfig
 from scalevit.errors import UserError
-from scalevit.files import check_writable
+from scalevit.files import check_new
 from scalevit.models.reductions.base import Reduction
 
 if TYPE_CHECKING:
@@ -149,12 +148,8 @@ class Exporter(abc.ABC):
         """
         if self.suffix and target.suffix != self.suffix:
             raise UserError(f"{target}: --to {self.name} writes a {self.suffix} file: name it so")
-        if not target.absolute().parent.is_dir():
-            raise UserError(f"{target.parent}: no such folder")
         for path in self.files(target):
-            if os.path.lexists(path):
-                raise UserError(f"{path}: already exists; choose another name")
-        check_writable(target)
+            check_new(path, folder=not self.suffix)
 
     def files(self, target: Path) -> list[Path]:
         """The target and what is written beside it."""
