@@ -20,7 +20,7 @@ from scalevit.distributed import World
 from scalevit.errors import SettingError, UserError, naming_settings, settings_of
 from scalevit.models.build import build_model, create_unreduced
 from scalevit.models.mlps import transformer_blocks
-from scalevit.models.reductions import NO_REDUCTION, REDUCTIONS
+from scalevit.models.reductions import NO_REDUCTION
 from scalevit.models.reductions.base import Reduction
 from scalevit.models.reductions.fit import reduce_trained
 from scalevit.models.reductions.method import FitMethod
@@ -131,28 +131,21 @@ def example_of(trained: TrainedModel, reduction: Reduction) -> tuple[Config, nn.
     kept = {key: value for key, value in own.factory_arguments().items() if key not in reduction.factory_arguments()}
     model = model.without_weights().model_copy(update={"kwargs": {**model.kwargs, **kept}})
     with naming_settings(SECTIONS):
-        if not reduction.changes_model:
-            able = [part.kind() for part in REDUCTIONS if part.changes_model]
-            choice = f"{', '.join(able[:-1])} or {able[-1]}"
-            raise SettingError("reduction.strategy", reduction.strategy, f"give reduction.strategy={choice}")
         example = build_model(model, reduction, seed=0, device="meta")
         depth = len(transformer_blocks(example))
-        if reduction.structure(depth) != own.structure(depth):
-            with torch.device("meta"):
-                unreduced = create_unreduced(model, NO_REDUCTION)
-            kept = with_structure_of(trained.network, reduction, example, unreduced)
-            if kept is None:
-                raise SettingError(
-                    "reduction.strategy",
-                    reduction.strategy,
-                    f"cannot be combined with {in_short(own)}, which the weights are: name one that has both",
-                )
-            if kept != reduction:
-                reduction, example = kept, build_model(model, kept, seed=0, device="meta")
-        if reduction.structure(depth) == own.structure(depth):
-            reason = "the weights are reduced so already: give another strategy, or other settings of this one"
-            raise SettingError("reduction.strategy", reduction.strategy, reason)
-    return trained.config.model_copy(update={"model": model, "reduction": reduction}), example
+        with torch.device("meta"):
+            unreduced = create_unreduced(model, NO_REDUCTION)
+        combined = with_structure_of(trained.network, reduction, example, unreduced)
+        with settings_of("reduction"):
+            if combined is None:
+                reason = f"cannot be combined with {in_short(own)}, which the weights are: name one that has both"
+                raise SettingError("strategy", reduction.strategy, reason)
+            if combined.structure(depth) == own.structure(depth):
+                reason = "the weights are reduced so already: give another strategy, or other settings of this one"
+                raise SettingError("strategy", reduction.strategy, reason)
+        if combined != reduction:
+            example = build_model(model, combined, seed=0, device="meta")
+    return trained.config.model_copy(update={"model": model, "reduction": combined}), example
 
 
 def reduce_weights(

@@ -109,6 +109,11 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _check_choice(arguments: argparse.Namespace, config: Config) -> None:
+    strategy = config.reduction.strategy
+    if not config.reduction.changes_model:
+        able = [part.kind() for part in REDUCTIONS if part.changes_model]
+        choice = f"{', '.join(able[:-1])} or {able[-1]}"
+        raise UserError(f'config: reduction.strategy = "{strategy}": give reduction.strategy={choice}')
     for given, option, setting in (
         (arguments.choose_pairs, "--choose-pairs", "groups"),
         (arguments.choose_blocks, "--choose-blocks", "blocks"),
@@ -116,7 +121,7 @@ def _check_choice(arguments: argparse.Namespace, config: Config) -> None:
         if given and setting not in type(config.reduction).model_fields:
             able = [part.kind() for part in REDUCTIONS if setting in part.model_fields]
             raise UserError(
-                f"{option} sets reduction.{setting}, which {config.reduction.strategy!r} does not have: give "
+                f"{option} sets reduction.{setting}, which {strategy!r} does not have: give "
                 f"reduction.strategy={' or '.join(able)}"
             )
         own = {each.partition("=")[0] for each in arguments.overrides if not each.endswith("=null")}
