@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,35 @@ def test_nothing_in_a_file_is_executed(zipped: bool, tmp_path: Path) -> None:
     assert not target.exists()
     torch.load(path, weights_only=False)
     assert target.exists(), "the payload works where it is executed"
+
+
+@pytest.mark.parametrize("form", ["zip", "pickle", "safetensors"])
+@pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.99])
+def test_a_file_without_its_end_is_one_line(form: str, kept: float, tmp_path: Path) -> None:
+    path = tmp_path / f"weights{'.safetensors' if form == 'safetensors' else '.pth'}"
+    state = {"a": torch.zeros(50_000), "b": torch.zeros(3)}
+    if form == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=form == "zip")
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    with pytest.raises(UserError) as error:
+        read_weights(path)
+    assert str(error.value) == f"weights {path}: is cut or empty: copy or download it again"
+
+
+@pytest.mark.parametrize(("name", "form"), [("x.onnx", "onnx"), ("x.pt2", "torch")])
+def test_a_program_is_no_file_of_weights(name: str, form: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"program")
+    expected = f"weights {tmp_path / name}: is an export (--to {form}): name the run or its weights"
+    assert refused(tmp_path / name, NoReduction()) == expected
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_plain_pickle_is_one_line(tmp_path: Path) -> None:
+    """torch warns of a pickle that it has not written, in two more lines."""
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"a": 1}, protocol=4))
+    assert "it is damaged, or contains more than tensors" in refused(tmp_path / "a.pkl", NoReduction())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -190,7 +190,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         (path, GroupedReduction(), {"kwargs": {**MODEL.kwargs, "depth": 6}}, "lacks"),
         (path, GroupedReduction(), {"kwargs": {**MODEL.kwargs, "embed_dim": 96}}, "shape"),
         (tmp_path / "missing.safetensors", NoReduction(), {}, "no such file"),
-        (damaged, NoReduction(), {}, "cannot be read"),
+        (damaged, NoReduction(), {}, "is cut or empty: copy or download it again"),
         (code, NoReduction(), {}, "cannot be read"),
         (unknown, NoReduction(), {}, "made with an unknown reduction"),
     ]
