@@ -25,6 +25,7 @@ from scalevit.models.reductions.shallow import ShallowReduction
 from scalevit.models.reductions.thin import ThinReduction
 from scalevit.models.weights.coverage import Coverage
 from scalevit.models.weights.read import read_weights
+from scalevit.models.weights.write import write_weights
 
 MODEL = ModelConfig(
     name="vit_tiny_patch16_224", image_size=32, num_classes=7, kwargs={"embed_dim": 48, "depth": 4, "num_heads": 3}
@@ -309,7 +310,16 @@ def test_blocks_that_shared_an_mlp_get_a_copy_each_in_a_model_without_reduction(
 
 
 def test_unreduced_weights_do_not_fit_a_thin_model(tmp_path: Path) -> None:
-    assert "does not fit in the shape of " in refused(saved(state_of(NoReduction()), tmp_path), ThinReduction())
+    """For a file of ours and another program's: the message names the command that makes such weights."""
+    path = saved(state_of(NoReduction()), tmp_path)
+    command = "`scalevit reduce {} --to NEW.safetensors reduction.strategy=thin reduction.mlp_ratio=1.5`"
+    assert refused(path, ThinReduction(mlp_ratio=1.5)).endswith(f"make its weights with {command.format(path)}")
+    ours = tmp_path / "ours.safetensors"
+    write_weights(ours, state_of(NoReduction()), model=MODEL, reduction=NoReduction(), tied={})
+    assert refused(ours, ThinReduction(mlp_ratio=1.5)).endswith(f"make its weights with {command.format(ours)}")
+    # Weights of another model are not made so.
+    kwargs = {**MODEL.kwargs, "depth": 2}
+    assert "which this model lacks; weights are of" in refused(ours, ThinReduction(), kwargs=kwargs)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS, ids=lambda part: part.strategy)

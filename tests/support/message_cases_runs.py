@@ -301,6 +301,8 @@ def _(place: Place) -> None:
 
 @case("--ranks all: this machine has no GPU; name a number")
 def _(place: Place) -> None:
+    for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):  # which a run in this process has left
+        place.patch.delenv(key, raising=False)
     place.patch.setattr(torch.cuda, "device_count", lambda: 0)
     main(["train", "--config", "quickstart", "--ranks", "all"])
 

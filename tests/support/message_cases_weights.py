@@ -42,6 +42,18 @@ def _(place: Place) -> None:
     place.prepare(place.weights(), "model.kwargs.depth=4")
 
 
+@case("weights ...: has ..., which this model lacks...")
+def _(place: Place) -> None:
+    place.prepare(place.weights(kwargs={**place.config().model.kwargs, "depth": 4}))
+
+
+@case(
+    "weights ...: unreduced, and this reduction sets how a model is built: make its weights with `scalevit reduce ...`"
+)
+def _(place: Place) -> None:
+    place.prepare(place.weights(), "reduction.strategy=thin")
+
+
 @case("weights ...: does not fit in the shape of ... of this model...")
 def _(place: Place) -> None:
     place.prepare(place.weights(), "model.kwargs.embed_dim=48")

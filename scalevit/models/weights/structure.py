@@ -6,7 +6,7 @@ models are neither scaled nor cut a second time. Knows names and shapes of MLPs;
 
 import copy
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 
 import torch
 from torch import Tensor, nn
@@ -138,6 +138,12 @@ def difference(tensors: Mapping[str, Tensor], model: nn.Module) -> str | None:
         if wanted.source != block and here.source != wanted.source:
             return f"blocks {wanted.source} and {block} have different MLPs, this model's share one"
     return None
+
+
+def mlp_tensors(names: Set[str], model: nn.Module) -> set[str]:
+    """Those of the names that are of MLPs in the model's blocks."""
+    prefixes = tuple(prefix for own in _prefixes(model) for prefix in own)
+    return {name for name in names if name.startswith(prefixes)}
 
 
 def _parameters(model: nn.Module) -> dict[str, Tensor]:
