@@ -89,6 +89,18 @@ def _(place: Place) -> None:
     place.prepare("task.name=distillation", "task.teacher.weights=weights.pth")
 
 
+@case("config: task.teacher.weights = ...: a folder without a config.json of timm, which names the architecture...")
+def _(place: Place) -> None:
+    place.prepare("task.name=distillation", "task.teacher.weights=shards")
+
+
+@case("config: task.teacher.name = ...: ... lacks ... of this model: set task.teacher.kwargs for its model")
+def _(place: Place) -> None:
+    place.weights()
+    named = ["task.teacher.name=vit_tiny_patch16_224", "task.teacher.weights=weights.pth"]
+    place.prepare("task.name=distillation", *named)
+
+
 @case('config: task.method = "token": needs a model with a distillation token (deit_*_distilled_*), not ...')
 def _(place: Place) -> None:
     teacher = ["task.teacher.name=deit_tiny_patch16_224", "task.teacher.pretrained=false"]

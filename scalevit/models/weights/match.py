@@ -112,13 +112,13 @@ def match_weights(
     if already_reduced:
         reduce_model(model, reduction)
 
-    own = canonical_state(model)
     models = differing_models(weights, tensors, model)
     fresh = _fresh_names(tensors, model, source, models, need_classifier=need_classifier)
     if not already_reduced:
         _check_reducible(tensors, model, reduction, source)
-    _check_names(tensors, model, fresh, f"weights {source}", models)
-    taken = {name: tensors[name] for name in own if name not in fresh}
+    if problem := fitting_problem(tensors, model, fresh):
+        raise UserError(f"weights {source}: {problem}{models}")
+    taken = {name: tensors[name] for name in canonical_state(model) if name not in fresh}
     coverage = Coverage(
         tensors=len(taken),
         already_reduced=already_reduced,
@@ -220,14 +220,18 @@ def _check_same_structure(made_with: Reduction, wanted: Reduction, model: nn.Mod
         )
 
 
-def _check_names(tensors: Mapping[str, Tensor], model: nn.Module, fresh: set[str], where: str, models: str) -> None:
-    problem = naming_difference(tensors.keys() | fresh, model)
+def fitting_problem(tensors: Mapping[str, Tensor], model: nn.Module, fresh: Set[str] = frozenset()) -> str | None:
+    """Which tensors weights lack, have too many or in another shape than a model, in words; None if they fit.
+
+    Args:
+        tensors: under the model's names.
+        fresh: names that need not be among them.
+    """
     own = canonical_state(model)
+    if problem := naming_difference(tensors.keys() | fresh, model):
+        return problem
     other_shape = sorted(n for n in own.keys() & tensors.keys() - fresh if own[n].shape != tensors[n].shape)
-    if problem is None and other_shape:
-        problem = f"does not fit in the shape of {_and_more(other_shape)} of this model"
-    if problem is not None:
-        raise UserError(f"{where}: {problem}{models}")
+    return f"does not fit in the shape of {_and_more(other_shape)} of this model" if other_shape else None
 
 
 def naming_difference(names: Set[str], model: nn.Module) -> str | None:
