@@ -69,6 +69,25 @@ def check_writable(path: Path) -> None:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
+def check_new(path: Path, *, folder: bool = False) -> None:
+    """Makes sure that a new file can be made under this name, before the work that it is for. Nothing is replaced.
+
+    Args:
+        folder: a folder shall be made; it may exist if it is empty.
+
+    Raises:
+        UserError: it exists, or cannot be made.
+    """
+    if folder and path.is_file():
+        raise UserError(f"{path}: is a file, not a folder")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"{path.parent}: no such folder")
+    is_empty = folder and path.is_dir() and not any(path.iterdir())
+    if os.path.lexists(path) and not is_empty:
+        raise UserError(f"{path}: already exists; choose another name")
+    check_writable(path)
+
+
 def write_whole(path: Path, content: bytes, *, durable: bool = True) -> None:
     """Replaces a file by new content in one step; `durable` as for `writing_whole`.
 

@@ -26,6 +26,7 @@ from scalevit.models.reductions.fit import reduce_trained
 from scalevit.models.reductions.method import FitMethod
 from scalevit.models.weights.match import reductions_of
 from scalevit.models.weights.read import read_classes
+from scalevit.models.weights.structure import in_short, with_structure_of
 from scalevit.models.weights.write import write_weights
 from scalevit.training.evaluation import CheckedMetrics
 from scalevit.training.run import prepare_evaluation, with_model_defaults
@@ -118,10 +119,13 @@ def with_weights(config: Config, path: Path | None) -> Config:
 def example_of(trained: TrainedModel, reduction: Reduction) -> tuple[Config, nn.Module]:
     """The config and, on the meta device, the structure of the trained model after a reduction.
 
-    Arguments of timm's factory that the trained model's own reduction gave (`thin`) become arguments of the model.
+    What the reduction leaves as it is (shared or narrower MLPs of the trained model) is kept: the config's reduction is
+    then one that has both. Arguments of timm's factory that the trained model's own reduction gave (`thin`) become
+    arguments of the model.
 
     Raises:
-        UserError: the reduction does not fit the model, or is the one that the model has.
+        UserError: the reduction does not fit the model or cannot be combined with that of the model, or is the one that
+            the model has.
     """
     own, model = trained.config.reduction, trained.config.model
     kept = {key: value for key, value in own.factory_arguments().items() if key not in reduction.factory_arguments()}
@@ -129,10 +133,19 @@ def example_of(trained: TrainedModel, reduction: Reduction) -> tuple[Config, nn.
     with naming_settings(SECTIONS):
         example = build_model(model, reduction, seed=0, device="meta")
         depth = len(transformer_blocks(example))
+        with torch.device("meta"):
+            unreduced = create_unreduced(model, NO_REDUCTION)
+        combined = with_structure_of(trained.network, reduction, example, unreduced)
         with settings_of("reduction"):
-            if reduction.structure(depth) == own.structure(depth):
-                raise SettingError("strategy", reduction.strategy, "the weights are reduced so already; name another")
-    return trained.config.model_copy(update={"model": model, "reduction": reduction}), example
+            if combined is None:
+                reason = f"cannot be combined with {in_short(own)}, which the weights are: name one that has both"
+                raise SettingError("strategy", reduction.strategy, reason)
+            if combined.structure(depth) == own.structure(depth):
+                reason = "the weights are reduced so already: give another strategy, or other settings of this one"
+                raise SettingError("strategy", reduction.strategy, reason)
+        if combined != reduction:
+            example = build_model(model, combined, seed=0, device="meta")
+    return trained.config.model_copy(update={"model": model, "reduction": combined}), example
 
 
 def reduce_weights(

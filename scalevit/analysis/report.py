@@ -178,7 +178,7 @@ def write_analysis(analysis: Analysis, folder: Path) -> list[Path]:
     files = {"analysis.json": json.dumps(analysis.as_json(), indent=1) + "\n"}
     files |= {"pairs.csv": _csv(analysis.pair_rows()), "blocks.csv": _csv(analysis.block_rows())}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
         for name, text in files.items():
             write_whole(folder / name, text.encode())
     except OSError as error:

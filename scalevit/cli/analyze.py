@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from scalevit.cli.fit_arguments import add_method, method_of, trained_config, warn_of_faults
 from scalevit.cli.parsing import add_overrides, integer
+from scalevit.files import check_new
 from scalevit.terminal import narrow_table, print_notes, print_table, progress_text
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_overrides(parser)
     parser.add_argument("--config", help="of the model; default: the config.json in the run folder or beside the file")
-    parser.add_argument("--output", metavar="DIR", help="folder for analysis.json, two CSV files and figures")
+    parser.add_argument("--output", metavar="DIR", help="new folder for analysis.json, two CSV files and figures")
     parser.add_argument(
         "--figures", action=argparse.BooleanOptionalAction, default=True, help="draw figures into DIR (default: true)"
     )
@@ -40,12 +41,15 @@ def run(arguments: argparse.Namespace) -> None:
     """Measures, prints tables and writes files.
 
     Raises:
-        UserError: a mistake in the arguments, the weights or the data, or matplotlib is missing.
+        UserError: a mistake in the arguments, the weights or the data, DIR has content, or matplotlib is missing.
     """
     config = trained_config(arguments.target, arguments.config, arguments.overrides)
+    folder = None if arguments.output is None else Path(arguments.output)
+    if folder is not None:
+        check_new(folder, folder=True)
     from scalevit.analysis.figures import check_figures, draw
 
-    draws = arguments.output is not None and arguments.figures
+    draws = folder is not None and arguments.figures
     if draws:
         check_figures()
     # Imported late: a mistake in the arguments is reported before torch and timm are loaded, which takes seconds.
@@ -59,8 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
         analysis = analyse(trained, method_of(arguments), calibration, samples, report=report)
     warn_of_faults([*calibration.faults, *samples.faults])
     _print(analysis)
-    if arguments.output is not None:
-        folder = Path(arguments.output)
+    if folder is not None:
         written = write_analysis(analysis, folder) + (draw(analysis, folder) if draws else [])
         print(f"wrote {', '.join(path.name for path in written)} in {folder}")
 

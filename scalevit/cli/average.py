@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from scalevit.cli.parsing import add_weight_set
 from scalevit.errors import UserError
 from scalevit.export.source import Source, find_source
-from scalevit.files import check_writable
+from scalevit.files import check_new
 from scalevit.terminal import narrow_table, print_table
 
 if TYPE_CHECKING:
@@ -57,11 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError("--greedy evaluates every average: leave out --no-evaluation")
     if output.suffix != ".safetensors":
         raise UserError(f"--output {output}: must end with .safetensors")
-    if output.exists():
-        raise UserError(f"{output}: already exists; choose another name")
-    if not output.absolute().parent.is_dir():
-        raise UserError(f"{output.parent}: no such folder")
-    check_writable(output)
+    check_new(output)
     overrides = [] if arguments.data is None else [f"data.validation={json.dumps(arguments.data)}"]
     sources = [
         find_source(

@@ -3,13 +3,14 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import get_args
 
 from scalevit.cli.parsing import integer
 from scalevit.config.tree import Config
 from scalevit.data.faults import Fault
 from scalevit.errors import UserError
-from scalevit.export.source import find_source
+from scalevit.export.source import exporter_of, find_source
 from scalevit.models.reductions.method import FitMethod, KeptUnits, SharedMlp
 
 _DEFAULTS = FitMethod()
@@ -56,11 +57,12 @@ def trained_config(target: str, config: str | None, overrides: Sequence[str]) ->
     Raises:
         UserError: there are no weights or no config, or the target is a checkpoint or an export.
     """
+    if (exporter := exporter_of(Path(target))) is not None:
+        raise UserError(f"{target}: is an export (--to {exporter.name}): name the run or its weights")
     source = find_source(target, config=config, overrides=overrides)
-    if source.part is not None or source.exporter is not None:
+    if source.part is not None:
         raise UserError(
-            f"{target}: is {'a checkpoint' if source.part else 'an export'}: name a run folder or a weights file "
-            "(`scalevit checkpoint convert` writes one)"
+            f"{target}: is a checkpoint: name a run folder or a weights file (`scalevit checkpoint convert` writes one)"
         )
     return source.config
 

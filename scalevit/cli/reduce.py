@@ -15,7 +15,7 @@ from scalevit.cli.fit_arguments import add_method, method_of, trained_config, wa
 from scalevit.cli.parsing import add_overrides, integer
 from scalevit.config.tree import Config
 from scalevit.errors import SettingError, UserError
-from scalevit.files import check_writable
+from scalevit.files import check_new
 from scalevit.models.reductions import REDUCTIONS
 from scalevit.terminal import print_table, progress_text
 
@@ -66,11 +66,12 @@ def run(arguments: argparse.Namespace) -> None:
         UserError: a mistake in the arguments, the weights or the data, or a reduction that does not fit.
     """
     config = trained_config(arguments.target, arguments.config, arguments.overrides)
-    destination = _destination(arguments.to, config)
+    destination = _destination(arguments.to)
     _check_choice(arguments, config)
     method = method_of(arguments)
     # Imported late: a mistake in the arguments is reported before torch and timm are loaded, which takes seconds.
     from scalevit.analysis.reducing import calibration_samples, chosen_blocks, evaluated, load_trained, reduce_weights
+    from scalevit.models.weights.structure import in_short
 
     with progress_text("loading the weights") as report:
         trained = load_trained(config)
@@ -96,6 +97,11 @@ def run(arguments: argparse.Namespace) -> None:
         report("evaluating")
         results = [evaluated(each) for each in (trained.config, written)]
     warn_of_faults(reduced.faults)
+    if written.reduction != config.reduction:
+        print(
+            f"the weights are {in_short(trained.config.reduction)}, which is kept: reduced to "
+            f"{in_short(written.reduction)}"
+        )
     _print(written.reduction.strategy, [trained.network, reduced.network], results)
     own = [each for each in arguments.overrides if not each.startswith("reduction.")]
     start = trained_config(arguments.target, arguments.config, own)
@@ -103,6 +109,11 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _check_choice(arguments: argparse.Namespace, config: Config) -> None:
+    strategy = config.reduction.strategy
+    if not config.reduction.changes_model:
+        able = [part.kind() for part in REDUCTIONS if part.changes_model]
+        choice = f"{', '.join(able[:-1])} or {able[-1]}"
+        raise UserError(f'config: reduction.strategy = "{strategy}": give reduction.strategy={choice}')
     for given, option, setting in (
         (arguments.choose_pairs, "--choose-pairs", "groups"),
         (arguments.choose_blocks, "--choose-blocks", "blocks"),
@@ -110,9 +121,14 @@ def _check_choice(arguments: argparse.Namespace, config: Config) -> None:
         if given and setting not in type(config.reduction).model_fields:
             able = [part.kind() for part in REDUCTIONS if setting in part.model_fields]
             raise UserError(
-                f"{option} sets reduction.{setting}, which {config.reduction.strategy!r} does not have: give "
+                f"{option} sets reduction.{setting}, which {strategy!r} does not have: give "
                 f"reduction.strategy={' or '.join(able)}"
             )
+        own = {each.partition("=")[0] for each in arguments.overrides if not each.endswith("=null")}
+        for other in (setting, "group_size") if given else ():
+            key = f"reduction.{other}"
+            if key in own or (other == setting and getattr(config.reduction, setting) is not None):
+                raise UserError(f"{option} sets reduction.{setting}, and {key} is given too: leave out one of the two")
 
 
 @contextmanager
@@ -124,15 +140,11 @@ def _naming_options() -> Iterator[None]:
         raise UserError(f"--choose-{error.argument} {error.value}: {error.reason}") from error
 
 
-def _destination(given: str, config: Config) -> Path:
+def _destination(given: str) -> Path:
     path = Path(given)
     if path.suffix != _SUFFIX:
         raise UserError(f"--to {given}: must end with {_SUFFIX}")
-    if not path.parent.is_dir():
-        raise UserError(f"--to {given}: {path.parent}: no such folder")
-    if path.exists() and path.samefile(config.model.initial_weights or ""):
-        raise UserError(f"--to {given}: is the file that is reduced; name another")
-    check_writable(path)
+    check_new(path)
     return path
 
 

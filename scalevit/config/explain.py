@@ -36,8 +36,11 @@ def explain(error: ValidationError, settings: dict[str, Any]) -> str:
             hint = _hint(first["ctx"]["tag"], tags)
             return f"config: {key}.{name} = {json.dumps(first['ctx']['tag'])} is not known{hint}{more}"
         case "value_error":
-            where = f"{key}: " if key else ""
-            return f"config: {where}{first['ctx']['error']}{more}"
+            # A section's own rule often begins with the name of one of its settings: `widths = [...]: must ...`.
+            text = str(first["ctx"]["error"])
+            names_setting = text.partition(" = ")[0] in field.get("properties", {})
+            where = f"{key}{'.' if names_setting else ': '}" if key else ""
+            return f"config: {where}{text}{more}"
     hint = nearest_hint(first["input"], _choices(field)) if isinstance(first["input"], str) else ""
     if selector := _selector(first["input"], field, schema):
         hint = f"; set {key}.{selector} = {value}"

@@ -3,6 +3,7 @@
 Sums are in fp64. One ingredient is in memory at a time.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from scalevit.errors import UserError
 from scalevit.export.base import ModelDescription
 from scalevit.export.source import Source
 from scalevit.export.trained_model import read_model
+from scalevit.models.mlps import transformer_blocks
 
 Metrics = Mapping[str, float]
 Measure = Callable[[nn.Module, ModelDescription], Metrics]
@@ -118,26 +120,29 @@ def _check_same(
     Raises:
         UserError: names what differs.
     """
-    one, two = (_structure(*each) for each in (expected, found))
-    for key in [*one, *two]:
-        here, there = (structure.get(key, "missing") for structure in (one, two))
-        if here != there:
-            raise UserError(f"{other.path}: is not of the structure of {first.path}: {key} is {there}, not {here}")
+    models = (expected, found)
+    made = [json.dumps(each.reduction.structure(len(transformer_blocks(model)))) for model, each in models]
+    reductions: list[dict[str, Any]] = [{"the reduction": each} for each in made]
+    tensors = [_tensors(*each) for each in models]
+    if tensors[0] == tensors[1]:
+        reductions = [{}, {}]  # two names of one structure
+    for one, two in ([_settings(each) for _, each in models], reductions, tensors):
+        for key in [*one, *two]:
+            here, there = (structure.get(key, "missing") for structure in (one, two))
+            if here != there:
+                raise UserError(f"{other.path}: is not of the structure of {first.path}: {key} is {there}, not {here}")
 
 
-def _structure(model: nn.Module, description: ModelDescription) -> dict[str, Any]:
-    """What must be equal, by a name for messages."""
+def _settings(description: ModelDescription) -> dict[str, Any]:
+    """What must be equal besides the tensors, by a name for messages."""
     settings = description.model.model_dump(mode="json", exclude={*WEIGHTS_SETTINGS, "drop_path", "kwargs"})
     # Rates of dropout act in training only.
     kwargs = {key: value for key, value in description.model.kwargs.items() if not key.endswith("drop_rate")}
-    shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
-    tied = {f"the tie of {name}": canonical for name, canonical in description.tied.items()}
     images = {f"the images' {key}": value for key, value in description.preprocessing.to_json().items()}
-    return {
-        **settings,
-        **images,
-        "kwargs": kwargs,
-        "the list of class names": description.label_names,
-        **tied,
-        **shapes,
-    }
+    return {**settings, **images, "kwargs": kwargs, "the list of class names": description.label_names}
+
+
+def _tensors(model: nn.Module, description: ModelDescription) -> dict[str, Any]:
+    """Which tensors are shared, and the shape of each."""
+    shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
+    return {**{f"the tie of {name}": canonical for name, canonical in description.tied.items()}, **shapes}

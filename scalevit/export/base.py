@@ -5,7 +5,7 @@ torch at module level, so that a mistake in the arguments is reported at once.
 """
 
 import abc
-import os
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from scalevit.config.model import ModelConfig
 from scalevit.errors import UserError
-from scalevit.files import check_writable
+from scalevit.files import check_new
 from scalevit.models.reductions.base import Reduction
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ class Preprocessing:
         mean, std = (tuple(float(value) for value in values[key]) for key in ("mean", "std"))
         if not len(mean) == len(std) or len(mean) not in (1, 3):
             raise ValueError("mean and std must have three values (RGB images) or one (grey ones)")
+        if not all(map(math.isfinite, mean + std)) or min(std) <= 0:
+            raise ValueError(f"mean = {list(mean)}, std = {list(std)}: must be finite, and std above 0")
         own = cls(
             image_size=int(values["image_size"]),
             crop_pct=float(values["crop_pct"]),
@@ -115,6 +117,22 @@ class Exported:
     classes: Sequence[str] | None = None
     """Names of the outputs, where the export has them."""
 
+    def checked(self, device: "torch.device") -> "Exported":
+        """Itself, once an image of the size that it states has given the outputs that it states.
+
+        Raises:
+            ValueError: it has other outputs. Also what the model raises for an image of another size than its own.
+        """
+        import torch
+
+        with torch.no_grad():
+            found = self.logits(torch.zeros(1, *self.preprocessing.input_shape, device=device))
+        if found.shape != (1, self.num_classes):
+            raise ValueError(f"its model has {found.shape[-1]} classes, but num_classes = {self.num_classes}")
+        if self.classes is not None and len(self.classes) != self.num_classes:
+            raise ValueError(f"has names of {len(self.classes)} classes, but num_classes = {self.num_classes}")
+        return self
+
 
 class Exporter(abc.ABC):
     """Writes a model in one form. `scalevit export --to NAME` finds it in `EXPORTERS`."""
@@ -137,12 +155,8 @@ class Exporter(abc.ABC):
         """
         if self.suffix and target.suffix != self.suffix:
             raise UserError(f"{target}: --to {self.name} writes a {self.suffix} file: name it so")
-        if not target.absolute().parent.is_dir():
-            raise UserError(f"{target.parent}: no such folder")
         for path in self.files(target):
-            if os.path.lexists(path):
-                raise UserError(f"{path}: already exists; choose another name")
-        check_writable(target)
+            check_new(path, folder=not self.suffix)
 
     def files(self, target: Path) -> list[Path]:
         """The target and what is written beside it."""

@@ -4,6 +4,7 @@ Must not know how a model is reduced; `timm_model` does.
 """
 
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,8 +52,10 @@ class HuggingFaceFolder(Exporter):
         from scalevit.models.weights.plain import why_unreadable
 
         try:
-            model = timm.create_model(f"local-dir:{path}", pretrained=True)
-            return exported(model.to(device).eval(), _read_config(path))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # as for a plain state dict
+                model = timm.create_model(f"local-dir:{path}", pretrained=True)
+            return exported(model.to(device).eval(), _read_config(path)).checked(device)
         except Exception as error:  # timm limits neither its exceptions nor what it is given
             raise UserError(f"export {path}: cannot be read ({why_unreadable(error)})") from error
 

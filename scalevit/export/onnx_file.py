@@ -89,7 +89,7 @@ class OnnxFile(Exporter):
                 (found,) = session.run(None, {image_input.name: images.cpu().numpy()})
                 return torch.from_numpy(found).to(images.device)
 
-            return exported_of_record(logits, record)
+            return exported_of_record(logits, record).checked(device)
         except KeyError as error:
             raise UserError(f"export {path}: was not written by scalevit (it has no {error})") from None
         except Exception as error:  # onnxruntime does not limit the exceptions that a damaged file raises

@@ -72,7 +72,7 @@ def find_source(
     path = Path(target)
     if not path.exists():
         raise UserError(f"weights {target}: no such file or folder")
-    exporter = next((exporter for exporter in EXPORTERS if exporter.recognises(path)), None)
+    exporter = exporter_of(path)
     is_run = path.is_dir() and exporter is None
     checkpoint = _checkpoint(path) if is_run else None
     if weights is not None and not is_run:
@@ -93,7 +93,7 @@ def find_source(
     if not file.is_file():
         raise UserError(f"weights {file}: no such file")
     recorded = file.parent / "config.json"
-    if config is None and any(exporter.recognises(file.parent) for exporter in EXPORTERS):
+    if config is None and exporter_of(file.parent) is not None:
         raise UserError(f"{file}: is part of the export {file.parent}: name the folder")
     if config is None and not recorded.is_file():
         own = None if config_required else _own_settings(file)
@@ -101,6 +101,11 @@ def find_source(
             raise UserError(f"{file}: there is no config.json beside it: give --config")
         return Source(file, _naming(load_config({**own, **_bounded_workers()}, overrides), file), has_run=False)
     return Source(file, _naming(load_config(config or _without_start(recorded), overrides), file))
+
+
+def exporter_of(path: Path) -> Exporter | None:
+    """What reads a file or folder, if it is an export."""
+    return next((exporter for exporter in EXPORTERS if exporter.recognises(path)), None)
 
 
 def _bounded_workers() -> dict[str, Any]:

@@ -148,8 +148,9 @@ def exported(model: nn.Module, config: Mapping[str, Any]) -> Exported:
 def _label_names(config: Mapping[str, Any]) -> list[str] | None:
     """By class; timm writes a list, or an object whose keys are the numbers of the classes."""
     names = config.get("label_names")
-    if isinstance(names, dict):
-        names = [names.get(str(number), str(number)) for number in range(int(config["num_classes"]))]
+    if isinstance(names, dict):  # which may have gaps
+        count = max(int(config["num_classes"]), 1 + max(map(int, names), default=0))
+        names = [names.get(str(number), str(number)) for number in range(count)]
     return None if names is None else [str(name) for name in names]
 
 

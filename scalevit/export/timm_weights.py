@@ -77,7 +77,7 @@ class TimmWeights(Exporter):
                 model = timm.create_model(config["architecture"], **arguments)
                 tie_modules(model, tied)
                 load_model(model, path)
-            return exported(model.to(device).eval(), config)
+            return exported(model.to(device).eval(), config).checked(device)
         except Exception as error:  # timm and safetensors limit neither their exceptions nor what they are given
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise UserError(f"export {path}: cannot be read ({reason})") from error

@@ -51,7 +51,7 @@ class TorchProgram(Exporter):
             program, extra = load_checked(content)
             if device.type != "cpu":
                 program = move_to_device_pass(program, device)
-            return exported_of_record(program.module(), json.loads(extra[EXTRA_FILE]))
+            return exported_of_record(program.module(), json.loads(extra[EXTRA_FILE])).checked(device)
         except Exception as error:  # torch does not limit the exceptions that a damaged file raises
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise UserError(f"export {path}: cannot be read ({reason})") from error

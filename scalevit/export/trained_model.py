@@ -25,9 +25,7 @@ def read_model(source: Source) -> tuple[nn.Module, ModelDescription]:
         UserError: the weights cannot be read or do not fit, or the source is an export.
     """
     if source.exporter is not None:
-        raise UserError(
-            f"{source.path}: is an export (--to {source.exporter.name}): name the run, checkpoint or weights"
-        )
+        raise UserError(f"{source.path}: is an export (--to {source.exporter.name}): name the run or its weights")
     if source.part is not None:
         return model_of_checkpoint(source.path, ema=source.part == "ema", config=source.config)
     config = source.config

@@ -18,7 +18,7 @@ from scalevit.models.reductions.apply import parse_reduction
 from scalevit.models.reductions.apply import reduce_model as apply_reduction
 from scalevit.models.reductions.base import Reduction
 from scalevit.models.weights.hub import Source
-from scalevit.models.weights.match import adapted_input, check_floating, differing_models
+from scalevit.models.weights.match import adapted_input, check_floating, differing_models, naming_difference
 from scalevit.models.weights.read import read_weights
 from scalevit.tying import accept_shared_once, canonical_state, tied_names
 
@@ -116,8 +116,9 @@ def load_weights(model: nn.Module, path: Source, *, weights_set: WeightsSet = "a
         UserError: the file cannot be read, or does not have exactly the model's tensors.
     """
     weights = read_weights(path, weights_set=weights_set)
-    tensors, models = adapted_input(weights.tensors, model), differing_models(weights, model)
+    tensors = adapted_input(weights.tensors, model)
     check_floating(tensors, model, path)
+    models = differing_models(weights, tensors, model)
     for alias, name in tied_names(model).items():
         # A plain state dict lists a shared tensor once per use. One of an unreduced model has others there.
         if alias in tensors and name in tensors:
@@ -125,10 +126,8 @@ def load_weights(model: nn.Module, path: Source, *, weights_set: WeightsSet = "a
                 raise UserError(f"weights {path}: {alias} and {name} differ, but this model shares them{models}")
             del tensors[alias]
     own = canonical_state(model)
-    for problem, names in (("lacks", own.keys() - tensors.keys()), ("has the unknown", tensors.keys() - own.keys())):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise UserError(f"weights {path}: {problem} {min(names)}{more} of this model{models}")
+    if problem := naming_difference(tensors.keys(), model):
+        raise UserError(f"weights {path}: {problem}{models}")
     for name, tensor in tensors.items():
         if tensor.shape != own[name].shape:
             found, wanted = list(tensor.shape), list(own[name].shape)

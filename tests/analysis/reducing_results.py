@@ -1,8 +1,8 @@
 """Trained models that are reduced by each method, before and after fine-tuning, against training from scratch.
 
 Small ViTs on scikit-learn's digits and on a part of Fashion-MNIST (Debian's package dataset-fashion-mnist), some seeds
-each, one thread. As a script this trains and writes docs/results/reducing.json and .csv (two to three
-hours of one core):
+each, one thread. As a script this trains and writes docs/results/reducing.json and .csv (about three hours
+of one core):
 
     python tests/analysis/reducing_results.py --output docs/results
 
@@ -85,15 +85,6 @@ METHODS = [
     Reduced("grouped and shallow", "mean, activations", FitMethod(refit=False)),
     Reduced("grouped and shallow", "mean, activations, refit", FitMethod()),
 ]
-# Which of them are fine-tuned, to spare time on the larger set.
-TUNED = {
-    "digits": [method for method in METHODS if method.name not in ("first, refit", "weights", "mean, activations")],
-    "fashion": [
-        method
-        for method in METHODS
-        if method.name in ("scaled first", "mean, refit", "mean, refit, ridge 0.0001", "activations, refit")
-    ],
-}
 # Fine-tuned a second time, with the unreduced baseline as the teacher.
 DISTILLED = ("mean, refit", "activations, refit")
 
@@ -169,8 +160,7 @@ class Runs:
         before = evaluated(self.config(name, TUNING_EPOCHS, [*settings, weights]))
         assert before is not None
         row = {"reduced_top1": before.metrics["top1"], "reduced_loss": before.metrics["loss"]}
-        if reduced in TUNED[self.data.name]:
-            row |= self.trained(name, TUNING_EPOCHS, [*settings, weights])
+        row |= self.trained(name, TUNING_EPOCHS, [*settings, weights])
         if reduced.name in DISTILLED:
             teacher = self.baseline.replace("model.initial_weights", "task.teacher.weights")
             taught = [*settings, weights, "task.name=distillation", teacher]

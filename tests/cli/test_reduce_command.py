@@ -32,6 +32,7 @@ SETTINGS = {
 }
 CLASSES = [str(digit) for digit in range(10)]
 FEW = ["--images", "16"]
+PAIRS, BLOCKS = ["--choose-pairs", "1"], ["--choose-blocks", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,7 @@ def _inside(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def reduced(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[str, list[str]]:
     """What the command prints, and the settings that it names for training."""
+    Path(arguments[arguments.index("--to") + 1]).unlink(missing_ok=True)
     main(["reduce", *arguments])
     output = capsys.readouterr().out
     return output, shlex.split(output.splitlines()[-1])
@@ -123,6 +125,52 @@ def test_a_run_starts_from_the_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert changed == {"head.weight", "head.bias"}
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "made"),
+    [
+        (["strategy=shallow", "keep=0.25"], ["strategy=grouped"], {"strategy": "grouped", "keep": 0.25}),
+        (["strategy=grouped"], ["strategy=shallow"], {"strategy": "grouped", "keep": 0.5}),
+        (["strategy=grouped", "groups=[[1,2]]"], ["strategy=thin"], {"strategy": "grouped", "keep": 0.5}),
+    ],
+    ids=str,
+)
+def test_what_the_weights_are_is_kept(
+    first: list[str], second: list[str], made: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second reduction names one axis only."""
+    quick = ["--no-refit", "--units", "first"]
+    settings = [[f"reduction.{each}" for each in reduction] for reduction in (first, second)]
+    reduced(capsys, "run", "--to", "one.safetensors", *quick, *settings[0])
+    output, printed = reduced(
+        capsys, "one.safetensors", "--config", "run", "--to", "two.safetensors", *quick, *settings[1]
+    )
+    found = read_weights(Path("two.safetensors")).reduction
+    assert found is not None
+    assert made.items() <= found.model_dump().items()
+    assert output.startswith(f'the weights are {{"strategy": "{first[0].removeprefix("strategy=")}"')
+    assert ', which is kept: reduced to {"strategy": "grouped"' in output.splitlines()[0]
+    assert load_config("run", printed).reduction.structure(4) == found.structure(4)
+    assert parameters("two.safetensors") < parameters("one.safetensors")
+
+
+def test_reductions_that_none_combines_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    quick = ["--no-refit", "--units", "first"]
+    reduced(capsys, "run", "--to", "one.safetensors", *quick, "reduction.strategy=grouped")
+    some = ["reduction.strategy=shallow", "reduction.blocks=[0]"]
+    message = refused(capsys, "reduce", "one.safetensors", "--config", "run", "--to", "new.safetensors", *quick, *some)
+    assert (
+        'config: reduction.strategy = "shallow": cannot be combined with {"strategy": "grouped"}, which the weights are'
+        in message
+    )
+
+
+def test_an_export_is_not_reduced(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["export", "run", "exported.safetensors", "--to", "timm"])
+    capsys.readouterr()
+    message = refused(capsys, "reduce", "exported.safetensors", "--to", "new.safetensors", "reduction.keep=0.5")
+    assert message == "error: exported.safetensors: is an export (--to timm): name the run or its weights\n"
+
+
 def test_a_reduced_file_is_reduced_along_the_other_axis(capsys: pytest.CaptureFixture[str]) -> None:
     reduced(capsys, "run", "--to", "grouped.safetensors", *FEW, "reduction.strategy=grouped")
     both = ["reduction.strategy=grouped", "reduction.keep=0.5"]
@@ -154,6 +202,7 @@ def test_a_plain_state_dict_is_reduced_along_the_other_axis(capsys: pytest.Captu
     found: list[Coverage] = []
     build_model(config.model, config.reduction, seed=3, on_weights=found.append)
     assert found[0].already_reduced
+    Path("cut.safetensors").unlink()
     message = refused(capsys, "reduce", *arguments, *FOUR)
     assert 'config: reduction.strategy = "grouped": the weights are reduced so already' in message
 
@@ -188,9 +237,24 @@ def test_without_data_weights_can_still_be_reduced(capsys: pytest.CaptureFixture
     [
         (["run", "--to", "out.pth"], "--to out.pth: must end with .safetensors"),
         (["run", "--to", f"{'x' * 240}.safetensors"], "x.safetensors: cannot be written (File name too long)"),
-        (["run", "--to", "no/out.safetensors"], "--to no/out.safetensors: no: no such folder"),
-        (["run", "--to", "run/final.safetensors"], "is the file that is reduced; name another"),
-        (["run", "--to", "x.safetensors"], 'config: reduction.strategy = "none": the weights are reduced so already'),
+        (["run", "--to", "no/out.safetensors"], "error: no: no such folder"),
+        (["run", "--to", "run/final.safetensors"], "run/final.safetensors: already exists; choose another name"),
+        (
+            ["run", "--to", "x.safetensors"],
+            'config: reduction.strategy = "none": give reduction.strategy=grouped, shallow or thin',
+        ),
+        (
+            ["run", "--to", "x.safetensors", "reduction.strategy=grouped", "reduction.groups=[[0,1]]", *PAIRS],
+            "--choose-pairs sets reduction.groups, and reduction.groups is given too: leave out one of the two",
+        ),
+        (
+            ["run", "--to", "x.safetensors", "reduction.strategy=grouped", "reduction.group_size=4", *PAIRS],
+            "--choose-pairs sets reduction.groups, and reduction.group_size is given too: leave out one of the two",
+        ),
+        (
+            ["run", "--to", "x.safetensors", "reduction.strategy=shallow", "reduction.blocks=[1]", *BLOCKS],
+            "--choose-blocks sets reduction.blocks, and reduction.blocks is given too: leave out one of the two",
+        ),
         (["run", "--to", "x.safetensors", "--units", "best"], "invalid choice: 'best'"),
         (["run", "--to", "x.safetensors", "--ridge", "0"], "argument --ridge: 0: must be above 0"),
         (["run", "--to", "x.safetensors", "reduction.strategy=grouped", "reduction.group_size=3"], "allowed: 2, 4"),
@@ -225,6 +289,19 @@ def test_an_analysis_is_printed_and_written(capsys: pytest.CaptureFixture[str]) 
             assert [list(row) for row in csv.DictReader(file)] == [list(row) for row in rows]
     for name in ("sharing", "hidden_units", "attention_distance", "attention_maps"):
         assert Path(f"analysis/{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_nothing_is_replaced_by_an_analysis(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("file").touch()
+    Path("folder").mkdir()
+    (Path("folder") / "note").touch()
+    for output, message in (
+        ("file", "file: is a file, not a folder"),
+        ("folder", "folder: already exists; choose another name"),
+        ("no/folder", "no: no such folder"),
+        ("file/folder", "file: no such folder"),
+    ):
+        assert refused(capsys, "analyze", "run", "--output", output) == f"error: {message}\n"
 
 
 def test_figures_need_matplotlib(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,7 +119,7 @@ def test_sums_are_in_double_precision(soups: Path, tmp_path: Path) -> None:
         (["a", "nowhere"], "weights nowhere: no such file"),
         (["a", "deep"], "is not of the structure of a/best.safetensors: kwargs is"),
         (["a", "named"], "the list of class names is ['a', 'b'"),
-        (["a", "ungrouped"], "the tie of blocks.1.mlp.fc1.weight is missing, not blocks.0.mlp.fc1.weight"),
+        (["a", "ungrouped"], 'the reduction is {"strategy": "none"}, not {"strategy": "grouped", "groups": [[0, 1]]}'),
         (["a", "b", "--output", "a/best.safetensors"], "a/best.safetensors: already exists"),
         (["a", "b", "--output", "x.pth"], "--output x.pth: must end with .safetensors"),
         # The temporary name of a file is longer than its own. The sources are not read before that is found.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -212,3 +213,42 @@ def test_mistakes_are_one_line(
     given = [argument.replace("RUNS", str(runs)).replace("EXPORTS", str(exports)) for argument in arguments]
     assert message in refused(capsys, "export", *given)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["beside.json", "plain.safetensors", "there.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_classes": 12}, "ValueError: its model has 5 classes, but num_classes = 12"),
+        ({"model_args": {"num_classes": 12}}, "ValueError: its model has 12 classes, but num_classes = 5"),
+        ({"label_names": ["cat", "dog"]}, "ValueError: has names of 2 classes, but num_classes = 5"),
+        ({"label_names": {"0": "cat", "7": "dog"}}, "ValueError: has names of 8 classes, but num_classes = 5"),
+        ({"pretrained_cfg": {"std": [0, 0, 0]}}, "std = [0.0, 0.0, 0.0]: must be finite, and std above 0"),
+        ({"pretrained_cfg": {"mean": [0, 0, float("inf")]}}, "ValueError: mean = [0.0, 0.0, inf], std = "),
+        ({"model_args": {"img_size": 32}}, "AssertionError: Input height (16) doesn't match model (32)"),
+        ({"pretrained_cfg": {"input_size": [3, 32, 32]}}, "AssertionError: Input height (32) doesn't match model (16)"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("form", ["huggingface", "timm"])
+def test_a_config_that_does_not_fit_the_weights_is_refused(
+    form: str, changes: dict[str, Any], message: str, exports: Path, tmp_path: Path
+) -> None:
+    """timm would drop the classifier without a word, and resample position embeddings."""
+    if form == "huggingface":
+        export, config = tmp_path / "x", tmp_path / "x" / "config.json"
+        shutil.copytree(exports / "shallow.hf", export)
+    else:
+        export, config = tmp_path / "x.safetensors", tmp_path / "x.json"
+        for path in (export, config):
+            shutil.copy(exports / f"shallow{path.suffix}", path)
+    content = json.loads(config.read_text())
+    for key, value in changes.items():
+        content[key] = {**content[key], **value} if key in ("model_args", "pretrained_cfg") else value
+    config.write_text(json.dumps(content))
+    with pytest.raises(UserError) as error:
+        open_classifier(find_source(str(export)))
+    assert str(error.value).startswith(f"export {export}: cannot be read (")
+    assert "\n" not in str(error.value)
+    if form == "timm" and "model_args" in changes:  # of a file, timm refuses other shapes itself
+        message = "size mismatch for "
+    assert message in str(error.value)

@@ -190,7 +190,7 @@ def test_mistakes_with_archives_are_one_line(archive: Path, tmp_path: Path) -> N
         ("spoiled", {}, "lacks cls_token"),
         ("pickled", {}, "timm cannot read it for this model (ValueError: Object arrays cannot be loaded"),
         ("other", {}, "has 0 blocks, and this model 2"),
-        ("damaged", {}, "cannot be read ("),
+        ("damaged", {}, "is cut or empty"),
         ("text", {}, "cannot be read ("),
         ("augreg", {"kwargs": {**SIZES, "depth": 1}}, "has 2 blocks, and this model 1"),
         ("augreg", {"kwargs": {**SIZES, "embed_dim": 96}}, "timm cannot read it for this model (RuntimeError"),

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from scalevit.models.reductions.shallow import ShallowReduction
 from scalevit.models.reductions.thin import ThinReduction
 from scalevit.models.weights.coverage import Coverage
 from scalevit.models.weights.read import read_weights
+from scalevit.models.weights.write import write_weights
 
 MODEL = ModelConfig(
     name="vit_tiny_patch16_224", image_size=32, num_classes=7, kwargs={"embed_dim": 48, "depth": 4, "num_heads": 3}
@@ -153,6 +155,35 @@ def test_nothing_in_a_file_is_executed(zipped: bool, tmp_path: Path) -> None:
     assert target.exists(), "the payload works where it is executed"
 
 
+@pytest.mark.parametrize("form", ["zip", "pickle", "safetensors"])
+@pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.99])
+def test_a_file_without_its_end_is_one_line(form: str, kept: float, tmp_path: Path) -> None:
+    path = tmp_path / f"weights{'.safetensors' if form == 'safetensors' else '.pth'}"
+    state = {"a": torch.zeros(50_000), "b": torch.zeros(3)}
+    if form == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=form == "zip")
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    with pytest.raises(UserError) as error:
+        read_weights(path)
+    assert str(error.value) == f"weights {path}: is cut or empty: copy or download it again"
+
+
+@pytest.mark.parametrize(("name", "form"), [("x.onnx", "onnx"), ("x.pt2", "torch")])
+def test_a_program_is_no_file_of_weights(name: str, form: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"program")
+    expected = f"weights {tmp_path / name}: is an export (--to {form}): name the run or its weights"
+    assert refused(tmp_path / name, NoReduction()) == expected
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_plain_pickle_is_one_line(tmp_path: Path) -> None:
+    """torch warns of a pickle that it has not written, in two more lines."""
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"a": 1}, protocol=4))
+    assert "it is damaged, or contains more than tensors" in refused(tmp_path / "a.pkl", NoReduction())
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_values_that_are_no_numbers_are_refused(value: float, suffix: str, tmp_path: Path) -> None:
@@ -279,7 +310,16 @@ def test_blocks_that_shared_an_mlp_get_a_copy_each_in_a_model_without_reduction(
 
 
 def test_unreduced_weights_do_not_fit_a_thin_model(tmp_path: Path) -> None:
-    assert "does not fit in the shape of " in refused(saved(state_of(NoReduction()), tmp_path), ThinReduction())
+    """For a file of ours and another program's: the message names the command that makes such weights."""
+    path = saved(state_of(NoReduction()), tmp_path)
+    command = "`scalevit reduce {} --to NEW.safetensors reduction.strategy=thin reduction.mlp_ratio=1.5`"
+    assert refused(path, ThinReduction(mlp_ratio=1.5)).endswith(f"make its weights with {command.format(path)}")
+    ours = tmp_path / "ours.safetensors"
+    write_weights(ours, state_of(NoReduction()), model=MODEL, reduction=NoReduction(), tied={})
+    assert refused(ours, ThinReduction(mlp_ratio=1.5)).endswith(f"make its weights with {command.format(ours)}")
+    # Weights of another model are not made so.
+    kwargs = {**MODEL.kwargs, "depth": 2}
+    assert "which this model lacks; weights are of" in refused(ours, ThinReduction(), kwargs=kwargs)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS, ids=lambda part: part.strategy)

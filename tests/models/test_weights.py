@@ -175,6 +175,32 @@ def test_a_file_that_does_not_fit_names_its_model(tmp_path: Path) -> None:
         initialised_from(grouped, GroupedReduction(group_size=3), kwargs={**MODEL.kwargs, "depth": 6}, **base)
 
 
+def test_a_file_of_the_same_model_does_not_name_it(tmp_path: Path) -> None:
+    """What differs is the reduction or the number of classes, which the message has already."""
+    path, _ = saved(tmp_path, GroupedReduction())
+    other = {**MODEL.kwargs, "embed_dim": 96}
+    for reduction, changes, end in (
+        (ShallowReduction(), {}, 'another structure than {"strategy": "shallow"}'),
+        (ShallowReduction(), {"num_classes": 3}, 'another structure than {"strategy": "shallow"}'),
+        (
+            ShallowReduction(),
+            {"kwargs": other},
+            "; weights are of vit_tiny_patch16_224 embed_dim=48 depth=4 num_heads=3",
+        ),
+        (
+            GroupedReduction(),
+            {"kwargs": other},
+            "; weights are of vit_tiny_patch16_224 embed_dim=48 depth=4 num_heads=3",
+        ),
+    ):
+        with pytest.raises(UserError) as error:
+            initialised_from(path, reduction, **changes)
+        assert str(error.value).endswith(end)
+    model = MODEL.model_copy(update={"initial_weights": str(path), "num_classes": 3})
+    with pytest.raises(UserError, match=r"have a classifier of 7 classes, but model\.num_classes = 3$"):
+        build_model(model, GroupedReduction(), seed=1, need_classifier=True)
+
+
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
     path, _ = saved(tmp_path, GroupedReduction())
     damaged = tmp_path / "damaged.safetensors"
@@ -190,7 +216,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         (path, GroupedReduction(), {"kwargs": {**MODEL.kwargs, "depth": 6}}, "lacks"),
         (path, GroupedReduction(), {"kwargs": {**MODEL.kwargs, "embed_dim": 96}}, "shape"),
         (tmp_path / "missing.safetensors", NoReduction(), {}, "no such file"),
-        (damaged, NoReduction(), {}, "cannot be read"),
+        (damaged, NoReduction(), {}, "is cut or empty: copy or download it again"),
         (code, NoReduction(), {}, "cannot be read"),
         (unknown, NoReduction(), {}, "made with an unknown reduction"),
     ]

@@ -204,6 +204,14 @@ def test_folders_that_hold_no_model_of_timm_are_one_line(folder: Path, tmp_path:
         find_weights(folder)
 
 
+def test_names_of_classes_that_do_not_fit_are_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "label_names": ["a", "b"]}))
+    with pytest.raises(UserError) as error:
+        read_classes(folder)
+    assert str(error.value) == f"weights {folder}: config.json has 2 label_names, but num_classes = 7"
+
+
 def test_weights_of_another_model_name_both(folder: Path) -> None:
     with pytest.raises(UserError, match=rf"weights are of {NAME} .*depth=2.*, this model is vit_small_patch16_224$"):
         built(initial_weights=str(folder), name="vit_small_patch16_224", kwargs={**ARGUMENTS, "embed_dim": 96})

@@ -1,5 +1,6 @@
 """Cases of tests/test_troubleshooting.py: messages about models, runs, checkpoints and launchers."""
 
+import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,18 @@ def _(place: Place) -> None:
     place.prepare("task.name=distillation", "task.teacher.weights=weights.pth")
 
 
+@case("config: task.teacher.weights = ...: a folder without a config.json of timm, which names the architecture...")
+def _(place: Place) -> None:
+    place.prepare("task.name=distillation", "task.teacher.weights=shards")
+
+
+@case("config: task.teacher.name = ...: ... lacks ... of this model: set task.teacher.kwargs for its model")
+def _(place: Place) -> None:
+    place.weights()
+    named = ["task.teacher.name=vit_tiny_patch16_224", "task.teacher.weights=weights.pth"]
+    place.prepare("task.name=distillation", *named)
+
+
 @case('config: task.method = "token": needs a model with a distillation token (deit_*_distilled_*), not ...')
 def _(place: Place) -> None:
     teacher = ["task.teacher.name=deit_tiny_patch16_224", "task.teacher.pretrained=false"]
@@ -100,10 +113,32 @@ def _(place: Place) -> None:
     place.prepare("task.name=nested_width", "task.widths=[0.3,1.0]")
 
 
-@case("config: reduction.strategy = ...: the weights are reduced so already; name another")
-def _(place: Place) -> None:
+def reduce(place: Place, *settings: str) -> None:
     place.weights()
-    main(["reduce", "weights.pth", "--to", "x.safetensors", "--config", "quickstart", *TINY, "reduction.strategy=none"])
+    main(["reduce", "weights.pth", "--to", "x.safetensors", "--config", "quickstart", *TINY, *settings])
+
+
+@case("config: reduction.strategy = ...: give reduction.strategy=grouped, shallow or thin")
+def _(place: Place) -> None:
+    reduce(place, "reduction.strategy=none")
+
+
+@case("config: reduction.strategy = ...: the weights are reduced so already: ...")
+def _(place: Place) -> None:
+    grouped("a.safetensors")
+    main(["reduce", "a.safetensors", "--to", "x.safetensors", "--config", "a.json"])
+
+
+@case("config: reduction.strategy = ...: cannot be combined with ..., which the weights are: name one that has both")
+def _(place: Place) -> None:
+    grouped("a.safetensors")
+    some = ["reduction.strategy=shallow", "reduction.blocks=[0]"]
+    main(["reduce", "a.safetensors", "--to", "x.safetensors", "--config", "a.json", *some])
+
+
+@case("--choose-... sets ..., and ... is given too: leave out one of the two")
+def _(place: Place) -> None:
+    reduce(place, "reduction.strategy=grouped", "reduction.group_size=2", "--choose-pairs", "1")
 
 
 @case("config: optimizer.frozen = ...: names no parameter of this model; nearest: ...")
@@ -217,6 +252,8 @@ def grouped(*names: str, **changes: Any) -> Any:
     for name in names:
         about = {"model": model, "reduction": GroupedReduction(), "tied": tied_names(network)}
         write_weights(Path(name), canonical_state(network), **about)
+        settings = {"model": model.model_dump(mode="json"), "reduction": {"strategy": "grouped"}}
+        Path(name).with_suffix(".json").write_text(json.dumps(settings))
     return network
 
 
@@ -242,6 +279,28 @@ def _(place: Place) -> None:
     main(["predict", "x.pt2", "x.pt2"])
 
 
+@case("export ...: cannot be read (...)")
+def _(place: Place) -> None:
+    grouped("a.safetensors")
+    main(["export", "a.safetensors", "x", "--to", "huggingface"])
+    config = Path("x/config.json")
+    config.write_text(config.read_text().replace('"num_classes": 1000', '"num_classes": 12', 1))
+    main(["predict", "x", "x/README.md"])
+
+
+@case("...: is a file, not a folder")
+def _(place: Place) -> None:
+    place.weights()
+    main(["analyze", "weights.pth", "--config", "quickstart", "--output", "weights.pth"])
+
+
+@case("...: is an export (--to ...): name the run or its weights")
+def _(place: Place) -> None:
+    grouped("a.safetensors")
+    main(["export", "a.safetensors", "b.safetensors", "--to", "timm"])
+    main(["reduce", "b.safetensors", "--to", "c.safetensors", "reduction.strategy=shallow"])
+
+
 @case("...: is not of the structure of ...: ...")
 def _(place: Place) -> None:
     grouped("a.safetensors")
@@ -254,6 +313,8 @@ def _(place: Place) -> None:
 
 @case("--ranks all: this machine has no GPU; name a number")
 def _(place: Place) -> None:
+    for key in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):  # which a run in this process has left
+        place.patch.delenv(key, raising=False)
     place.patch.setattr(torch.cuda, "device_count", lambda: 0)
     main(["train", "--config", "quickstart", "--ranks", "all"])
 

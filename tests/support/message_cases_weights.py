@@ -24,9 +24,34 @@ def _(place: Place) -> None:
     place.prepare("model.initial_weights=vit.pth")
 
 
+@case("weights ...: is cut or empty: copy or download it again")
+def _(place: Place) -> None:
+    setting = place.weights()
+    Path("weights.pth").write_bytes(Path("weights.pth").read_bytes()[:5000])
+    place.prepare(setting)
+
+
+@case("weights ...: is an export (--to ...): name the run or its weights")
+def _(place: Place) -> None:
+    Path("x.onnx").touch()
+    place.prepare("model.initial_weights=x.onnx")
+
+
 @case("weights ...: lacks ... of this model...")
 def _(place: Place) -> None:
     place.prepare(place.weights(), "model.kwargs.depth=4")
+
+
+@case("weights ...: has ..., which this model lacks...")
+def _(place: Place) -> None:
+    place.prepare(place.weights(kwargs={**place.config().model.kwargs, "depth": 4}))
+
+
+@case(
+    "weights ...: unreduced, and this reduction sets how a model is built: make its weights with `scalevit reduce ...`"
+)
+def _(place: Place) -> None:
+    place.prepare(place.weights(), "reduction.strategy=thin")
 
 
 @case("weights ...: does not fit in the shape of ... of this model...")
@@ -53,7 +78,7 @@ def _(place: Place) -> None:
     place.prepare("model.initial_weights=grouped.safetensors", "reduction.strategy=none")
 
 
-@case("config: model: pretrained = true, and initial_weights = ...: give one of the two (...)")
+@case("config: model.pretrained = true, and initial_weights = ...: give one of the two (...)")
 def _(place: Place) -> None:
     place.prepare(place.weights(), "model.pretrained=true")
 

@@ -1,5 +1,6 @@
 """Distillation: timm's losses and gradients, teachers of every origin, one-line errors, and runs that resume."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from task_runs import ALONE, config, gradients, micro_batch, spread, train, write
+from timm.models import save_for_hf
 from timm.task import FeatureDistillationTask, LogitDistillationTask, TokenDistillationTask
 from torch import nn
 
 from launching import metrics
 from scalevit.config.tree import Config
-from scalevit.errors import UserError
+from scalevit.errors import SettingError, UserError
 from scalevit.export.checkpoint_model import model_of_checkpoint
 from scalevit.models.build import build_model
 from scalevit.training.run import prepare
@@ -159,6 +161,23 @@ def test_the_model_of_our_file_is_read_from_it(tmp_path: Path) -> None:
     assert digests[0] == digests[2] != digests[1]
 
 
+def test_a_folder_of_the_hugging_face_form_teaches(tmp_path: Path) -> None:
+    """With the normalisation that it states; one whose classifier does not fit its description is refused."""
+    model = spread(timm.create_model("deit_tiny_patch16_224", **WIDE))
+    save_for_hf(model, str(tmp_path / "x"), model_config={}, model_args=WIDE, safe_serialization=True)
+    config = json.loads((tmp_path / "x" / "config.json").read_text())
+    config["pretrained_cfg"]["mean"] = [0.25, 0.5, 0.75]
+    (tmp_path / "x" / "config.json").write_text(json.dumps(config))
+    teacher: Any = runner_of(f"task.teacher.weights={tmp_path}/x")._teacher
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(teacher.module.state_dict()[name], tensor), name
+    assert teacher.mean == (0.25, 0.5, 0.75)
+    config["num_classes"] = 12
+    (tmp_path / "x" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SettingError, match="its weights have 12 classes, but it is built with 10"):
+        runner_of(f"task.teacher.weights={tmp_path}/x", "model.num_classes=12")
+
+
 def test_another_image_size_resamples_the_teachers_position_embeddings(tmp_path: Path) -> None:
     of = config("reduction.strategy=none", "model.image_size=32")
     path = write(tmp_path / "large.safetensors", build_model(of.model, of.reduction, seed=3), of)
@@ -175,12 +194,28 @@ def test_a_convolutional_teacher_is_sharded_by_its_parts_and_has_features() -> N
     assert feature_width(teacher.module) == 512
 
 
+SHALLOWER = [f"task.teacher.kwargs.{key}={value}" for key, value in {**WIDE, "img_size": 16}.items()]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ([], "config: task.teacher.name = null: name a model of timm, or a file in task.teacher.weights"),
         (["task.teacher.name=vit_tinny_patch16_224"], 'config: task.teacher.name = "vit_tinny_patch16_224": is not a '),
         (["task.teacher.weights=none.pth"], 'config: task.teacher.weights = "none.pth": no such file'),
+        (
+            ["task.teacher.weights=folder"],
+            'config: task.teacher.weights = "folder": a folder without a config.json of timm, which names the archi'
+            "tecture: name a file, e.g. folder/best.safetensors",
+        ),
+        (
+            ["task.teacher.weights=teacher.onnx"],
+            'config: task.teacher.weights = "teacher.onnx": is an export (--to onnx): name the run or its weights',
+        ),
+        (
+            ["task.teacher.weights=hf-hub:someone/model"],
+            'config: task.teacher.weights = "hf-hub:someone/model": is an address: name it in task.teacher.name',
+        ),
         (["task.teacher.weights=plain.pth"], 'config: task.teacher.weights = "plain.pth": does not say of which model'),
         (["task.teacher.weights=five.safetensors"], 'config: task.teacher = "five.safetensors": has 5 classes, but'),
         (["task.teacher.name=resnet10t"], 'config: task.teacher = "resnet10t": has 1000 classes, but model.num_class'),
@@ -190,7 +225,12 @@ def test_a_convolutional_teacher_is_sharded_by_its_parts_and_has_features() -> N
         ),
         (
             ["task.teacher.name=resnet10t", "task.teacher.weights=plain.pth", "task.method=features"],
-            'config: task.teacher.name = "resnet10t": does not take the weights plain.pth (RuntimeError',
+            'config: task.teacher.name = "resnet10t": plain.pth lacks bn1.bias and ',
+        ),
+        (
+            ["task.teacher.name=vit_tiny_patch16_224", "task.teacher.weights=deep.pth", *SHALLOWER],
+            'config: task.teacher.name = "vit_tiny_patch16_224": deep.pth has blocks.1.attn.proj.bias and 11 more, '
+            "which this model lacks: set task.teacher.kwargs for its model",
         ),
         (
             ["task.teacher.name=resnet10t", "task.teacher.weights=five.safetensors"],
@@ -237,6 +277,11 @@ def work(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
         of = config(f"model.num_classes={classes}", "model.kwargs.embed_dim=24", "reduction.strategy=none")
         write(folder / f"{name}.safetensors", build_model(of.model, of.reduction, seed=3), of)
     torch.save({"weight": torch.zeros(2)}, folder / "plain.pth")
+    deep = timm.create_model("vit_tiny_patch16_224", **{**WIDE, "depth": 2})
+    torch.save(deep.state_dict(), folder / "deep.pth")
+    (folder / "teacher.onnx").touch()
+    (folder / "folder").mkdir()
+    (folder / "folder" / "best.safetensors").touch()
     return folder
 
 

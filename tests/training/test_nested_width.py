@@ -168,7 +168,7 @@ def test_a_recomputed_block_keeps_the_width_of_its_pass_and_few_programs_are_com
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["task.widths=[0.5,0.25,1.0]"], "widths = [0.5, 0.25, 1.0]: must ascend to 1.0"),
+        (["task.widths=[0.5,0.25,1.0]"], "config: task.widths = [0.5, 0.25, 1.0]: must ascend to 1.0"),
         (["task.widths=[0.25,0.5]"], "widths = [0.25, 0.5]: must ascend to 1.0"),
         (
             ["task.widths=[0.3,1.0]"],

@@ -34,6 +34,9 @@ _NAMES = (
     "open_clip_pytorch_model.bin",
 )
 
+_PROGRAMS = {".onnx": "onnx", ".pt2": "torch"}
+"""By suffix: forms of `scalevit export` that have no state dict."""
+
 Source = str | os.PathLike[str]
 """Of weights: a path, or an address that starts with one of `SCHEMES`."""
 
@@ -66,6 +69,9 @@ def find_weights(source: Source) -> WeightsFile:
             return _in_folder(source, path)
         if not path.is_file():
             raise UserError(f"weights {source}: no such file{_scheme_hint(source)}")
+        if path.suffix in _PROGRAMS:
+            form = _PROGRAMS[path.suffix]
+            raise UserError(f"weights {source}: is an export (--to {form}): name the run or its weights")
         return WeightsFile(path)
     scheme, _, name = os.fspath(source).partition(":")
     if not name:
@@ -107,7 +113,10 @@ def _description(source: Source, path: Path) -> tuple[str | None, tuple[str, ...
         return None, None
     arguments = content.get("model_args") or {}
     model = " ".join([content["architecture"], *(f"{key}={value}" for key, value in arguments.items())])
-    return model, _labels(content.get("label_names") or content.get("labels"))
+    names, outputs = _labels(content.get("label_names") or content.get("labels")), content.get("num_classes")
+    if names is not None and outputs and len(names) != outputs:
+        raise UserError(f"weights {source}: {path.name} has {len(names)} label_names, but num_classes = {outputs}")
+    return model, names
 
 
 def _labels(names: Any) -> tuple[str, ...] | None:

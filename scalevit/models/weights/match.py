@@ -6,7 +6,7 @@ So weights are never reduced twice. Knows names and shapes, not file formats.
 import contextlib
 import io
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +22,7 @@ from scalevit.models.reductions.base import Reduction
 from scalevit.models.weights.coverage import Coverage
 from scalevit.models.weights.hub import Source
 from scalevit.models.weights.read import Weights, read_weights
-from scalevit.models.weights.structure import are_reduced, in_short, recognised, shared_blocks
+from scalevit.models.weights.structure import are_reduced, in_short, mlp_tensors, recognised, shared_blocks
 from scalevit.tying import canonical_state, tied_names
 
 
@@ -97,9 +97,9 @@ def match_weights(
         SettingError: the requested reduction does not fit the model.
     """
     weights = read_weights(source, weights_set=weights_set, model=model)
-    models = differing_models(weights, model)
     tensors = fitted(weights.tensors, model)
     check_floating(tensors, model, source)
+    models = differing_models(weights, tensors, model, reduced=True)
     if weights.described:
         already_reduced = weights.reduction is not None
         if weights.reduction is not None:
@@ -112,10 +112,13 @@ def match_weights(
     if already_reduced:
         reduce_model(model, reduction)
 
-    own = canonical_state(model)
+    models = differing_models(weights, tensors, model)
     fresh = _fresh_names(tensors, model, source, models, need_classifier=need_classifier)
-    _check_names(tensors, model, fresh, f"weights {source}", models)
-    taken = {name: tensors[name] for name in own if name not in fresh}
+    if not already_reduced:
+        _check_reducible(tensors, model, reduction, source)
+    if problem := fitting_problem(tensors, model, fresh):
+        raise UserError(f"weights {source}: {problem}{models}")
+    taken = {name: tensors[name] for name in canonical_state(model) if name not in fresh}
     coverage = Coverage(
         tensors=len(taken),
         already_reduced=already_reduced,
@@ -217,19 +220,61 @@ def _check_same_structure(made_with: Reduction, wanted: Reduction, model: nn.Mod
         )
 
 
-def _check_names(tensors: Mapping[str, Tensor], model: nn.Module, fresh: set[str], where: str, models: str) -> None:
+def fitting_problem(tensors: Mapping[str, Tensor], model: nn.Module, fresh: Set[str] = frozenset()) -> str | None:
+    """Which tensors weights lack, have too many or in another shape than a model, in words; None if they fit.
+
+    Args:
+        tensors: under the model's names.
+        fresh: names that need not be among them.
+    """
     own = canonical_state(model)
-    missing = sorted(own.keys() - tensors.keys() - fresh)
-    unknown = sorted(tensors.keys() - own.keys() - tied_names(model).keys())
+    if problem := naming_difference(tensors.keys() | fresh, model):
+        return problem
     other_shape = sorted(n for n in own.keys() & tensors.keys() - fresh if own[n].shape != tensors[n].shape)
-    for problem, names in (
-        ("lacks", missing),
-        ("has the unknown", unknown),
-        ("does not fit in the shape of", other_shape),
-    ):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise UserError(f"{where}: {problem} {names[0]}{more} of this model{models}")
+    return f"does not fit in the shape of {_and_more(other_shape)} of this model" if other_shape else None
+
+
+def naming_difference(names: Set[str], model: nn.Module) -> str | None:
+    """Which tensors weights lack or have too many for a model, in words; None if there are none.
+
+    Args:
+        names: of the weights, under the model's names. A shared tensor may have one or all of its names.
+    """
+    own = canonical_state(model).keys()
+    if missing := sorted(own - names):
+        return f"lacks {_and_more(missing)} of this model"
+    if unknown := sorted(names - own - tied_names(model).keys()):
+        return f"has {_and_more(unknown)}, which this model lacks"
+    return None
+
+
+def _and_more(names: Sequence[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
+def _check_reducible(tensors: Mapping[str, Tensor], model: nn.Module, reduction: Reduction, source: Source) -> None:
+    """Refuses unreduced weights for a reduction that acts when a model is built.
+
+    Raises:
+        UserError: names the command that makes such weights.
+    """
+    differing = _differing_names(tensors, model)
+    if reduction.factory_arguments() and differing and differing <= mlp_tensors(differing, model):
+        given = reduction.model_dump(mode="json", exclude_defaults=True)
+        settings = " ".join(
+            f"reduction.{key}={value}" for key, value in {"strategy": reduction.strategy, **given}.items()
+        )
+        raise UserError(
+            f"weights {source}: unreduced, and this reduction sets how a model is built: make its weights with "
+            f"`scalevit reduce {source} --to NEW.safetensors {settings}`"
+        )
+
+
+def _differing_names(tensors: Mapping[str, Tensor], model: nn.Module) -> set[str]:
+    """Names that only the weights or only the model has, and those of tensors of another shape."""
+    own = canonical_state(model)
+    differing = set(own.keys() ^ (tensors.keys() - tied_names(model).keys()))
+    return differing | {name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape}
 
 
 def _is_resampled(before: Tensor | None, now: Tensor) -> bool:
@@ -251,11 +296,24 @@ def _unused(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> tuple[st
     return tuple(name for name, tensor in before.items() if not is_taken(name, tensor))
 
 
-def differing_models(weights: Weights, model: nn.Module) -> str:
-    """The end of a message about weights that do not fit: which model they are of; nothing if the file does not say."""
+def differing_models(
+    weights: Weights, tensors: Mapping[str, Tensor], model: nn.Module, *, reduced: bool = False
+) -> str:
+    """The end of a message about weights that do not fit: which model they are of.
+
+    Args:
+        tensors: of the weights, under the model's names.
+        reduced: whether they may be of the model after another reduction.
+
+    Returns:
+        Nothing if the file does not say it, or if it is this model, with any number of classes.
+    """
     if weights.model is None:
         return ""
     own = getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
     stated = f"; weights are of {weights.model}"
+    if weights.model.split()[0] != own:
+        return f"{stated}, this model is {own}"
     # Under the same name the arguments of timm's factory differ, if anything does: the file's are in `weights.model`.
-    return stated if weights.model.split()[0] == own else f"{stated}, this model is {own}"
+    differing = _differing_names(tensors, model) - classifier_names(model)
+    return stated if differing - (mlp_tensors(differing, model) if reduced else set()) else ""

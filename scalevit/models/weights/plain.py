@@ -5,6 +5,7 @@ Knows the forms in which other programs save weights. Must not know models.
 
 import argparse
 import pickle
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from scalevit.config.model import WeightsSet
 from scalevit.errors import UserError
+from scalevit.models.weights.whole import cut
 
 # Where programs keep a state dict in what they save, the first that is there: timm, DeiT, DeepSpeed, I-JEPA.
 _KEYS = {"ema": ("state_dict_ema", "model_ema"), "weights": ("state_dict", "model", "module", "encoder")}
@@ -55,10 +57,13 @@ def read_plain(path: Path, source: Any, wanted: WeightsSet) -> PlainWeights:
 def _load(path: Path, source: Any) -> Any:
     try:
         # timm's train.py saves its arguments beside the weights. Of a zip file, only what is used is read.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch names a pickle's protocol in lines of its own
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:
         # torch does not limit the exceptions that a damaged or foreign file raises.
+        if isinstance(error, EOFError) or "unexpected EOF" in str(error):  # of a pickle, which does not say its length
+            raise cut(source) from error
         raise UserError(f"weights {source}: cannot be read ({why_unreadable(error)})") from error
 
 

@@ -16,6 +16,7 @@ from scalevit.models.weights.hub import Source, WeightsFile, find_weights
 from scalevit.models.weights.npz import SUFFIX as NPZ
 from scalevit.models.weights.npz import read_npz
 from scalevit.models.weights.plain import ONE_SET, no_such_set, read_plain, unwrapped
+from scalevit.models.weights.whole import check_whole
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def read_weights(source: Source, *, weights_set: WeightsSet = "auto", model: nn.
 
 
 def _read(file: WeightsFile, source: Source, weights_set: WeightsSet, model: nn.Module | None) -> Weights:
+    check_whole(file.path, source)
     if file.path.suffix not in (".safetensors", NPZ):
         plain = read_plain(file.path, source, weights_set)
         return Weights(plain.tensors, None, {}, plain.model or file.model, chosen=plain.chosen)
@@ -98,6 +100,7 @@ def read_classes(source: Source) -> tuple[str, ...] | None:
 def _read_metadata(file: WeightsFile, source: Source) -> dict[str, Any]:
     if file.path.suffix != ".safetensors":
         return {}
+    check_whole(file.path, source)
     try:
         with safe_open(file.path, framework="pt") as opened:
             return own_metadata(opened)

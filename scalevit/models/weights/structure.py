@@ -6,7 +6,7 @@ models are neither scaled nor cut a second time. Knows names and shapes of MLPs;
 
 import copy
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +93,31 @@ def recognised(tensors: Mapping[str, Tensor], model: nn.Module) -> list[Reductio
     return _recognised(found, unreduced)
 
 
+def with_structure_of(
+    trained: nn.Module, reduction: Reduction, example: nn.Module, unreduced: nn.Module
+) -> Reduction | None:
+    """A reduction that keeps what it leaves open of a trained model's: shared MLPs where it shares none, narrower ones
+    where it narrows none.
+
+    Args:
+        example: a model of the reduction.
+        unreduced: the same model without.
+
+    Returns:
+        The reduction itself where there is nothing to keep; None where no reduction has both.
+    """
+    have, wanted, plain = (_layout(_parameters(each), _prefixes(each)) for each in (trained, example, unreduced))
+    shares = any(goal.source != own.source for goal, own in zip(wanted, plain, strict=True))
+    narrows = any(goal.hidden != own.hidden for goal, own in zip(wanted, plain, strict=True))
+    both = tuple(
+        BlockMlp(goal.source if shares else now.source, goal.hidden if narrows else now.hidden, goal.width)
+        for now, goal in zip(have, wanted, strict=True)
+    )
+    if both == wanted:
+        return reduction
+    return next(iter(_recognised(both, plain)), None)
+
+
 def difference(tensors: Mapping[str, Tensor], model: nn.Module) -> str | None:
     """In which way weights of a reduced model's width are not reduced as the model is.
 
@@ -113,6 +138,12 @@ def difference(tensors: Mapping[str, Tensor], model: nn.Module) -> str | None:
         if wanted.source != block and here.source != wanted.source:
             return f"blocks {wanted.source} and {block} have different MLPs, this model's share one"
     return None
+
+
+def mlp_tensors(names: Set[str], model: nn.Module) -> set[str]:
+    """Those of the names that are of MLPs in the model's blocks."""
+    prefixes = tuple(prefix for own in _prefixes(model) for prefix in own)
+    return {name for name in names if name.startswith(prefixes)}
 
 
 def _parameters(model: nn.Module) -> dict[str, Tensor]:

@@ -23,7 +23,8 @@ class TeacherSettings(Section):
     """timm's name of the teacher, of any family: its pretrained weights, or those in `weights`. null: the model is the
     one that `weights` say they are of."""
     weights: FilePath | None = None
-    """A weights file: of a run (the model and its reduction are read from it), or with `name` a plain state dict."""
+    """A weights file of a run (the model and its reduction are read from it), a folder of the Hugging Face form (as
+    `scalevit export --to huggingface` writes it), or with `name` a plain state dict."""
     pretrained: bool = True
     """Whether a teacher by name without `weights` is timm's pretrained one; false initialises it, to try speed and
     memory."""

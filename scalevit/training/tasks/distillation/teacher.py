@@ -19,11 +19,13 @@ from scalevit.config.loading import load_config
 from scalevit.config.model import ModelConfig
 from scalevit.data.transforms.base import Channels
 from scalevit.data.transforms.grey import for_channels
-from scalevit.errors import SettingError, nearest_hint
+from scalevit.errors import SettingError, UserError, nearest_hint
 from scalevit.models.build import build_model, create_timm_model
 from scalevit.models.mlps import transformer_blocks
 from scalevit.models.reductions.apply import parse_reduction
 from scalevit.models.weights.description import read_description
+from scalevit.models.weights.hub import find_weights, is_address
+from scalevit.models.weights.match import fitted, fitting_problem
 from scalevit.models.weights.read import read_weights
 
 if TYPE_CHECKING:
@@ -87,6 +89,7 @@ def load_teacher(settings: "TeacherSettings", config: "Config", *, needs_classes
         UserError: a file cannot be read or does not fit.
     """
     wanted = config.model.num_classes if needs_classes else None
+    settings = _named(settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         load = _from_our_file if settings.name is None else _from_timm
@@ -110,8 +113,22 @@ def check_teacher(settings: "TeacherSettings") -> None:
     if settings.name is not None and ":" not in settings.name and not timm.is_model(settings.name):
         hint = nearest_hint(settings.name, timm.list_models(), cutoff=0.3)
         raise SettingError("teacher.name", settings.name, f"is not a timm model{hint}")
-    if settings.weights is not None and not Path(settings.weights).is_file():
-        raise SettingError("teacher.weights", settings.weights, "no such file")
+    if settings.weights is None:
+        return
+    if is_address(settings.weights):
+        raise SettingError("teacher.weights", settings.weights, "is an address: name it in task.teacher.name")
+    try:
+        find_weights(settings.weights)
+    except UserError as error:
+        reason = str(error).removeprefix(f"weights {settings.weights}: ")
+        raise SettingError("teacher.weights", settings.weights, reason) from error
+
+
+def _named(settings: "TeacherSettings") -> "TeacherSettings":
+    """The settings with a folder of the Hugging Face form by its name of timm, which builds its model."""
+    if settings.name is not None or not Path(str(settings.weights)).is_dir():
+        return settings
+    return settings.model_copy(update={"name": f"local-dir:{settings.weights}", "weights": None, "pretrained": True})
 
 
 def feature_width(model: Any) -> int:
@@ -197,6 +214,11 @@ def _from_timm(settings: "TeacherSettings", config: "Config", classes: int | Non
         # Pretrained weights for another number of classes leave a classifier that is initialised.
         found = shapes.pretrained_cfg["num_classes"] if settings.pretrained else shapes.num_classes
         _check_classes(settings, found, classes)
+        if classes is not None and shapes.num_classes != found:
+            reason = (
+                f"its weights have {found} classes, but it is built with {shapes.num_classes}: leave num_classes out"
+            )
+            raise SettingError("teacher.name", settings.name, reason)
         problem = "its pretrained weights cannot be loaded: name a file in task.teacher.weights"
         return _create(settings, problem, pretrained=settings.pretrained, **arguments)
     path = Path(settings.weights)
@@ -208,7 +230,16 @@ def _from_timm(settings: "TeacherSettings", config: "Config", classes: int | Non
     # timm converts names, and resamples position embeddings, as for pretrained weights of its own.
     overlay = {"state_dict": tensors, "num_classes": held, "label_offset": 0, "custom_load": False, "source": ""}
     arguments |= {"num_classes": held, "pretrained": True, "pretrained_cfg_overlay": overlay}
-    return _create(settings, f"does not take the weights {path}", **arguments)
+    try:
+        return _create(settings, f"does not take the weights {path}", **arguments)
+    except SettingError as error:
+        with torch.device("meta"):
+            model = _create(settings, "cannot be built", **{**arguments, "pretrained": False})
+        differing = fitting_problem(fitted(tensors, model), model)
+        if differing is None:
+            raise
+        reason = f"{path} {differing}: set task.teacher.kwargs for its model"
+        raise SettingError("teacher.name", settings.name, reason) from error
 
 
 def _check_classes(settings: "TeacherSettings", found: int, wanted: int | None) -> None:
