@@ -5,10 +5,11 @@ Everything that can be wrong is found by `prepare`, before any process group exi
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from scalevit.config.tree import SECTIONS, Config
@@ -211,7 +212,15 @@ def with_model_defaults(config: Config) -> Config:
     return config.model_copy(update={"data": filled})
 
 
-def _process_group(config: Config, world: World) -> AbstractContextManager[None]:
+@contextmanager
+def _process_group(config: Config, world: World) -> Iterator[None]:
+    """Also sets what torch keeps for the whole process."""
     if world.device.type == "cpu":
         prepare_cpu(ranks_per_node=world.ranks_per_node, loaders=config.data.workers)
-    return world.process_group(offloads=config.engine.offloads)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(config.train.matmul_precision)
+    try:
+        with world.process_group(offloads=config.engine.offloads):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
