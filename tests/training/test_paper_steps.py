@@ -1,0 +1,139 @@
+"""Twenty steps of configs/paper/*.json equal those of the paper's own code, recorded by tests/support/paper_code.py.
+
+Both run in fp32: the loss scaling of fp16 needs a GPU. Drop-path is off, since its masks are drawn by other generators,
+and the batches are given, so that loaders and augmentation are not part of it.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from task_runs import ALONE, one_thread
+from torch import Tensor
+
+from paper_steps import (
+    CLASSES,
+    EMA_DECAY,
+    EPOCHS,
+    MICRO_BATCHES,
+    ROWS,
+    SIDE,
+    SMALL,
+    STEPS,
+    STRATEGIES,
+    WARMUP_EPOCHS,
+    WARMUP_LR,
+    batches,
+    initial_value,
+    record,
+)
+from scalevit.config.loading import load_config
+from scalevit.config.tree import Config
+from scalevit.data.loading.base import Batch
+from scalevit.data.order.batching import Split
+from scalevit.data.transforms.mixing import BatchMixing, MixedLabels
+from scalevit.training.ema import Ema
+from scalevit.training.engine_builder import EngineBuilder, check_engine
+from scalevit.training.schedules import Schedule
+from scalevit.training.step import TrainingStep
+from scalevit.training.tasks.classification import ClassificationRunner
+
+RECORDED = json.loads(Path(__file__).with_name("paper_20_steps.json").read_text())["strategies"]
+SETTINGS = [
+    f"model.image_size={SIDE}",
+    f"model.num_classes={CLASSES}",
+    *(f"model.kwargs.{key}={value}" for key, value in SMALL.items()),
+    "model.drop_path=0",
+    f"train.epochs={EPOCHS}",
+    f"train.global_batch={MICRO_BATCHES * ROWS}",
+    f"train.micro_batch={ROWS}",
+    "train.precision=fp32",
+    f"schedule.warmup_epochs={WARMUP_EPOCHS}",
+    f"schedule.warmup_lr={WARMUP_LR}",
+    f"ema.decay={EMA_DECAY}",
+    "engine.name=fsdp",  # DeepSpeed runs once per process
+]
+TOLERANCE = 1e-5
+
+
+class FixedMixing(BatchMixing):
+    """The images are mixed already, each with the one that is as far from the end of its micro-batch."""
+
+    def __call__(self, images: Tensor, labels: Tensor, *, step: int, rows: np.ndarray) -> tuple[Tensor, MixedLabels]:
+        weight = list(batches(step))[rows[0] // ROWS].weight
+        return images, MixedLabels(labels, labels.flip(0), torch.full((ROWS,), weight, dtype=torch.float64))
+
+
+def loaded() -> Iterator[Batch]:
+    for step in range(STEPS):
+        for index, (images, labels, _) in enumerate(batches(step)):
+            rows = torch.arange(index * ROWS, (index + 1) * ROWS)
+            yield Batch(torch.from_numpy(images), torch.from_numpy(labels), step, rows, [])
+
+
+def plain_weights(config: Config, path: Path) -> Path:
+    """A file with the initial weights before the reduction, which thin does not need."""
+    ratio = {"mlp_ratio": config.reduction.mlp_ratio} if config.reduction.strategy == "thin" else {}
+    model = timm.create_model(config.model.name, num_classes=CLASSES, img_size=SIDE, **SMALL, **ratio)
+    named = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
+    torch.save({name: torch.from_numpy(initial_value(name, shape)) for name, shape in named.items()}, path)
+    return path
+
+
+def run(strategy: str, folder: Path, *settings: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What the file has of a strategy, and the whole EMA."""
+    config = load_config(f"paper/{strategy}", [*SETTINGS, *settings])
+    weights = plain_weights(config, folder / "plain.pth")
+    config = load_config(config.model_dump(mode="json"), [f"model.initial_weights={weights}"])
+    losses, lrs = [], []
+    split = Split(config.train.global_batch, 1, ROWS)
+    with one_thread(), ALONE.process_group():
+        engine = EngineBuilder(config, ALONE, check_engine(config, ALONE))(
+            micro_batch=split.size, accumulation=split.accumulation
+        )
+        ema = Ema.from_config(config.ema, engine)
+        assert ema is not None
+        step = TrainingStep(
+            engine,
+            ClassificationRunner(config.loss),
+            ema,
+            transform=lambda images, keys: images,
+            mixing=FixedMixing(mixup=0.8, cutmix=1.0),
+            split=split,
+            seed=config.seed,
+            channels_last=config.train.channels_last,
+        )
+        schedule = Schedule.from_config(config, STEPS / EPOCHS)
+        engine.train()
+        data = loaded()
+        for number in range(STEPS):
+            lrs.append(schedule.lr_of_step(number * EPOCHS // STEPS, number * EPOCHS / STEPS))
+            losses.append(step(data, step=number, lr=lrs[-1]).losses["loss"].item())
+        average = {name: tensor.numpy() for name, tensor in ema.tensors.items()}
+    return {"losses": losses, "lr": lrs, "ema": record(average)}, average
+
+
+def distance(ours: dict[str, list[float]], theirs: dict[str, list[float]]) -> float:
+    """The largest difference of averages."""
+    assert ours.keys() == theirs.keys()
+    return max(float(np.abs(np.subtract(ours[name], theirs[name])).max()) for name in ours)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_twenty_steps_are_those_of_the_papers_code(strategy: str, tmp_path: Path) -> None:
+    theirs, (ours, _) = RECORDED[strategy], run(strategy, tmp_path)
+    assert ours["losses"] == pytest.approx(theirs["losses"], abs=TOLERANCE)
+    assert ours["lr"] == pytest.approx(theirs["lr"], rel=1e-12)
+    assert distance(ours["ema"], theirs["ema"]) < TOLERANCE
+
+
+def test_the_switches_matter(tmp_path: Path) -> None:
+    """Each alone moves the grouped model's average by far more than the tolerance."""
+    theirs = RECORDED["grouped"]["ema"]
+    for setting in ("ema.shared_parameters=once", "ema.start=initial", f"reduction.scale={2**-0.5}"):
+        assert distance(run("grouped", tmp_path, setting)[0]["ema"], theirs) > 5 * TOLERANCE, setting
