@@ -39,6 +39,7 @@ from scalevit.data.order.batching import Split
 from scalevit.data.transforms.mixing import BatchMixing, MixedLabels
 from scalevit.training.ema import Ema
 from scalevit.training.engine_builder import EngineBuilder, check_engine
+from scalevit.training.run import prepare, with_model_defaults
 from scalevit.training.schedules import Schedule
 from scalevit.training.step import TrainingStep
 from scalevit.training.tasks.classification import ClassificationRunner
@@ -137,3 +138,22 @@ def test_the_switches_matter(tmp_path: Path) -> None:
     theirs = RECORDED["grouped"]["ema"]
     for setting in ("ema.shared_parameters=once", "ema.start=initial", f"reduction.scale={2**-0.5}"):
         assert distance(run("grouped", tmp_path, setting)[0]["ema"], theirs) > 5 * TOLERANCE, setting
+
+
+def test_a_preset_runs_whole(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With its order of repeats, erasing after mixing and fp16; and leaves torch's precision as it was."""
+    monkeypatch.chdir(tmp_path)
+    data = [f"data.{part}={digits / part}" for part in ("train", "validation")]
+    sizes = ["data.workers=0", "data.augmentation.mixing_group=4", "train.global_batch=16", "evaluation.batch=180"]
+    config = with_model_defaults(
+        load_config("paper/grouped", [*SETTINGS, *data, *sizes, "train.precision=fp16", "train.max_steps=2"])
+    )
+    before = torch.get_float32_matmul_precision()
+    with one_thread(), prepare(config).trainer() as trainer:
+        assert torch.get_float32_matmul_precision() == "high"
+        summary = trainer.fit()
+    assert torch.get_float32_matmul_precision() == before
+    assert (summary.steps, summary.precision) == (2, "fp16")
+    assert "400 in 5 epochs of 80.0" in capsys.readouterr().out, "1,280 of 1,437 images, as RepeatAugSampler"
