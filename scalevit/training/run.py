@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from scalevit.config.tree import SECTIONS, Config
@@ -18,6 +17,7 @@ from scalevit.data.loading.evaluation_loader import EvaluationLoader
 from scalevit.data.shards.discovery import class_names, find_shards
 from scalevit.distributed import World
 from scalevit.engines.base import Engine
+from scalevit.engines.precision import matmul_precision
 from scalevit.errors import UserError, naming_settings, settings_of
 from scalevit.models.build import pretrained_config
 from scalevit.models.costs import ModelCosts, model_costs
@@ -214,13 +214,10 @@ def with_model_defaults(config: Config) -> Config:
 
 @contextmanager
 def _process_group(config: Config, world: World) -> Iterator[None]:
-    """Also sets what torch keeps for the whole process."""
     if world.device.type == "cpu":
         prepare_cpu(ranks_per_node=world.ranks_per_node, loaders=config.data.workers)
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(config.train.matmul_precision)
-    try:
-        with world.process_group(offloads=config.engine.offloads):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    with (
+        matmul_precision(config.train.matmul_precision),
+        world.process_group(offloads=config.engine.offloads),
+    ):
+        yield
