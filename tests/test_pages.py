@@ -26,11 +26,7 @@ from scalevit.tying import canonical_state, tied_names
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = [
     DOCS.parent / "README.md",
-    *(
-        page
-        for page in sorted(DOCS.glob("*.md"))
-        if page.stem not in ("log", "differences", "extending", "architecture")
-    ),
+    *(page for page in sorted(DOCS.glob("*.md")) if page.stem not in ("log", "extending", "architecture")),
 ]
 CODE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MODEL = "vit_small_patch16_224"

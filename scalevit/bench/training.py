@@ -24,6 +24,7 @@ from scalevit.cpu import prepare_cpu
 from scalevit.data.transforms.mixing import MixedLabels
 from scalevit.distributed import World
 from scalevit.engines.base import Engine
+from scalevit.engines.precision import matmul_precision
 from scalevit.engines.settings import UpdateScope
 from scalevit.errors import UserError
 from scalevit.files import write_whole
@@ -108,7 +109,8 @@ def _measure(
     precision = config.train.precision
     task = config.task.build(config, world)
     engine = EngineBuilder(config, world, scope, task)(micro_batch=batch, accumulation=1)
-    seconds = _step_seconds(engine, task, config, batch, world, steps)
+    with matmul_precision(config.train.matmul_precision):
+        seconds = _step_seconds(engine, task, config, batch, world, steps)
     engine.close()
     p20, p50, p80 = (statistics.quantiles(seconds, n=10, method="inclusive")[i] for i in (1, 4, 7))
     per_rank = batch / p50

@@ -20,6 +20,7 @@ SelectionMetric = Literal["top1", "top5", "loss"]
 ClipMode = Literal["norm", "value", "agc"]
 Precision = Literal["bf16", "fp16", "fp32"]
 """Of the computation in training; the weights stay fp32."""
+MatmulPrecision = Literal["highest", "high", "medium"]
 
 
 class Section(BaseModel):

@@ -8,6 +8,7 @@ from scalevit.config.base import (
     ClipMode,
     CompileMode,
     FilePath,
+    MatmulPrecision,
     NonNegativeFloat,
     NonNegativeInt,
     Precision,
@@ -109,6 +110,9 @@ class TrainConfig(Section):
     on a GPU, found once per run and kept in the run folder; 64 on a CPU."""
     precision: Precision = "bf16"
     """bf16, fp16: automatic mixed precision with fp32 weights (fp16 with loss scaling); fp32: full precision."""
+    matmul_precision: MatmulPrecision = "highest"
+    """Of products of fp32 matrices on a GPU, as `torch.set_float32_matmul_precision`. highest: fp32; high: TF32, as
+    timm's trainer; medium: bf16. Matters with `precision=fp32`, and where autocast leaves a product in fp32."""
     channels_last: bool = True
     """Pass images to the model in the channels-last memory format."""
     activation_checkpointing: bool = False

@@ -1,10 +1,12 @@
-"""Mixed precision: number formats, the loss scale of fp16. Must not know engines."""
+"""Mixed precision: number formats, the loss scale of fp16, products of fp32 matrices. Must not know engines."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
-from scalevit.config.base import Precision
+from scalevit.config.base import MatmulPrecision, Precision
 
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -32,3 +34,14 @@ class LossScale:
             self.grown_steps += 1
             if self.grown_steps == growth_interval:
                 self.value, self.grown_steps = self.value * 2, 0
+
+
+@contextmanager
+def matmul_precision(precision: MatmulPrecision) -> Iterator[None]:
+    """For the block, products of fp32 matrices in the whole process have this precision (`train.matmul_precision`)."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -102,6 +102,6 @@ def _steps(config: Config, loader: TrainingBatches) -> str:
     batches = "1 micro-batch" if split.accumulation == 1 else f"{split.accumulation} micro-batches"
     padding = f", {split.padding} rows of padding ({split.padding_share:.1%})" if split.padding else ""
     return (
-        f"{whole:,} in {epochs} epochs of {loader.samples / split.global_batch:,.1f}{stop}; {split.global_batch:,} "
+        f"{whole:,} in {epochs} epochs of {whole / epochs:,.1f}{stop}; {split.global_batch:,} "
         f"images per step, {batches} of {split.size} per rank{padding}"
     )

@@ -5,7 +5,7 @@ Everything that can be wrong is found by `prepare`, before any process group exi
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from scalevit.data.loading.evaluation_loader import EvaluationLoader
 from scalevit.data.shards.discovery import class_names, find_shards
 from scalevit.distributed import World
 from scalevit.engines.base import Engine
+from scalevit.engines.precision import matmul_precision
 from scalevit.errors import UserError, naming_settings, settings_of
 from scalevit.models.build import pretrained_config
 from scalevit.models.costs import ModelCosts, model_costs
@@ -211,7 +212,12 @@ def with_model_defaults(config: Config) -> Config:
     return config.model_copy(update={"data": filled})
 
 
-def _process_group(config: Config, world: World) -> AbstractContextManager[None]:
+@contextmanager
+def _process_group(config: Config, world: World) -> Iterator[None]:
     if world.device.type == "cpu":
         prepare_cpu(ranks_per_node=world.ranks_per_node, loaders=config.data.workers)
-    return world.process_group(offloads=config.engine.offloads)
+    with (
+        matmul_precision(config.train.matmul_precision),
+        world.process_group(offloads=config.engine.offloads),
+    ):
+        yield

@@ -11,7 +11,7 @@ from scalevit.models.reductions.grouped import GroupedReduction
 from scalevit.models.reductions.shallow import ShallowReduction
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-FILES = sorted(path for path in CONFIGS.glob("*.json") if path.name != "schema.json")
+FILES = sorted(path for path in CONFIGS.rglob("*.json") if path.name != "schema.json")
 
 
 def message(*overrides: str, path: Path | None = None) -> str:
@@ -21,7 +21,7 @@ def message(*overrides: str, path: Path | None = None) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(CONFIGS).as_posix())
 def test_shipped_configs_are_valid(path: Path) -> None:
     load_config(path)
 
