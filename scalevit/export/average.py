@@ -127,7 +127,8 @@ def _check_same(
 
 def _structure(model: nn.Module, description: ModelDescription) -> dict[str, Any]:
     """What must be equal, by a name for messages."""
-    settings = description.model.model_dump(mode="json", exclude={*WEIGHTS_SETTINGS, "drop_path", "kwargs"})
+    excluded = {*WEIGHTS_SETTINGS, "drop_path", "drop_path_mode", "kwargs"}
+    settings = description.model.model_dump(mode="json", exclude=excluded)
     # Rates of dropout act in training only.
     kwargs = {key: value for key, value in description.model.kwargs.items() if not key.endswith("drop_rate")}
     shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
