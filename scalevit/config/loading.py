@@ -1,10 +1,9 @@
 """From a config file and overrides to a valid `Config`, or to one line that says what is wrong.
 
 A config is a path or the name of a preset (`configs/`, in the installed package `scalevit/presets`). A file may name
-another with `extends`; the command line adds further files (`@recipes/digits`), and `key.sub=value` overrides, which are
-applied last. Later layers override earlier ones key by key. Where a layer changes the type of a section
-(`reduction.strategy`, `engine.name`), that section is replaced, so that `reduction.strategy=shallow` works on a grouped
-config.
+another with `extends`; the command line adds further files (`@recipes/digits`), then `key.sub=value` overrides. Later
+layers override earlier ones key by key. Where a layer changes the type of a section (`reduction.strategy`,
+`engine.name`), that section is replaced, so that `reduction.strategy=shallow` works on a grouped config.
 """
 
 import json

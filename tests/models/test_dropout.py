@@ -68,9 +68,7 @@ def test_drop_path_rates_are_timms(rate):
 )
 def test_drop_path_grows_or_is_the_same_in_every_block(name, sizes):
     def rates(mode):
-        config = ModelConfig(
-            name=name, image_size=32, num_classes=5, drop_path=0.3, drop_path_mode=mode, kwargs=sizes
-        )
+        config = ModelConfig(name=name, image_size=32, num_classes=5, drop_path=0.3, drop_path_mode=mode, kwargs=sizes)
         network = build_model(config, NoReduction(), seed=0)
         branches = [layer for key, layer in network.named_modules() if key.rpartition(".")[2].startswith("drop_path")]
         return [getattr(layer, "drop_prob", 0.0) for layer in branches], network.state_dict()
