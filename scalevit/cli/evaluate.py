@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from scalevit.cli.local_ranks import add_ranks, start_ranks
 from scalevit.cli.parsing import add_config, add_weight_set
-from scalevit.config.loading import load_config
+from scalevit.config.loading import LAYER, load_config
 from scalevit.errors import UserError
 from scalevit.export.source import Source, WeightSet, find_source
 
@@ -42,7 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
     """
     given = arguments.overrides
     # The path of a run may contain "=" too.
-    has_target = bool(given) and ("=" not in given[0] or Path(given[0]).exists())
+    is_setting = bool(given) and ("=" in given[0] or given[0].startswith(LAYER))
+    has_target = bool(given) and (not is_setting or Path(given[0]).exists())
     target, overrides = (given[0], given[1:]) if has_target else (None, given)
     source = _source(arguments.config, target, overrides, arguments.weights)
     if arguments.ranks is not None and source.exporter is None:

@@ -23,12 +23,12 @@ def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> Non
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """Adds `key.sub=value` arguments."""
+    """Adds `key.sub=value` and `@CONFIG` arguments."""
     parser.add_argument(
         "overrides",
         nargs="*",
         metavar="key.sub=value",
-        help="settings that override the config's, e.g. train.epochs=90",
+        help="settings that override the config's, e.g. train.epochs=90; @CONFIG adds those of a further config",
     )
 
 

@@ -1,9 +1,9 @@
 """From a config file and overrides to a valid `Config`, or to one line that says what is wrong.
 
 A config is a path or the name of a preset (`configs/`, in the installed package `scalevit/presets`). A file may name
-another with `extends`; `key.sub=value` overrides from the command line are applied last. Later layers override earlier
-ones key by key. Where a layer changes the type of a section (`reduction.strategy`, `engine.name`), that section is
-replaced, so that `reduction.strategy=shallow` works on a grouped config.
+another with `extends`; the command line adds further files (`@recipes/digits`), then `key.sub=value` overrides. Later
+layers override earlier ones key by key. Where a layer changes the type of a section (`reduction.strategy`,
+`engine.name`), that section is replaced, so that `reduction.strategy=shallow` works on a grouped config.
 """
 
 import json
@@ -21,6 +21,8 @@ from scalevit.config.tree import Config
 from scalevit.errors import UserError, nearest_hint
 
 PRESETS = Path(__file__).parents[1] / "presets"
+LAYER = "@"
+"""Before the name of a config among the overrides."""
 
 # Keys of a file that are not settings: its parent, a note for readers, and the schema that editors complete from.
 _META_KEYS = ("extends", "about", "$schema")
@@ -32,7 +34,8 @@ def load_config(config: str | os.PathLike[str] | Mapping[str, Any] | None, overr
     Args:
         config: a JSON file or the name of a preset, its content, or None for the defaults only.
         overrides: `key.sub=value` strings; a value is JSON, or else a plain string. An object replaces one of the
-            user's own keys (`model.kwargs={}`), and is merged into a section.
+            user's own keys (`model.kwargs={}`), and is merged into a section. `@CONFIG` lays a further file or preset
+            over `config`; several are applied in their order, and all before the settings.
 
     Raises:
         UserError: one line that names the key, the value, what is allowed and the nearest valid name.
@@ -41,7 +44,10 @@ def load_config(config: str | os.PathLike[str] | Mapping[str, Any] | None, overr
         layers = []
     else:
         layers = [dict(config)] if isinstance(config, Mapping) else _read_with_parents(find_config(config))
-    given, numbers = _overrides_layer(overrides)
+    overrides = list(overrides)
+    for name in (text.removeprefix(LAYER) for text in overrides if text.startswith(LAYER)):
+        layers += _read_with_parents(find_config(name))
+    given, numbers = _overrides_layer(text for text in overrides if not text.startswith(LAYER))
     types = _discriminators()
     # The default types are the first layer: `engine.stage=2` without `engine.name` applies to the default engine.
     defaults = Config()

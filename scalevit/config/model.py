@@ -28,7 +28,9 @@ class ModelConfig(Section):
     num_classes: PositiveInt = 1000
     """Number of classes; every label must be below it."""
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
-    """Stochastic depth rate of the last block; it grows linearly from 0 at the first."""
+    """Stochastic depth rate of the last block."""
+    drop_path_mode: Literal["linear", "constant"] = "linear"
+    """Rate of the blocks before it: it grows linearly from 0 at the first (timm), or is the same in all (DeiT III)."""
     initial_weights: FilePath | None = None
     """Weights to start from: a file (`.safetensors`, `.pth`, timm's `.pth.tar`, JAX's `.npz`), a folder of the Hugging
     Face form (config.json and model.safetensors; also `local-dir:PATH`), `hf-hub:ORG/NAME[@REVISION]` or

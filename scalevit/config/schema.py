@@ -37,8 +37,8 @@ _INTRODUCTION = """\
 
 All settings of a run, from the config's schema (`make schema` writes this page). A config is a JSON file; `--config`
 takes its path or the name of a preset. A file can extend another (`"extends": "grouped"`: a file relative to it or a
-preset), and `section.key=value` on the command line overrides both. The note `"about"` is not a setting. Unknown keys
-and impossible values are reported in one line, before anything starts."""
+preset); `@NAME` on the command line lays a further config over it, and `section.key=value` overrides both. The note
+`"about"` is not a setting. Unknown keys and impossible values are reported in one line, before anything starts."""
 
 
 def markdown() -> str:

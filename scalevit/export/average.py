@@ -135,7 +135,8 @@ def _check_same(
 
 def _settings(description: ModelDescription) -> dict[str, Any]:
     """What must be equal besides the tensors, by a name for messages."""
-    settings = description.model.model_dump(mode="json", exclude={*WEIGHTS_SETTINGS, "drop_path", "kwargs"})
+    excluded = {*WEIGHTS_SETTINGS, "drop_path", "drop_path_mode", "kwargs"}
+    settings = description.model.model_dump(mode="json", exclude=excluded)
     # Rates of dropout act in training only.
     kwargs = {key: value for key, value in description.model.kwargs.items() if not key.endswith("drop_rate")}
     images = {f"the images' {key}": value for key, value in description.preprocessing.to_json().items()}

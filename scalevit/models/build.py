@@ -13,6 +13,7 @@ from torch import nn
 from scalevit.config.model import KernelsConfig, ModelConfig
 from scalevit.errors import SettingError, nearest_hint, settings_of
 from scalevit.models import reductions
+from scalevit.models.dropout import set_drop_path
 from scalevit.models.families import classifier_names, initialise_classifier
 from scalevit.models.fused_mlp import fuse_mlps
 from scalevit.models.mlps import mlp_views
@@ -115,6 +116,8 @@ def create_unreduced(model: ModelConfig, reduction: Reduction) -> nn.Module:
         raise SettingError("model.name", model.name, f"cannot be built with these arguments ({reason})") from error
     if model.drop_path and "drop_path_rate" not in accepted:
         raise SettingError("model.drop_path", model.drop_path, f"timm's {architecture} has no stochastic depth: use 0")
+    if model.drop_path and model.drop_path_mode == "constant":
+        set_drop_path(network, model.drop_path)
     _check_trainable(model.name, network)
     _check_patches(network, model.image_size)
     return network

@@ -119,6 +119,17 @@ class RowPatchDropout(_KeyedLayer):
 _ROW_LAYERS = (RowDropPath, RowDropout, RowPatchDropout)
 
 
+def set_drop_path(model: nn.Module, rate: float) -> None:
+    """Gives every residual branch of a timm model this drop-path rate, in place.
+
+    timm's rates grow with the depth; a branch with rate 0 has `Identity` in the place of the layer.
+    """
+    for module in list(model.modules()):
+        for name, _ in list(module.named_children()):
+            if name.startswith("drop_path"):
+                setattr(module, name, DropPath(rate))
+
+
 def use_row_keys(model: nn.Module) -> None:
     """Replaces every drop-path and dropout layer of a timm model that does something, in place.
 

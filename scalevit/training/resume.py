@@ -22,7 +22,7 @@ from scalevit.runs.folder import RunFolder
 from scalevit.training.setting_changes import changed_fingerprint, changed_settings, check_changes
 
 # Of the model section; they act at initialisation or during training only.
-_FREE_MODEL_SETTINGS = {*WEIGHTS_SETTINGS, "drop_path", "head_init_scale", "head_init_bias"}
+_FREE_MODEL_SETTINGS = {*WEIGHTS_SETTINGS, "drop_path", "drop_path_mode", "head_init_scale", "head_init_bias"}
 
 
 def find_resumable(config: Config, folder: RunFolder) -> list[Path]:

@@ -34,6 +34,7 @@ _OF_THE_RESULT = (
     "data.mean",
     "data.std",
     "model.drop_path",
+    "model.drop_path_mode",
     "train.epochs",
 )
 # Of these sections, but not of the result: where a teacher is read from (its digest is compared), and how it is held.

@@ -45,6 +45,19 @@ def test_overrides_win_over_the_file_and_the_file_over_its_parent(tmp_path: Path
     assert (config.seed, config.train.epochs, config.train.global_batch, config.name) == (1, 20, 2048, "abc")
 
 
+def test_a_config_among_the_overrides_lies_between_the_config_and_the_settings(tmp_path: Path) -> None:
+    (tmp_path / "parent.json").write_text('{"seed": 5, "model": {"kwargs": {"depth": 2}}}')
+    (tmp_path / "small.json").write_text('{"extends": "parent.json", "train": {"epochs": 7, "global_batch": 32}}')
+    layer = f"@{tmp_path / 'small.json'}"
+    config = load_config("grouped", ["train.epochs=9", layer])
+    assert (config.seed, config.train.epochs, config.train.global_batch) == (5, 9, 32)
+    assert (config.model.kwargs, config.reduction.strategy) == ({"depth": 2}, "grouped")
+    twice = load_config("grouped", [layer, "@quickstart"])
+    assert (twice.name, twice.train.epochs, twice.train.global_batch) == ("quickstart", 50, 64)
+    assert load_config(None, ["@thin"]).reduction.strategy == "thin"
+    assert message("@quickstrt").startswith("config quickstrt: no such file or preset; nearest: quickstart")
+
+
 def test_changing_the_kind_of_a_section_starts_it_anew() -> None:
     config = load_config(CONFIGS / "grouped.json", ["reduction.strategy=shallow", "engine.name=fsdp"])
     assert config.reduction == ShallowReduction()

@@ -12,6 +12,7 @@ from scalevit.config.model import KernelsConfig, ModelConfig
 from scalevit.models.build import build_model
 from scalevit.models.dropout import RowDropout, RowDropPath, RowKeys, RowPatchDropout, use_row_keys
 from scalevit.models.reductions.grouped import GroupedReduction
+from scalevit.models.reductions.none import NoReduction
 from scalevit.randomness import Purpose, row_keys, uniforms
 
 CPU = torch.device("cpu")
@@ -55,6 +56,28 @@ def test_drop_path_rates_are_timms(rate):
     assert set(own.unique().tolist()) == set(expected.unique().tolist())
     deviation = (2 * rate * (1 - rate) / DRAWS) ** 0.5  # of the difference of two shares
     assert abs((own[:, 0] == 0).double().mean() - (expected[:, 0] == 0).double().mean()) < 5 * deviation
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("deit3_small_patch16_224", {"depth": 4, "embed_dim": 32, "num_heads": 2, "patch_size": 4}),
+        ("vit_base_patch16_dinov3", {"depth": 4, "embed_dim": 32, "num_heads": 2, "patch_size": 4}),
+        ("swin_tiny_patch4_window7_224", {"depths": [2, 2], "embed_dim": 32, "num_heads": [2, 2], "window_size": 2}),
+    ],
+)
+def test_drop_path_grows_or_is_the_same_in_every_block(name, sizes):
+    def rates(mode):
+        config = ModelConfig(name=name, image_size=32, num_classes=5, drop_path=0.3, drop_path_mode=mode, kwargs=sizes)
+        network = build_model(config, NoReduction(), seed=0)
+        branches = [layer for key, layer in network.named_modules() if key.rpartition(".")[2].startswith("drop_path")]
+        return [getattr(layer, "drop_prob", 0.0) for layer in branches], network.state_dict()
+
+    grown, constant = rates("linear"), rates("constant")
+    assert grown[0] == pytest.approx([0.0, 0.0, 0.1, 0.1, 0.2, 0.2, 0.3, 0.3])
+    assert constant[0] == [0.3] * 8
+    for key, value in grown[1].items():
+        assert torch.equal(value, constant[1][key]), key
 
 
 def test_draws_are_uniform_and_independent():
