@@ -12,6 +12,7 @@ from rich.table import Table
 from scalevit.cli.parsing import add_action
 from scalevit.engines.deepspeed.settings import STAGES, Stage
 from scalevit.errors import UserError
+from scalevit.files import check_new
 from scalevit.terminal import format_bytes, print_table
 
 _SUFFIX = ".safetensors"
@@ -90,6 +91,8 @@ def _convert(arguments: argparse.Namespace) -> None:
     if not source.is_dir():
         raise UserError(f"{source}: no such folder")
     to_file = _is_weights_file(arguments.target)
+    if to_file:
+        check_new(target)
     from scalevit.engines.deepspeed.checkpoints import is_deepspeed
 
     if is_deepspeed(source):

@@ -89,6 +89,8 @@ def test_a_weights_file(run_folder: Path, tmp_path: Path, capsys: pytest.Capture
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         tied = json.loads(file.metadata()["scalevit"])["tied"]
     assert tied["blocks.1.mlp.fc1.weight"] == "blocks.0.mlp.fc1.weight"
+    again = refused(capsys, "convert", run_folder, tmp_path / "model.safetensors")
+    assert "model.safetensors: already exists; choose another name" in again
 
 
 def test_a_model_of_one_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
