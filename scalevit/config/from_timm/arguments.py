@@ -194,8 +194,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _of_kind(value: Any, form: Form, where: str) -> Any:
     """A value of a file, converted as timm converts it: texts as on the command line."""
-    if value is None or (form.nargs in ("+", 3) and isinstance(value, list)):
-        return value if value is None else [_of_kind(each, Form(form.kind), where) for each in value]
+    if value is None:
+        return None
+    if form.nargs in ("+", 3):
+        if not isinstance(value, list):
+            raise UserError(f"{where} = {value!r}: must be a list")
+        return [_of_kind(each, Form(form.kind), where) for each in value]
     if form.kind == "pairs" and isinstance(value, Mapping):
         return dict(value)
     if form.kind == "switch" and isinstance(value, bool):
