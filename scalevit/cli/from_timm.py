@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scalevit.cli.parsing import integer
-from scalevit.errors import SettingError, UserError
+from scalevit.errors import SettingError, UserError, nearest_hint
 from scalevit.files import check_writable, write_whole
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
     if target is not None:
         _check(target)
     given = read_arguments(arguments.command)
-    converted = convert(given, processes=arguments.gpus, exact=arguments.exact, model_facts=_model_facts)
+    converted = convert(given, processes=arguments.gpus, exact=arguments.exact, timm=TimmRegistries())
     text = config_text(converted.settings, {"timm": given.source})
     print(*converted.lines, sep="\n", file=sys.stderr)
     if target is None:
@@ -76,14 +76,26 @@ def _check(target: Path) -> None:
     check_writable(target)
 
 
-def _model_facts(name: str) -> "ModelFacts":
-    # Imported late: it takes seconds, and is not needed where the command says it all.
-    from scalevit.config.from_timm.conversion import ModelFacts
-    from scalevit.models.build import pretrained_config
+class TimmRegistries:
+    """What timm's registries know. Imported late: it takes seconds, and is not needed where the command says it all."""
 
-    try:
-        known = pretrained_config(name)
-    except SettingError as error:
-        raise UserError(f"--model {error.value}: {error.reason}") from None
-    size = known.input_size[-1] if known.input_size else 224
-    return ModelFacts(size, known.num_classes, known.interpolation or "bicubic")
+    def model(self, name: str) -> "ModelFacts":
+        from scalevit.config.from_timm.conversion import ModelFacts
+        from scalevit.models.build import pretrained_config
+
+        try:
+            known = pretrained_config(name)
+        except SettingError as error:
+            raise UserError(f"--model {error.value}: {error.reason}") from None
+        size = known.input_size[-1] if known.input_size else 224
+        return ModelFacts(size, known.num_classes, known.interpolation or "bicubic")
+
+    def optimizer_arguments(self, name: str) -> frozenset[str]:
+        from timm.optim import get_optimizer_info, list_optimizers
+
+        names = [str(known) for known in list_optimizers()]
+        if name not in names:
+            raise UserError(f"--opt {name}: is not an optimizer of timm{nearest_hint(name, names)}")
+        info = get_optimizer_info(name)
+        has = {"eps": info.has_eps, "betas": info.has_betas, "momentum": info.has_momentum}
+        return frozenset(argument for argument, present in has.items() if present)

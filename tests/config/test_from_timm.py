@@ -22,11 +22,18 @@ FACTS = json.loads((Path(__file__).parent / "timm_train_options.json").read_text
 VIT = "train.py --model vit_base_patch16_224"
 
 
+class Timm:
+    """Knows one model and one optimizer."""
+
+    def model(self, name: str) -> ModelFacts:
+        return ModelFacts(224, 1000, "bicubic")
+
+    def optimizer_arguments(self, name: str) -> frozenset[str]:
+        return frozenset({"momentum"} if name == "sgd" else {"eps", "betas"})
+
+
 def converted(command: str, exact: bool = False, processes: int | None = None) -> Converted:
-    arguments = read_arguments(command)
-    return convert(
-        arguments, exact=exact, processes=processes, model_facts=lambda name: ModelFacts(224, 1000, "bicubic")
-    )
+    return convert(read_arguments(command), exact=exact, processes=processes, timm=Timm())
 
 
 def values(command: str, exact: bool = False) -> dict[str, Any]:
@@ -113,6 +120,8 @@ WITH = {
     "train_split": "--dataset wds/x --data-dir /shards",
     "val_split": "--dataset wds/x --data-dir /shards",
     "jsd_loss": "--aug-splits 2",
+    "opt_betas": "--opt adamw",
+    "opt_eps": "--opt adamw",
     "lr_cycle_decay": "--lr-cycle-limit 2",
     "lr_cycle_mul": "--lr-cycle-limit 2",
     "no_prefetcher": "--reprob 0.25 --mixup 0.8",
@@ -228,7 +237,7 @@ def test_the_global_batch_is_that_of_all_processes() -> None:
         ("-b64 -j 2", "--batch-size 64 --workers 2"),
         ("--dr 0.5", "--decay-rate 0.5"),
         ("--mean 0.5 0.5 0.5", "--mean 0.5"),
-        ("--opt-betas 0.9 0.98 --amp /photos", "/photos --amp --opt-betas 0.9 0.98"),
+        ("--opt lion --opt-betas 0.9 0.98 --amp /photos", "/photos --amp --opt-betas 0.9 0.98 --opt lion"),
         ("--data-dir /photos", "/photos"),
         ("--model-kwargs depth=2 --model-kwargs 'global_pool=avg'", "--gp avg"),
         ("--in-chans 3 --model-dtype float32 --drop-block 0 --input-img-mode RGB --start-epoch 0", ""),
@@ -248,7 +257,8 @@ def test_options_are_read_as_by_timm(first: str, second: str) -> None:
             "--weight-dcay 3 --droppath=1",
             ["--weight-dcay (nearest: --weight-decay), --droppath (nearest: --drop-path)"],
         ),
-        ("--lr abc", ["--lr", "invalid float value: 'abc'"]),
+        ("--lr abc", ["--lr", "invalid number value: 'abc'"]),
+        ("--mixup nan", ["--mixup", "invalid number value: 'nan'"]),
         ("--epochs", ["--epochs", "expected one argument"]),
         ("--epochs 1.5", ["--epochs", "invalid int value: '1.5'"]),
         ("--input-size 3 224", ["--input-size", "expected 3 arguments"]),
@@ -258,6 +268,7 @@ def test_options_are_read_as_by_timm(first: str, second: str) -> None:
         ("--torchcompile --torchscript --amp-impl apexx extra more", ["belongs to no option"]),
         ("--lr -1", ["optimizer.lr = -1.0", "(from --lr)"]),
         ("--epochs 3", ["schedule.warmup_epochs = 5", "train.epochs", "(from --epochs)"]),
+        ("--scale 0 1", ["data.augmentation.crop_scale.0 = 0.0", "(from --scale)"]),
         ("--hflip 2", ["data.augmentation.hflip = 2.0", "(from --hflip)"]),
         ("--mixup 0.8 --aug-splits 2", ["splits = 2", "mixed"]),
         ("-c nowhere.yaml", ["nowhere.yaml: cannot be read"]),
@@ -326,6 +337,7 @@ def test_a_file_of_defaults_for_a_command(tmp_path: Path) -> None:
         ("lr: abc", "lr = 'abc': not a valid number"),
         ("epochs: 1.5", "epochs = 1.5: not a valid integer"),
         ("amp: 3", "amp = 3: not a valid switch"),
+        ("lr_cycle_limit: null", "lr_cycle_limit = None: not a valid integer"),
         ("scale: 3", "scale = 3: must be a list"),
         ("clip_mode: norms", "must be one of norm, value, agc; nearest: norm"),
         ("lrr: 3\nepoch: 2", r"unknown option lrr \(nearest: lr\), epoch \(nearest: epochs\)"),
@@ -391,6 +403,8 @@ def test_options_that_belong_together(options: str, expected: dict[str, Any]) ->
     ("options", "part"),
     [
         ("--lr 0.1 --lr-base-size 3", "--lr-base-size 3: no effect in timm beside --lr"),
+        ("--opt-eps 1e-8", "--opt-eps 1e-08: no effect in timm: sgd has no eps"),
+        ("--opt adamw --momentum 0.5", "--momentum 0.5: no effect in timm: adamw has no momentum"),
         ("--bce-loss --smoothing 0", "--bce-loss: no effect in timm without mixing and smoothing"),
         ("--torchcompile eager", "--torchcompile eager: not kept"),
         ("--torchcompile --torchcompile-mode reduce-overhead", "--torchcompile-mode reduce-overhead: not kept"),

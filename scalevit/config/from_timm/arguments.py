@@ -2,19 +2,29 @@
 
 import argparse
 import ast
+import math
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from scalevit.config.from_timm.launchers import split_command
+from scalevit.config.from_timm.launchers import joined, split_command
 from scalevit.config.from_timm.option import Form, TimmOption
 from scalevit.config.from_timm.table import OPTIONS
 from scalevit.errors import UserError, nearest_hint
 
-_TYPES = {"text": str, "integer": int, "number": float}
+
+def _finite(text: str | float) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+_finite.__name__ = "number"  # as argparse calls what it is not
+_TYPES: dict[str, Callable[[Any], Any]] = {"text": str, "integer": int, "number": _finite}
 
 
 @dataclass(frozen=True)
@@ -63,8 +73,7 @@ def read_arguments(source: str) -> TimmArguments:
     given = _parse(words)
     defaults = _read_yaml(Path(given["config"])) if given.get("config") else {}
     values = {**_defaults(), **defaults, **given}
-    command = " ".join(source.replace("\\\n", " ").split())
-    return TimmArguments(values, frozenset({*defaults, *given}), processes, command)
+    return TimmArguments(values, frozenset({*defaults, *given}), processes, " ".join(joined(source).split()))
 
 
 def _from_file(path: Path) -> TimmArguments:
@@ -194,8 +203,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _of_kind(value: Any, form: Form, where: str) -> Any:
     """A value of a file, converted as timm converts it: texts as on the command line."""
-    if value is None:
+    if value is None and form.default is None:
         return None
+    if value is None and form.kind == "text":
+        return ""
     if form.nargs in ("+", 3):
         if not isinstance(value, list):
             raise UserError(f"{where} = {value!r}: must be a list")

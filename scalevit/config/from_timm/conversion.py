@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from scalevit.config.from_timm.arguments import TimmArguments
 from scalevit.config.from_timm.option import TimmOption
@@ -15,6 +15,15 @@ class ModelFacts:
     image_size: int
     num_classes: int
     interpolation: str
+
+
+class TimmKnowledge(Protocol):
+    """What is asked of timm itself, where a command does not say it."""
+
+    def model(self, name: str) -> ModelFacts: ...
+
+    def optimizer_arguments(self, name: str) -> frozenset[str]:
+        """Which of eps, betas and momentum an optimizer has; timm ignores the others."""
 
 
 @dataclass

@@ -1,13 +1,14 @@
 """From the arguments of a timm run to a config, and a line for each option that it does not keep."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from scalevit.config.base import Part, Section
 from scalevit.config.from_timm import data_rules, rules
 from scalevit.config.from_timm.arguments import TimmArguments
-from scalevit.config.from_timm.conversion import Conversion, ModelFacts
+from scalevit.config.from_timm.conversion import Conversion, TimmKnowledge
 from scalevit.config.from_timm.option import TimmOption
 from scalevit.config.from_timm.table import OPTIONS
 from scalevit.config.loading import load_config
@@ -35,7 +36,7 @@ def convert(
     *,
     processes: int | None = None,
     exact: bool = False,
-    model_facts: Callable[[str], ModelFacts],
+    timm: TimmKnowledge,
 ) -> Converted:
     """Converts the arguments of a timm run.
 
@@ -43,7 +44,7 @@ def convert(
         processes: of the run; None takes what the command says, else 1.
         exact: also write timm's behaviour where scalevit's default differs, and what belongs to the machine and the
             run's folder.
-        model_facts: what timm knows of a model, by its name; called where options are missing.
+        timm: asked for what the command does not say.
 
     Raises:
         UserError: the values are no valid config; names the options.
@@ -54,10 +55,10 @@ def convert(
     processes = processes or arguments.processes or 1
     data_rules.run_name(conversion)  # before the options, of which one may name the run
     _set_keys(conversion)
-    facts = model_facts(arguments["model"]) if _needs_facts(arguments) else None
+    facts = timm.model(arguments["model"]) if _needs_facts(arguments) else None
     rules.model(conversion, facts)
     rules.loss(conversion)
-    rules.optimizer(conversion)
+    rules.optimizer(conversion, timm)
     rules.schedule(conversion)
     rules.precision(conversion)
     rules.ema(conversion)
@@ -117,14 +118,13 @@ def _valid(conversion: Conversion) -> Config:
     try:
         return load_config(_nested(conversion.settings))
     except UserError as error:
-        keys = [key for key in conversion.origins if f" {key} " in f" {str(error).replace(':', ' ')} "]
+        message = str(error).removeprefix("config: ")
+        keys = [key for key in conversion.origins if re.search(rf"(?<![\w.]){re.escape(key)}(?!\w|\.[a-z])", message)]
         named = [
             OPTIONS[name].flag for key in keys for name in conversion.origins[key] if name in conversion.arguments.given
         ]
         origin = f" (from {', '.join(dict.fromkeys(named))})" if named else ""
-        raise UserError(
-            f"timm's command gives no valid config: {str(error).removeprefix('config: ')}{origin}"
-        ) from None
+        raise UserError(f"timm's command gives no valid config: {message}{origin}") from None
 
 
 def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,11 @@ _MPI = {
 }
 
 
+def joined(command: str) -> str:
+    """A command with its continued lines joined."""
+    return re.sub(r"\\\r?\n", " ", command)
+
+
 def split_command(command: str) -> tuple[list[str], int | None]:
     """The words after timm's program, and the number of processes; None where the words do not say it.
 
@@ -29,7 +34,7 @@ def split_command(command: str) -> tuple[list[str], int | None]:
         UserError: it is no command of timm's program.
     """
     try:
-        words = shlex.split(re.sub(r"\\\r?\n", " ", command))
+        words = shlex.split(joined(command))
     except ValueError as error:
         raise UserError(f"timm's command: {error}") from None
     if not words:

@@ -6,7 +6,7 @@ Each rule reads the arguments of a conversion and sets keys; `data_rules` has th
 import math
 from typing import Any
 
-from scalevit.config.from_timm.conversion import Conversion, ModelFacts
+from scalevit.config.from_timm.conversion import Conversion, ModelFacts, TimmKnowledge
 from scalevit.config.from_timm.table import OPTIONS
 
 _README_SCALE = 0.707
@@ -14,6 +14,7 @@ _FP16 = "float16"
 _METHODS = {"logit": "logits", "feature": "features", "token": "token"}
 _CYCLIC = ("cosine", "tanh", "poly")
 _DECAYING = ("wsd", "rsqrt")
+_OPTIMIZER_ARGS = {"opt_betas": "betas", "opt_eps": "eps", "momentum": "momentum"}
 # Arguments of timm's schedule factory, by the option; those that are its own defaults are left out.
 _SCHEDULE_ARGS = {
     "decay_milestones": "decay_milestones",
@@ -33,16 +34,12 @@ def model(conversion: Conversion, facts: ModelFacts | None) -> None:
     arguments = conversion.arguments
     kwargs = dict(arguments["model_kwargs"] or {})
     of_kwargs = kwargs.pop("img_size", None)
-    side = _side(conversion) or arguments["img_size"] or of_kwargs
-    if isinstance(side, list) and len(set(side)) == 1:
-        side = side[0]
-    if side is not None or facts is not None:
-        given = facts.image_size if side is None and facts is not None else side
-        conversion.set("model.image_size", given, "img_size", "input_size", "model_kwargs")
-    classes = arguments["num_classes"]
-    if classes is not None or facts is not None:
-        given = facts.num_classes if classes is None and facts is not None else classes
-        conversion.set("model.num_classes", given, "num_classes")
+    side, classes = _side(conversion) or arguments["img_size"] or of_kwargs, arguments["num_classes"]
+    if facts is not None:
+        side = facts.image_size if side is None else side
+        classes = facts.num_classes if classes is None else classes
+    conversion.set("model.image_size", side, "img_size", "input_size", "model_kwargs")
+    conversion.set("model.num_classes", classes, "num_classes")
     if arguments["drop"]:
         kwargs["drop_rate"] = arguments["drop"]
     if arguments["gp"]:
@@ -88,10 +85,9 @@ def _reduction(conversion: Conversion) -> None:
     elif strategy == "shallow":
         conversion.set("reduction.keep", min(ratio, 1.0), "reduction_mlp_ratio")
         if ratio > 1:
-            line = (
-                f"--reduction-mlp-ratio {ratio:g} (its default is 2) reduces nothing with shallow: keep=1 does so too"
+            conversion.lines.append(
+                f"--reduction-mlp-ratio {ratio:g} (2 if not given) reduces nothing with shallow: reduction.keep=1 too"
             )
-            conversion.lines.append(line)
     elif strategy == "grouped":
         conversion.set("reduction.group_size", 2, "reduction_strategy")
         conversion.set("reduction.scale", ratio, "reduction_mlp_ratio")
@@ -120,9 +116,11 @@ def loss(conversion: Conversion) -> None:
         conversion.left_out(OPTIONS["bce_loss"], reason)
 
 
-def optimizer(conversion: Conversion) -> None:
+def optimizer(conversion: Conversion, timm: TimmKnowledge) -> None:
     """The learning rate and the optimizer's arguments."""
     arguments = conversion.arguments
+    args = _optimizer_args(conversion, timm)
+    conversion.set("optimizer.args", {**args, **(arguments["opt_kwargs"] or {})}, "opt_kwargs", *_OPTIMIZER_ARGS)
     if arguments["lr"]:
         conversion.set("optimizer.lr", arguments["lr"], "lr")
         for name in ("lr_base", "lr_base_size", "lr_base_scale"):
@@ -136,14 +134,17 @@ def optimizer(conversion: Conversion) -> None:
         conversion.set("optimizer.lr", arguments["lr_base"], "lr_base")
         conversion.set("optimizer.lr_base_batch", arguments["lr_base_size"], "lr_base_size")
         conversion.set("optimizer.lr_scaling", scaling, "lr_base_scale")
-    args: dict[str, Any] = {}
-    if arguments["momentum"] != OPTIONS["momentum"].form.default:
-        args["momentum"] = arguments["momentum"]
-    if arguments["opt_betas"] is not None:
-        args["betas"] = arguments["opt_betas"]
-    if arguments["opt_eps"] is not None:
-        args["eps"] = arguments["opt_eps"]
-    conversion.set("optimizer.args", {**args, **(arguments["opt_kwargs"] or {})}, "opt_kwargs")
+
+
+def _optimizer_args(conversion: Conversion, timm: TimmKnowledge) -> dict[str, Any]:
+    """Those of `_OPTIMIZER_ARGS` that are not timm's defaults and that the optimizer has."""
+    arguments = conversion.arguments
+    given = [name for name in _OPTIMIZER_ARGS if arguments[name] != OPTIONS[name].form.default]
+    known = timm.optimizer_arguments(arguments["opt"]) if given else frozenset()
+    for name in given:
+        if _OPTIMIZER_ARGS[name] not in known:
+            conversion.left_out(OPTIONS[name], f"no effect in timm: {arguments['opt']} has no {_OPTIMIZER_ARGS[name]}")
+    return {_OPTIMIZER_ARGS[name]: arguments[name] for name in given if _OPTIMIZER_ARGS[name] in known}
 
 
 def schedule(conversion: Conversion) -> None:
