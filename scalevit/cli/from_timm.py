@@ -77,9 +77,13 @@ def _check(target: Path) -> None:
 
 
 class TimmRegistries:
-    """What timm's registries know. Imported late: it takes seconds, and is not needed where the command says it all."""
+    """What timm's registries know. Imported late: a mistake in the command is reported before, which takes seconds."""
 
     def model(self, name: str) -> "ModelFacts":
+        import timm
+        import torch
+        from timm.layers import DropPath
+
         from scalevit.config.from_timm.conversion import ModelFacts
         from scalevit.models.build import pretrained_config
 
@@ -87,8 +91,17 @@ class TimmRegistries:
             known = pretrained_config(name)
         except SettingError as error:
             raise UserError(f"--model {error.value}: {error.reason}") from None
-        size = known.input_size[-1] if known.input_size else 224
-        return ModelFacts(size, known.num_classes, known.interpolation or "bicubic")
+        with torch.device("meta"):
+            modules = list(timm.create_model(name.partition(".")[0]).modules())
+        rates = [float(module.drop_prob) for module in modules if isinstance(module, DropPath) and module.drop_prob]
+        return ModelFacts(
+            image_size=known.input_size[-1] if known.input_size else 224,
+            num_classes=known.num_classes,
+            interpolation=known.interpolation or "bicubic",
+            crop_mode=known.crop_mode or "center",
+            drop_path=round(max(rates, default=0.0), 6),  # timm spreads it over the blocks in fp32
+            has_batch_norms=any(getattr(module, "running_mean", None) is not None for module in modules),
+        )
 
     def optimizer_arguments(self, name: str) -> frozenset[str]:
         from timm.optim import get_optimizer_info, list_optimizers

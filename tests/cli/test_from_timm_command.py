@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from commands import refused
+from scalevit.cli.from_timm import TimmRegistries
 from scalevit.cli.main import main
 from scalevit.config.loading import load_config
 
@@ -22,6 +23,16 @@ def test_the_config_is_on_the_output_and_the_lines_are_beside_it(capsys: pytest.
     assert (config.name, config.train.global_batch) == ("vit_small_baseline", 256)
     assert "--fuser te: not kept" in captured.err
     assert "name=birds keeps it" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("model", "drop_path", "has_norms"),
+    [("swin_tiny_patch4_window7_224", 0.1, False), ("resnet18", 0.0, True), ("vit_tiny_patch16_224", 0.0, False)],
+)
+def test_what_timm_knows_of_a_model(model: str, drop_path: float, has_norms: bool) -> None:
+    facts = TimmRegistries().model(model)
+    assert (facts.image_size, facts.num_classes, facts.crop_mode) == (224, 1000, "center")
+    assert (facts.drop_path, facts.has_batch_norms) == (drop_path, has_norms)
 
 
 def test_it_writes_a_new_file_only(

@@ -70,7 +70,7 @@ AUGMENTATION_OPTIONS = (
     ),
     replaced("--drop", number(0.0), "model.kwargs", "as `drop_rate`"),
     not_kept("--drop-connect", number(), "timm's trainer does not use it any more: give `--drop-path`", neutral=(0.0,)),
-    key("--drop-path", number(), "model.drop_path", "0 if not given, as in timm", convert=_or_zero),
+    replaced("--drop-path", number(), "model.drop_path", "timm's default of the model if not given: 0 for ViTs"),
     not_kept("--drop-block", number(), "is of convolutional networks", neutral=(0.0,)),
 )
 

@@ -10,11 +10,18 @@ from scalevit.config.from_timm.option import TimmOption
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What timm knows of a model without building it."""
+    """What timm takes from a model where a command says nothing."""
 
     image_size: int
     num_classes: int
+    """0: it has no classifier of its own."""
     interpolation: str
+    """Of evaluations."""
+    crop_mode: str
+    """Of evaluations; timm's trainer does not use it."""
+    drop_path: float
+    """The rate of its last block."""
+    has_batch_norms: bool
 
 
 class TimmKnowledge(Protocol):

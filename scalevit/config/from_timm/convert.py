@@ -55,7 +55,7 @@ def convert(
     processes = processes or arguments.processes or 1
     data_rules.run_name(conversion)  # before the options, of which one may name the run
     _set_keys(conversion)
-    facts = timm.model(arguments["model"]) if _needs_facts(arguments) else None
+    facts = timm.model(arguments["model"])
     rules.model(conversion, facts)
     rules.loss(conversion)
     rules.optimizer(conversion, timm)
@@ -72,12 +72,6 @@ def convert(
     conversion.lines.append(_DIFFERENCES)
     config = _valid(conversion)
     return Converted(config, _without_defaults(config), tuple(conversion.lines))
-
-
-def _needs_facts(arguments: TimmArguments) -> bool:
-    sized = arguments["img_size"] or arguments["input_size"] or "img_size" in (arguments["model_kwargs"] or {})
-    interpolated = arguments["interpolation"] or (arguments["train_interpolation"] and not arguments["no_aug"])
-    return not (sized and arguments["num_classes"] is not None and interpolated)
 
 
 def _set_keys(conversion: Conversion) -> None:

@@ -9,6 +9,7 @@ from scalevit.config.from_timm.table import OPTIONS
 
 _AUGMENTATION = "data.augmentation"
 _SPLITS = {"train": "train_split", "validation": "val_split"}
+_FOLDERS = (("train", "training"), ("val", "valid", "validation", "eval", "evaluation"))
 _INTERPOLATIONS = ("random", "bilinear", "bicubic")
 
 
@@ -39,7 +40,7 @@ def _mixes(conversion: Conversion) -> bool:
     return any(settings[f"{_AUGMENTATION}.{name}"] for name in names)
 
 
-def augmentation(conversion: Conversion, processes: int, facts: ModelFacts | None) -> None:
+def augmentation(conversion: Conversion, processes: int, facts: ModelFacts) -> None:
     """Repeats, interpolation, no augmentation at all, and what timm does without an option."""
     arguments = conversion.arguments
     repeats = arguments["aug_repeats"]
@@ -51,7 +52,7 @@ def augmentation(conversion: Conversion, processes: int, facts: ModelFacts | Non
     if arguments["no_aug"]:
         _no_augmentation(conversion)
     if arguments["no_aug"] or not interpolation:
-        interpolation = arguments["interpolation"] or (facts.interpolation if facts else "bicubic")
+        interpolation = arguments["interpolation"] or facts.interpolation
     if interpolation in _INTERPOLATIONS:
         conversion.set(f"{_AUGMENTATION}.interpolation", interpolation, "train_interpolation", "no_aug")
     else:
@@ -59,6 +60,8 @@ def augmentation(conversion: Conversion, processes: int, facts: ModelFacts | Non
             f"--train-interpolation {interpolation}: not kept: training images are resized as "
             f"{', '.join(_INTERPOLATIONS)}; random is taken"
         )
+    if facts.crop_mode != "center":
+        conversion.set("data.crop_mode", "center")  # timm's trainer gives its loader no other
     conversion.differs("data.exif_orientation", False, "does not turn images as their EXIF records say")
     if repeats > 1:
         conversion.differs(f"{_AUGMENTATION}.repeat_order", "timm", "spreads the copies of an image over the processes")
@@ -128,8 +131,9 @@ def _shards(root: str, split: str) -> str:
 
 def _say_how_to_write(conversion: Conversion, kind: str, name: str, root: str | None, splits: dict[str, str]) -> None:
     settings = conversion.settings
-    if kind in ("", "folder", "imagefolder"):
-        sources = {part: f"--source {shlex.quote(f'{root}/{split}')}" for part, split in splits.items()}
+    if not kind:
+        folders = {part: _folder(root or "", split) for part, split in splits.items()}
+        sources = {part: f"--source {shlex.quote(folder)} --class-order natural" for part, folder in folders.items()}
         what = "a folder of images" if root else "no data set"
     elif kind in ("hfds", "hfids"):
         sources = {
@@ -147,5 +151,11 @@ def _say_how_to_write(conversion: Conversion, kind: str, name: str, root: str | 
         return
     for part, source in sources.items():
         command = f"scalevit shards write {source} --destination {settings[f'data.{part}']}"
-        natural = "" if kind else " --class-order natural"
-        conversion.lines.append(f"{what}: images are read from shards: {command}{natural}")
+        conversion.lines.append(f"{what}: images are read from shards: {command}")
+
+
+def _folder(root: str, split: str) -> str:
+    """The folder of a split, which timm also finds under another usual name."""
+    names = [split, *next((names for names in _FOLDERS if split in names), ())]
+    paths = [os.path.join(root, name) for name in names]
+    return next(filter(os.path.isdir, paths), paths[0])

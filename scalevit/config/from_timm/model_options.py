@@ -19,6 +19,7 @@ from scalevit.config.from_timm.option import (
 _PATHS = "data.train data.validation"
 _SHARDS = "the images are written as shards once: the command is printed"
 _CHANNELS = "images are loaded in RGB"
+_NEW_HEAD = "of a classifier that is newly initialised; timm changes a loaded one too"
 _BATCH = "images of each process and pass, times the processes, times the steps of accumulation"
 
 
@@ -40,7 +41,7 @@ DATA_OPTIONS = (
     not_kept("--dataset-download", SWITCH, "nothing is downloaded: write the data set as shards"),
     replaced("--class-map", text(""), "data.class_names", "a .txt file of names; a pickled dictionary is not kept"),
     not_kept("--input-img-mode", text(), _CHANNELS, neutral=("RGB",)),
-    not_needed("--input-key", text(), "images are found by their suffix"),
+    not_needed("--input-key", text(), "images are found by their suffix; columns are named when shards are written"),
     key(
         "--target-key",
         text(),
@@ -52,7 +53,7 @@ DATA_OPTIONS = (
 )
 
 MODEL_OPTIONS = (
-    key("--model", text("resnet50"), "model.name", "models with batch norms, such as timm's default, are refused"),
+    key("--model", text("resnet50"), "model.name", "models with batch norms, such as timm's default, are not trained"),
     replaced(
         "--pretrained", SWITCH, "model.pretrained", "unless `--initial-checkpoint` or `--pretrained-path` names weights"
     ),
@@ -78,16 +79,21 @@ MODEL_OPTIONS = (
     key("--mean", numbers(), "data.mean", convert=_list_of_three),
     key("--std", numbers(), "data.std", convert=_list_of_three),
     key("--interpolation", text(""), "data.interpolation", "of evaluations", convert=lambda name: name or None),
-    replaced("-b --batch-size", integer(128), "train.global_batch data.augmentation.mixing_group", _BATCH),
+    replaced(
+        "-b --batch-size",
+        integer(128),
+        "train.global_batch data.augmentation.mixing_group",
+        f"{_BATCH}; with `--exact` also `train.micro_batch` and `evaluation.batch`",
+    ),
     machine("-vb --validation-batch-size", integer(), "evaluation.batch", "results do not depend on it"),
     key("--channels-last", SWITCH, "train.channels_last"),
     not_kept("--fuser", text(""), "TorchScript's fusers are not used; `train.compile` compiles the blocks"),
     replaced("--grad-accum-steps", integer(1), "train.global_batch", _BATCH),
     key("--grad-checkpointing", SWITCH, "train.activation_checkpointing"),
-    not_kept("--fast-norm", SWITCH, "norms are computed in fp32"),
+    not_kept("--fast-norm", SWITCH, "norms are computed in the precision of torch's autocast"),
     replaced("--model-kwargs", PAIRS, "model.kwargs model.image_size", "`img_size` is the image size"),
-    key("--head-init-scale", number(), "model.head_init_scale"),
-    key("--head-init-bias", number(), "model.head_init_bias"),
+    key("--head-init-scale", number(), "model.head_init_scale", _NEW_HEAD),
+    key("--head-init-bias", number(), "model.head_init_bias", _NEW_HEAD),
     replaced(
         "--torchcompile-mode",
         text(),

@@ -8,9 +8,9 @@ Kind = Literal["text", "integer", "number", "switch", "pairs"]
 Fate = Literal["key", "machine", "replaced", "not needed", "not supported yet", "not kept"]
 
 FATES: dict[Fate, str] = {
-    "key": "has a key of its own",
-    "machine": "has a key of its own, which belongs to the machine or the run's folder: written with `--exact` only",
-    "replaced": "is used, together with other options, for the keys named",
+    "key": "has a key that takes its value",
+    "machine": "has a key that belongs to the machine or the run's folder, and is written with `--exact` only",
+    "replaced": "has no key that takes its value as it is: it is used, perhaps with other options, for those named",
     "not needed": "has nothing to do here",
     "not supported yet": "has no key yet",
     "not kept": "is left out on purpose",

@@ -21,8 +21,8 @@ scalevit train --config birds.json
 
 The config goes to the standard output or into `--output`; lines on the standard error name each option that it does not
 keep, and why. An option that is not given has timm's default, so timm's SGD and its rate are written where the command
-names no others. The global batch is that of all processes, which the words before `train.py` give, or `--gpus`. The
-image size and the number of classes are the model's where the command gives none.
+names no others. The global batch is that of all processes, which the words before `train.py` give, or `--gpus`. Image
+size, number of classes and stochastic depth are those of timm's model where the command gives none.
 
 The config has the recipe: what decides what is learnt. Two things are left out, and named with the setting that adds
 each, unless `--exact` is given: what belongs to the machine and the run's folder (name, folder, workers, logging,
@@ -46,26 +46,26 @@ def markdown() -> str:
 def _counts() -> str:
     timm = [option for option in OPTIONS.values() if not option.paper]
     counts = Counter(option.fate for option in timm)
-    kept = counts["key"] + counts["machine"]
     same = sum(option.has_same_name for option in timm)
+    renamed = counts["key"] + counts["machine"] - same
     listed = ", ".join(f"{counts[fate]} {fate}" for fate in FATES if fate not in ("key", "machine"))
     return (
-        f"Of the {len(timm)} options of timm's train.py, version {TIMM_VERSION}, {kept} have a key of their own,\n"
-        f"{same} of these under the same name; {listed}.\n"
+        f"Of the {len(timm)} options of timm's train.py, version {TIMM_VERSION}, {same} have a key of the same name,\n"
+        f"{renamed} a key of another name; {listed}.\n"
         f"The paper's copy has {len(OPTIONS) - len(timm)} more."
     )
 
 
 def _fate_name(fate: str) -> str:
-    return {"key": "a key", "machine": "a key, with `--exact`"}.get(fate, fate)
+    return {"key": "same name, renamed", "machine": "with `--exact`"}.get(fate, fate)
 
 
 def _row(option: TimmOption) -> str:
     flags = ", ".join(f"`{flag}`" for flag in option.flags)
     keys = ", ".join(f"`{key}`" for key in option.keys)
     fate = {"key": "", "machine": "with `--exact`"}.get(option.fate, option.fate)
-    if option.has_same_name:
-        fate = " ".join(filter(None, ("same name", fate)))
+    if option.fate in ("key", "machine"):
+        fate = " ".join(filter(None, ("same name" if option.has_same_name else "renamed", fate)))
     here = ": ".join(filter(None, (fate, keys)))
     default = f"`{json.dumps(option.form.default)}`" if option.form.default is not None else "-"
     note = option.note

@@ -8,6 +8,7 @@ from typing import Any
 
 from scalevit.config.from_timm.conversion import Conversion, ModelFacts, TimmKnowledge
 from scalevit.config.from_timm.table import OPTIONS
+from scalevit.errors import UserError
 
 _README_SCALE = 0.707
 _FP16 = "float16"
@@ -29,17 +30,25 @@ _SCHEDULE_ARGS = {
 }
 
 
-def model(conversion: Conversion, facts: ModelFacts | None) -> None:
-    """The model's size, classes, weights and arguments, and its reduction."""
+def model(conversion: Conversion, facts: ModelFacts) -> None:
+    """The model's size, classes, weights and arguments, and its reduction.
+
+    Raises:
+        UserError: the number of classes is missing.
+    """
     arguments = conversion.arguments
+    if facts.has_batch_norms:
+        conversion.left_out(OPTIONS["model"], "not kept: has batch norms, which are refused when the run starts")
     kwargs = dict(arguments["model_kwargs"] or {})
     of_kwargs = kwargs.pop("img_size", None)
-    side, classes = _side(conversion) or arguments["img_size"] or of_kwargs, arguments["num_classes"]
-    if facts is not None:
-        side = facts.image_size if side is None else side
-        classes = facts.num_classes if classes is None else classes
+    side = _side(conversion) or arguments["img_size"] or of_kwargs or facts.image_size
     conversion.set("model.image_size", side, "img_size", "input_size", "model_kwargs")
+    classes = facts.num_classes if arguments["num_classes"] is None else arguments["num_classes"]
+    if arguments["num_classes"] is None and not classes:
+        raise UserError(f"--num-classes is missing: timm's {arguments['model']} has no classifier of its own")
     conversion.set("model.num_classes", classes, "num_classes")
+    drop_path = facts.drop_path if arguments["drop_path"] is None else arguments["drop_path"]
+    conversion.set("model.drop_path", drop_path, "drop_path")
     if arguments["drop"]:
         kwargs["drop_rate"] = arguments["drop"]
     if arguments["gp"]:

@@ -32,7 +32,7 @@ OPTIMIZER_OPTIONS = (
     not_supported_yet(
         "--layer-decay-no-opt-scale",
         number(),
-        "layers below a rate are trained; `optimizer.frozen` freezes those named",
+        "layers of any scale are trained; `optimizer.frozen` freezes those named",
         needs="layer_decay",
     ),
     replaced("--opt-kwargs", PAIRS, "optimizer.args", "all of them"),
