@@ -1,11 +1,13 @@
 """What a conversion collects: settings by key, and a line for whatever the settings do not have."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from scalevit.config.from_timm.arguments import TimmArguments
 from scalevit.config.from_timm.option import TimmOption
+from scalevit.config.from_timm.table import OPTIONS
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,16 @@ class Conversion:
     def left_out(self, option: TimmOption, reason: str) -> None:
         """Notes an option that the settings do not have."""
         self.lines.append(f"{self.arguments.shown(option)}: {reason}")
+
+    def has_no_effect(self, names: Iterable[str], condition: str) -> None:
+        """Notes those of the options that are not at their defaults: timm does not use them either.
+
+        Args:
+            condition: when that is, e.g. "beside --lr".
+        """
+        for option in (OPTIONS[name] for name in names):
+            if self.arguments[option.name] != option.form.default:
+                self.left_out(option, f"no effect in timm {condition}")
 
     def differs(self, key: str, value: Any, matter: str) -> None:
         """Where no option of timm's says what its program does, and scalevit's default is something else.

@@ -9,6 +9,10 @@ from scalevit.config.from_timm.table import OPTIONS
 
 _AUGMENTATION = "data.augmentation"
 _SPLITS = {"train": "train_split", "validation": "val_split"}
+_WITH_AUGMENTATION = (
+    *("train_crop_mode", "scale", "ratio", "hflip", "vflip", "color_jitter", "color_jitter_prob", "grayscale_prob"),
+    *("gaussian_blur_prob", "aa", "reprob", "remode", "recount", "resplit", "train_interpolation"),
+)
 _FOLDERS = (("train", "training"), ("val", "valid", "validation", "eval", "evaluation"))
 _INTERPOLATIONS = ("random", "bilinear", "bicubic")
 
@@ -76,6 +80,7 @@ def augmentation(conversion: Conversion, processes: int, facts: ModelFacts) -> N
 
 def _no_augmentation(conversion: Conversion) -> None:
     """A crop of all of the area and of aspect ratio 1 is the central square, as timm's resize and central crop."""
+    conversion.has_no_effect(_WITH_AUGMENTATION, "beside --no-aug")
     for name, value in {
         "crop_mode": "rrc",
         "crop_scale": [1.0, 1.0],
@@ -98,8 +103,8 @@ def data_set(conversion: Conversion) -> None:
     """Where the shards are, or the commands that write them."""
     arguments = conversion.arguments
     root = arguments["data_dir"] or arguments["data"]
-    if arguments["data_dir"] and arguments["data"]:
-        conversion.left_out(OPTIONS["data"], "no effect in timm beside --data-dir")
+    if arguments["data_dir"]:
+        conversion.has_no_effect(["data"], "beside --data-dir")
     splits = {part: arguments[option] for part, option in _SPLITS.items()}
     if not splits["validation"]:
         conversion.lines.append("--val-split '': not kept: a run has validation images")

@@ -43,6 +43,12 @@ def model(conversion: Conversion, facts: ModelFacts) -> None:
     of_kwargs = kwargs.pop("img_size", None)
     side = _side(conversion) or arguments["img_size"] or of_kwargs or facts.image_size
     conversion.set("model.image_size", side, "img_size", "input_size", "model_kwargs")
+    if arguments["input_size"] is not None:
+        conversion.has_no_effect(["img_size"], "beside --input-size")
+    if of_kwargs is not None and of_kwargs != side:
+        conversion.lines.append(
+            f"--model-kwargs img_size={of_kwargs}: not kept: images and model have one size, {side}"
+        )
     classes = facts.num_classes if arguments["num_classes"] is None else arguments["num_classes"]
     if arguments["num_classes"] is None and not classes:
         raise UserError(f"--num-classes is missing: timm's {arguments['model']} has no classifier of its own")
@@ -77,9 +83,7 @@ def _weights(conversion: Conversion) -> None:
     if checkpoint or (arguments["pretrained"] and path):
         conversion.set("model.initial_weights", checkpoint or path, "initial_checkpoint", "pretrained_path")
         if checkpoint and arguments["pretrained"]:
-            conversion.left_out(
-                OPTIONS["pretrained"], "not needed: --initial-checkpoint takes the place of the weights"
-            )
+            conversion.has_no_effect(("pretrained", "pretrained_path"), "on weights beside --initial-checkpoint")
     elif arguments["pretrained"]:
         conversion.set("model.pretrained", True, "pretrained")
 
@@ -121,8 +125,8 @@ def loss(conversion: Conversion) -> None:
     else:
         conversion.set("loss.name", "cross_entropy")
     if arguments["bce_loss"]:
-        reason = "no effect in timm without mixing and smoothing, or beside --jsd-loss; loss.name=bce takes it"
-        conversion.left_out(OPTIONS["bce_loss"], reason)
+        condition = "without mixing and smoothing, or beside --jsd-loss; loss.name=bce takes it"
+        conversion.has_no_effect(("bce_loss", "bce_sum", "bce_target_thresh", "bce_pos_weight"), condition)
 
 
 def optimizer(conversion: Conversion, timm: TimmKnowledge) -> None:
@@ -132,9 +136,7 @@ def optimizer(conversion: Conversion, timm: TimmKnowledge) -> None:
     conversion.set("optimizer.args", {**args, **(arguments["opt_kwargs"] or {})}, "opt_kwargs", *_OPTIMIZER_ARGS)
     if arguments["lr"]:
         conversion.set("optimizer.lr", arguments["lr"], "lr")
-        for name in ("lr_base", "lr_base_size", "lr_base_scale"):
-            if arguments[name] != OPTIONS[name].form.default:
-                conversion.left_out(OPTIONS[name], "no effect in timm beside --lr")
+        conversion.has_no_effect(("lr_base", "lr_base_size", "lr_base_scale"), "beside --lr")
     else:
         name = arguments["opt"].lower()
         scaling = "sqrt" if any(part in name for part in ("ada", "lamb")) else "linear"
@@ -168,14 +170,17 @@ def schedule(conversion: Conversion) -> None:
     # In these the program's defaults are not the factory's.
     if arguments["lr_cycle_limit"] > 1:
         args["cycle_decay"] = arguments["lr_cycle_decay"]
+    else:
+        conversion.has_no_effect(["lr_cycle_decay"], "with one cycle")
     if name in _DECAYING or arguments["decay_epochs"] != OPTIONS["decay_epochs"].form.default:
         args["decay_epochs"] = arguments["decay_epochs"]
     if arguments["lr_noise"] is not None:
         args |= {"noise_pct": arguments["lr_noise_pct"], "noise_std": arguments["lr_noise_std"]}
         args["noise_seed"] = arguments["seed"]
     conversion.set("schedule.args", args)
-    warmup = 0 if name == "none" else arguments["warmup_epochs"]
-    conversion.set("schedule.warmup_epochs", warmup, "warmup_epochs")
+    conversion.set("schedule.warmup_epochs", 0 if name == "none" else arguments["warmup_epochs"], "warmup_epochs")
+    if name == "none":
+        conversion.has_no_effect(["warmup_epochs"], "with --sched none")
     conversion.set("train.epochs", _epochs(conversion), "epochs", "cooldown_epochs", "lr_cycle_limit")
 
 
@@ -247,8 +252,8 @@ def task(conversion: Conversion) -> None:
     conversion.set("task.temperature", arguments["kd_temperature"], "kd_temperature")
     if method == "token":
         conversion.set("task.hard_targets", arguments["kd_token_distill_type"] == "hard", "kd_token_distill_type")
-    elif arguments["kd_token_distill_type"] != "soft":
-        conversion.left_out(OPTIONS["kd_token_distill_type"], "no effect in timm without --kd-distill-type token")
+    else:
+        conversion.has_no_effect(["kd_token_distill_type"], "without --kd-distill-type token")
     labels, teacher = arguments["task_loss_weight"], arguments["distill_loss_weight"]
     if teacher is None:
         teacher = 1.0 if labels is None else 1.0 - labels
