@@ -61,6 +61,7 @@ def convert(
     rules.optimizer(conversion, timm)
     rules.schedule(conversion)
     rules.precision(conversion)
+    rules.kernels(conversion)
     rules.ema(conversion)
     rules.compilation(conversion)
     rules.task(conversion)

@@ -212,12 +212,18 @@ def precision(conversion: Conversion) -> None:
         conversion.differs("train.precision", "fp16", "computes in fp16 with --amp, here in bf16")
 
 
+def kernels(conversion: Conversion) -> None:
+    """timm's own modules, where its rounding is wanted too."""
+    if conversion.exact:
+        conversion.set("kernels.mlp", "eager")
+
+
 def ema(conversion: Conversion) -> None:
     """timm's behaviour, which has no options."""
     arguments = conversion.arguments
     if not arguments["model_ema"]:
         return
-    if arguments["reduction_strategy"] == "grouped":
+    if conversion.exact or arguments["reduction_strategy"] == "grouped":
         conversion.differs("ema.shared_parameters", "per_use", "averages a shared MLP once for each of its blocks")
     conversion.differs("ema.start", "first_step", "starts the EMA from the weights after the first step")
     if conversion.settings["train.precision"] == "fp16":
