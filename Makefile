@@ -7,7 +7,7 @@
 # make lint        formatting, lint and types
 # make gpu         tests and benchmarks that need a GPU, within 9 minutes; says so and ends well without one.
 #                  `make gpu VENV= PYTHON=python3` takes a Python that has torch already and installs nothing
-# make schema      write configs/schema.json and docs/config.md from the config classes
+# make schema      write configs/schema.json, docs/config.md and docs/from-timm.md from the config classes and tables
 # make docs        the documentation as a site in build/site; a dead link is an error
 # make wheel       the package in dist/
 
@@ -89,6 +89,7 @@ lint: setup
 schema: setup
 	@$(RUN) scalevit schema > configs/.schema.json && mv configs/.schema.json configs/schema.json
 	@$(RUN) scalevit schema --markdown > docs/.config.md && mv docs/.config.md docs/config.md
+	@$(RUN) scalevit from-timm --markdown > docs/.from-timm.md && mv docs/.from-timm.md docs/from-timm.md
 
 docs: setup
 	@NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --quiet --strict

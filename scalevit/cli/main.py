@@ -21,7 +21,7 @@ COMMANDS = CommandTable(
     "scalevit",
     "command",
     {
-        name: (f"scalevit.cli.{name}", purpose)
+        name: (f"scalevit.cli.{name.replace('-', '_')}", purpose)
         for name, purpose in {
             "train": "train a model",
             "evaluate": "evaluate weights on the validation images",
@@ -31,6 +31,7 @@ COMMANDS = CommandTable(
             "reduce": "reduce trained weights for fine-tuning",
             "analyze": "measure which blocks of trained weights can share or lose an MLP",
             "config": "explain, compare and check settings",
+            "from-timm": "turn a command of timm's train.py into a config",
             "describe": "count the parameters and multiply-accumulates of a model",
             "plan": "estimate memory, traffic and throughput of a run",
             "shards": "write, split, show, index and verify WebDataset shards",

@@ -6,58 +6,34 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from scalevit.config.from_timm.table import OPTIONS
 from scalevit.config.schema_fields import Schema, allowed, sections
 from scalevit.config.tree import Config
 
-# What other trainers, timm's and DeepSpeed's among them, call a setting.
+# What other trainers, DeepSpeed's among them, call a setting. `_timm_names` has timm's.
 _SYNONYMS = {
     "learning_rate": "optimizer.lr",
     "wd": "optimizer.weight_decay",
-    "lr_base": "optimizer.lr",
-    "lr_base_size": "optimizer.lr_base_batch",
-    "lr_base_scale": "optimizer.lr_scaling",
-    "opt": "optimizer.name",
     "gradient_clipping": "optimizer.clip_grad",
     "max_grad_norm": "optimizer.clip_grad",
     "scheduler": "schedule.name",
-    "sched": "schedule.name",
     "warmup": "schedule.warmup_epochs",
-    "batch_size": "train.global_batch",
     "global_batch_size": "train.global_batch",
     "train_batch_size": "train.global_batch",
     "per_device_batch_size": "train.micro_batch",
     "train_micro_batch_size_per_gpu": "train.micro_batch",
     "num_epochs": "train.epochs",
-    "amp": "train.precision",
-    "amp_dtype": "train.precision",
     "dtype": "train.precision",
-    "torchcompile": "train.compile",
-    "torchcompile_mode": "train.compile_mode",
-    "eval_metric": "evaluation.metric",
-    "grad_checkpointing": "train.activation_checkpointing",
     "gradient_checkpointing": "train.activation_checkpointing",
-    "log_interval": "train.log_every_steps",
-    "smoothing": "loss.label_smoothing",
-    "reprob": "data.augmentation.random_erasing",
-    "aa": "data.augmentation.auto_augment",
     "scale": "data.augmentation.crop_scale",
-    "ratio": "data.augmentation.crop_ratio",
     "num_workers": "data.workers",
-    "data_dir": "data.train",
     "val": "data.validation",
-    "img_size": "model.image_size",
-    "input_size": "model.image_size",
     "drop_path_rate": "model.drop_path",
     "model_name": "model.name",
     "checkpoint_path": "model.initial_weights",
-    "initial_checkpoint": "model.initial_weights",
     "use_ema": "model.initial_weights_set",
-    "model_ema": "ema.enabled",
-    "model_ema_decay": "ema.decay",
     "fsdp": "engine.name",
     "deepspeed": "engine.name",
-    "output": "output_dir",
-    "experiment": "name",
     "val_batch_size": "evaluation.batch",
     "eval_batch_size": "evaluation.batch",
 }
@@ -113,9 +89,10 @@ def find_key(given: str) -> str | None:
         given: as the user wrote it, e.g. "lr", "train.lr", "learning_rate".
     """
     leaf = _leaf(given).lower()
-    if leaf in _SYNONYMS:
-        return _SYNONYMS[leaf]
     names = list(dict.fromkeys(key.name for key in all_keys()))
+    synonyms = {**_timm_names(), **_SYNONYMS}
+    if leaf in synonyms:
+        return synonyms[leaf]
     close = difflib.get_close_matches(leaf, map(_leaf, names), cutoff=0.8)
     for candidates in (
         [name for name in names if name.endswith(f".{given}")],
@@ -125,6 +102,13 @@ def find_key(given: str) -> str | None:
         if candidates:
             return max(candidates, key=lambda name: difflib.SequenceMatcher(None, name, given).ratio())
     return None
+
+
+@cache
+def _timm_names() -> dict[str, str]:
+    """Keys by the options of timm's train.py that are called otherwise than any key of ours."""
+    ours = {_leaf(key.name) for key in all_keys()}
+    return {option.name: option.keys[0] for option in OPTIONS.values() if option.keys and option.name not in ours}
 
 
 def is_free_form(name: str) -> bool:

@@ -79,7 +79,7 @@ def test_every_action_is_among_those_whose_help_is_tested() -> None:
     found = []
     for name in COMMANDS:
         parser = parsing.CommandParser(prog=name)
-        import_module(f"scalevit.cli.{name}").add_arguments(parser)
+        import_module(main.COMMANDS.find(name)[0]).add_arguments(parser)
         choices = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
         found += [f"{name} {action}" for actions in choices for action in actions]
     assert found == ACTIONS

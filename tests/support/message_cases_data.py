@@ -48,6 +48,16 @@ def _(place: Place) -> None:
     load_config("my.json")
 
 
+@case("timm's command: unknown option ... (nearest: ...)")
+def _(place: Place) -> None:
+    main(["from-timm", "train.py --model vit_tiny_patch16_224 --weight-dcay 0.1"])
+
+
+@case("timm's command gives no valid config: ... = ...: must be ... (from ...)")
+def _(place: Place) -> None:
+    main(["from-timm", "train.py --model vit_tiny_patch16_224 --epochs 3"])
+
+
 @case("override ...: must have the form key.sub=value")
 def _(place: Place) -> None:
     place.prepare("train.epochs")
