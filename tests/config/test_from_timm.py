@@ -65,6 +65,7 @@ def test_the_page_is_current_and_has_every_option() -> None:
 SAMPLES = {
     "data": "/photos",
     "dataset": "--dataset wds/birds",
+    "in_chans": "--in-chans 1",
     "class_map": "--class-map names.txt",
     "input_size": "--input-size 3 192 192",
     "mean": "--mean 0.5",

@@ -18,7 +18,7 @@ from scalevit.config.from_timm.option import (
 
 _PATHS = "data.train data.validation"
 _SHARDS = "the images are written as shards once: the command is printed"
-_CHANNELS = "images are loaded in RGB"
+_CHANNELS = "3 for RGB, 1 for grey images; others are not kept"
 _NEW_HEAD = "of a classifier that is newly initialised; timm changes a loaded one too"
 _BATCH = "images of each process and pass, times the processes, times the steps of accumulation"
 
@@ -40,7 +40,9 @@ DATA_OPTIONS = (
     not_needed("--val-num-samples", integer(), "the index counts the images of the shards"),
     not_kept("--dataset-download", SWITCH, "nothing is downloaded: write the data set as shards"),
     replaced("--class-map", text(""), "data.class_names", "a .txt file of names; a pickled dictionary is not kept"),
-    not_kept("--input-img-mode", text(), _CHANNELS, neutral=("RGB",)),
+    not_kept(
+        "--input-img-mode", text(), "it follows from the channels: RGB, or L for one channel", neutral=("RGB", "L")
+    ),
     not_needed("--input-key", text(), "images are found by their suffix; columns are named when shards are written"),
     key(
         "--target-key",
@@ -68,12 +70,12 @@ MODEL_OPTIONS = (
     replaced("--num-classes", integer(), "model.num_classes", "that of the timm model if not given"),
     replaced("--gp", text(), "model.kwargs", "as `global_pool`"),
     replaced("--img-size", integer(), "model.image_size", "that of the timm model if not given"),
-    not_supported_yet("--in-chans", integer(), _CHANNELS, neutral=(3,)),
+    replaced("--in-chans", integer(), "model.in_chans", _CHANNELS),
     replaced(
         "--input-size",
         Form("integer", nargs=3),
-        "model.image_size",
-        "the side of a square; other shapes, and other than 3 channels, are not kept",
+        "model.image_size model.in_chans",
+        "the channels and the side of a square; other shapes are not kept",
     ),
     key("--crop-pct", number(), "data.crop_pct"),
     key("--mean", numbers(), "data.mean", convert=_list_of_three),

@@ -41,6 +41,7 @@ def model(conversion: Conversion, facts: ModelFacts) -> None:
         conversion.left_out(OPTIONS["model"], "not kept: has batch norms, which are refused when the run starts")
     kwargs = dict(arguments["model_kwargs"] or {})
     of_kwargs = kwargs.pop("img_size", None)
+    _channels(conversion)
     side = _side(conversion) or arguments["img_size"] or of_kwargs or facts.image_size
     conversion.set("model.image_size", side, "img_size", "input_size", "model_kwargs")
     if arguments["input_size"] is not None:
@@ -64,13 +65,24 @@ def model(conversion: Conversion, facts: ModelFacts) -> None:
     _reduction(conversion)
 
 
+def _channels(conversion: Conversion) -> None:
+    """Of the images: those of `--input-size`, else of `--in-chans`, else 3."""
+    arguments = conversion.arguments
+    source = "in_chans" if arguments["input_size"] is None else "input_size"
+    channels = arguments["in_chans"] or 3 if source == "in_chans" else arguments["input_size"][0]
+    if source == "input_size":
+        conversion.has_no_effect(["in_chans"], "beside --input-size")
+    if channels in (1, 3):
+        conversion.set("model.in_chans", channels, source)
+    else:
+        conversion.left_out(OPTIONS[source], "not kept: images have 3 channels, or 1 if they are grey; 3 is taken")
+
+
 def _side(conversion: Conversion) -> int | None:
     """Of `--input-size`: channels, height and width."""
     size, option = conversion.arguments["input_size"], OPTIONS["input_size"]
     if size is None:
         return None
-    if size[0] != 3:
-        conversion.left_out(option, f"{size[0]} channels are not supported yet: images are loaded in RGB")
     if size[1] != size[2]:
         conversion.left_out(option, "not kept: images are squares; the smaller side is taken")
     return int(min(size[1:]))
@@ -202,6 +214,7 @@ def _epochs(conversion: Conversion) -> int:
 def precision(conversion: Conversion) -> None:
     """fp32, or the half-precision type; which one is scalevit's choice where timm's default is not asked for."""
     arguments = conversion.arguments
+    conversion.differs("train.matmul_precision", "high", "computes products of fp32 matrices in TF32")
     kind = "fp16" if arguments["amp_dtype"] == _FP16 else "bf16"
     if not arguments["amp"]:
         conversion.set("train.precision", "fp32", "amp")
