@@ -44,8 +44,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the digits' `train` and `validation` shards."""
     # Here and not above: the kernel tests need torch, Triton and numpy alone.
-    from scalevit.data.builtin import ensure_digits
+    from scalevit.data.builtin import ensure_builtin
 
     folder = tmp_path_factory.mktemp("digits")
-    ensure_digits(folder / "train", folder / "validation")
+    ensure_builtin("digits", folder / "train", folder / "validation")
     return folder

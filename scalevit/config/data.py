@@ -109,9 +109,12 @@ class DataConfig(Section):
     """Training shards: a folder of .tar files, a pattern with * or {000..146}, or an address (s3://, gs://, https://)."""
     validation: FilePath = "data/imagenet/validation"
     """Validation shards, in the same forms."""
-    builtin: Literal["digits"] | None = None
-    """digits: scikit-learn's handwritten digits, written as shards to those two folders if they are missing; null: the
-    shards must exist."""
+    builtin: Literal["digits", "fashion-mnist", "idx"] | None = None
+    """A data set that is written as shards to those two folders if they are missing. digits: scikit-learn's handwritten
+    digits. fashion-mnist: 70,000 images of clothes, from the package dataset-fashion-mnist or from `builtin_files`.
+    idx: another set in MNIST's form (MNIST, KMNIST, EMNIST) from `builtin_files`. null: the shards must exist."""
+    builtin_files: FilePath | None = None
+    """Folder with the four IDX files of such a set, gzipped or not; null: where the package has them."""
     workers: NonNegativeInt = 8
     """Loader processes per rank; 0 loads in the training process. Results do not depend on it."""
     transforms: Literal["timm", "fast"] = "timm"

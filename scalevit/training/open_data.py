@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from scalevit.config.tree import Config
-from scalevit.data.builtin import ensure_digits
+from scalevit.data.builtin import ensure_builtin
 from scalevit.data.faults import Fault
 from scalevit.data.loading.base import TrainingBatches
 from scalevit.data.loading.dataset import ShardDataset
@@ -163,8 +163,8 @@ def _open_dataset(
     config: Config, path: str, transform: Transform, *, seed: int = 0, classes: Sequence[str] | None = None
 ) -> ShardDataset:
     data = config.data
-    if data.builtin == "digits":
-        ensure_digits(data.train, data.validation)
+    if data.builtin is not None:
+        ensure_builtin(data.builtin, data.train, data.validation, data.builtin_files)
     index = load_index(path, labels=_label_format(config))
     if data.class_map is not None:
         index = index.relabelled(read_class_map(data.class_map), f"class map {data.class_map}")

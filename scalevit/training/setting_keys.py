@@ -17,6 +17,7 @@ DATA_KEYS = {
     "repeat_order": "data.augmentation.repeat_order",
     "repeat_processes": "data.augmentation.repeat_processes",
     "mixing_group": "data.augmentation.mixing_group",
+    "builtin_files": "data.builtin_files",
     "workers": "data.workers",
     "auto_augment": "data.augmentation.auto_augment",
     "gaussian_blur_prob": "data.augmentation.gaussian_blur_prob",
