@@ -154,3 +154,15 @@ def digest(path: Path) -> Digest:
             sha256.update(block)
             size += len(block)
     return Digest(size, sha256.hexdigest())
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process holds the lock of a file; False where there is no such file, and never creates it."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go of when the file is closed
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

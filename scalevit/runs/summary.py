@@ -99,6 +99,8 @@ class Summary:
     """As configured."""
     parameters: int
     mlp_parameters: int
+    unique_mlps: int
+    """MLPs with weights of their own: blocks that share one count once."""
     gmacs: float
     """Multiply-accumulates of one image's forward pass, in 1e9."""
     reduction: str

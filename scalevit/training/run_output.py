@@ -112,6 +112,7 @@ class RunOutput:
             epochs=config.train.epochs,
             parameters=costs.parameters,
             mlp_parameters=costs.mlp_parameters,
+            unique_mlps=costs.unique_mlps,
             gmacs=costs.macs / 1e9,
             reduction=config.reduction.strategy,
             engine=config.engine.model_dump(mode="json"),

@@ -26,6 +26,7 @@ def test_a_rate_that_was_not_measured_is_not_shown_as_zero(
         epochs=1,
         parameters=100,
         mlp_parameters=50,
+        unique_mlps=3,
         gmacs=0.5,
         reduction="none",
         engine={"name": "fsdp"},

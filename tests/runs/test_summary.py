@@ -30,6 +30,7 @@ def summary(**changes: Any) -> Summary:
         "epochs": 3,
         "parameters": 100,
         "mlp_parameters": 50,
+        "unique_mlps": 3,
         "gmacs": 0.5,
         "reduction": "none",
         "engine": {"name": "fsdp"},
@@ -66,7 +67,8 @@ def test_summary_json_has_the_models_own_numbers_at_the_top(tmp_path: Path) -> N
     written = json.loads((folder.path / "summary.json").read_text())
     assert list(written) == [
         *("name", "top1", "top5", "best_epoch", "final_top1", "final_top5", "peak_to_final_gap", "ema"),
-        *("images_per_second", "mfu", "steps", "data_faults", "epochs", "parameters", "mlp_parameters", "gmacs"),
+        *("images_per_second", "mfu", "steps", "data_faults", "epochs", "parameters", "mlp_parameters"),
+        *("unique_mlps", "gmacs"),
         *("reduction", "engine", "precision", "world_size", "seed"),
     ]
     assert (written["best_epoch"], written["ema"]["best_epoch"], written["images_per_second"]) == (2, 3, None)

@@ -43,9 +43,9 @@ DATA = {
     "writing": {"storage", "shards", "order", "transforms", "loading"},
     "inspection": {"storage", "shards", "order", "transforms", "loading"},
 }
-TORCHLESS = {"config", "sections", "runs", "cluster"}
+TORCHLESS = {"config", "sections", "runs", "cluster", "reports"}
 # Rooms that are handed the whole config.
-NAMES_CONFIG_KEYS = {"config", "sections", "cli", "bench", "training", "planning"}
+NAMES_CONFIG_KEYS = {"config", "sections", "cli", "bench", "training", "planning", "reports"}
 # Rooms that are handed whole sections, as arguments of these names.
 HANDED_SECTIONS = {"models": {"model", "reduction", "kernels"}}
 # Conversion to and from another library's checkpoints names the engine that has that library.
