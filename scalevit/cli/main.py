@@ -33,6 +33,7 @@ COMMANDS = CommandTable(
             "config": "explain, compare and check settings",
             "from-timm": "turn a command of timm's train.py into a config",
             "describe": "count the parameters and multiply-accumulates of a model",
+            "report": "make tables, tests, figures and a page from finished runs",
             "plan": "estimate memory, traffic and throughput of a run",
             "shards": "write, split, show, index and verify WebDataset shards",
             "checkpoint": "inspect and convert checkpoints",

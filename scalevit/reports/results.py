@@ -10,7 +10,7 @@ from scalevit.reports.groups import Group, spread_of
 from scalevit.reports.runs import WEIGHT_SETS, Run
 from scalevit.reports.statistics import PairedTest, Spread, paired_test, with_holm
 from scalevit.reports.tables import MISSING, Cell, Column, Table, number_cell, spread_cell, text_cell
-from scalevit.runs.summary import EMA, record_key
+from scalevit.runs.summary import EMA, WEIGHTS, record_key
 
 
 def accuracy_table(groups: Sequence[Group]) -> Table:
@@ -170,9 +170,9 @@ def _comparison_notes(groups: Sequence[Group], baseline: Group | None) -> list[s
     if len(groups) == 1:
         return ["Nothing is compared: there is one group."]
     return [
-        f"Each group minus {baseline.label}, paired by seed. Two-sided paired t-test and 95 % confidence interval of the "
-        "mean difference. p (Holm) is corrected for the number of groups compared in a measure, not for the number of "
-        "measures."
+        f"Each group minus {baseline.label}, paired by seed. Two-sided paired t-test, and 95 % confidence interval of "
+        "the mean difference. p (Holm) is corrected for the number of groups that are compared in a measure, not for "
+        "the number of measures."
     ]
 
 
@@ -190,14 +190,54 @@ def model_table(groups: Sequence[Group]) -> Table:
         for group in groups
     ]
     notes = [
-        "GMACs: multiply-accumulates of one image's forward pass, in 1e9, with attention. As recorded by the runs."
+        "GMACs: multiply-accumulates of one image's forward pass in 1e9, with attention, as the runs recorded them."
     ]
     return Table("models", "Models", columns, rows, notes)
 
 
 def _agreed(group: Group, key: str, shape: str) -> Cell:
-    values = {run.of_summary(key) for run in group.counted}
+    values = {run.of_summary(key) for run in group.counted} - {None}
     if len(values) > 1:
         return Cell(MISSING, reason=f"the runs of {group.label} have recorded different ones")
     reason = "summary.json does not have it (a run of an older version)" if group.counted else "no finished run"
     return number_cell(next(iter(values), None), shape, reason)
+
+
+@dataclass(frozen=True)
+class MainResult:
+    """What a reader looks for first in a group, as texts."""
+
+    value: str
+    what: str
+    lines: Sequence[str]
+
+
+def main_result(group: Group, baseline: Group | None) -> MainResult:
+    """The last top-1, of the EMA where there is one, its mean difference to the baseline, and the model's size."""
+    weight_set = EMA if any(group.accuracies(EMA)) else WEIGHTS
+    spread = group.spread(weight_set, "final_top1")
+    lines = []
+    if spread is None:
+        lines.append(why_missing(group, weight_set))
+    if baseline is not None and group is not baseline:
+        own, before = (_by_seed(one, weight_set, "final_top1") for one in (group, baseline))
+        pairs = [own[seed] - before[seed] for seed in own if seed in before]
+        if pairs:
+            mean = number_cell(Spread.of(pairs).mean, "+.2f", "").text
+            lines.append(f"{mean} pp against {baseline.label} ({_counted(len(pairs), 'pair')})")
+    elif baseline is not None:
+        lines.append("baseline")
+    parameters = _agreed(group, "parameters", ",")
+    if parameters.value is not None:
+        lines.append(f"{parameters.text} parameters")
+    shown = spread_cell(spread, ".2f", "")
+    seeds = _counted(len(group.counted), "seed")
+    return MainResult(
+        shown.text if spread is None else f"{shown.text} %",
+        f"last top-1 of the {WEIGHT_SETS[weight_set]}, {seeds}",
+        lines,
+    )
+
+
+def _counted(count: int, name: str) -> str:
+    return f"{count} {name}" if count == 1 else f"{count} {name}s"
