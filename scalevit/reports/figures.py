@@ -3,13 +3,13 @@
 Knows groups and charts. Must not know the page around them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from scalevit.reports import svg
-from scalevit.reports.groups import Group
-from scalevit.reports.results import group_speed, why_missing
+from scalevit.reports.groups import Group, spread_of
+from scalevit.reports.results import group_speed, speed_cell, why_missing
 from scalevit.reports.runs import WEIGHT_SETS, Run, number
 from scalevit.reports.statistics import Spread
 from scalevit.reports.svg import Bar, Point, Series
@@ -18,6 +18,7 @@ from scalevit.runs.summary import EMA, WEIGHTS, record_key
 
 MOST_POINTS = 120
 """Points of a line; of more records every second, third and so on is drawn."""
+_Points = list[tuple[float, float | None]]
 
 
 @dataclass(frozen=True)
@@ -35,112 +36,127 @@ class Figure:
     has_lines: bool = False
 
 
+@dataclass(frozen=True)
+class _Curve:
+    """A figure of curves: a key of training or evaluation records."""
+
+    identity: str
+    title: str
+    key: str
+    y_label: str
+    of_evaluations: bool = True
+    second_half: bool = False
+    """Only the epochs after half of the longest run, where groups differ by little."""
+
+    @property
+    def x_key(self) -> str:
+        return "epoch" if self.of_evaluations else "step"
+
+    @property
+    def shape(self) -> str:
+        return ".2f" if self.key.endswith("top1") else ".4g"
+
+    def read(self, run: Run) -> _Points:
+        """A run's x and value, which is None where it is not finite."""
+        records: Sequence[Mapping[str, Any]] = run.evaluations if self.of_evaluations else run.training
+        placed = [(number(record, self.x_key), number(record, self.key)) for record in records if self.key in record]
+        return [(x, y) for x, y in placed if x is not None]
+
+
+def _curve_figures() -> list[_Curve]:
+    found = [_Curve("training-loss", "Training loss", "loss", "training loss", of_evaluations=False)]
+    for weight_set, shown in WEIGHT_SETS.items():
+        title, key = f"Top-1 of the {shown}", record_key(weight_set, "top1")
+        found.append(_Curve(f"top1-{weight_set}", title, key, "top-1, %"))
+        found.append(_Curve(f"top1-{weight_set}-late", f"{title}, second half", key, "top-1, %", second_half=True))
+    for weight_set, shown in WEIGHT_SETS.items():
+        key = record_key(weight_set, "loss")
+        found.append(_Curve(f"loss-{weight_set}", f"Validation loss of the {shown}", key, "loss"))
+    return [*found, _Curve("learning-rate", "Learning rate", "lr", "learning rate", of_evaluations=False)]
+
+
 def figures_of(groups: Sequence[Group]) -> list[Figure]:
     """All figures that there are numbers for."""
-    names = list(WEIGHT_SETS.items())
-    curves: list[tuple[str, str, str, bool, str]] = [
-        ("training-loss", "Training loss", "loss", False, "training loss"),
-        *(
-            (f"top1-{weight_set}", f"Top-1 of the {shown}", record_key(weight_set, "top1"), True, "top-1, %")
-            for weight_set, shown in names
-        ),
-        *(
-            (f"loss-{weight_set}", f"Validation loss of the {shown}", record_key(weight_set, "loss"), True, "loss")
-            for weight_set, shown in names
-        ),
-        ("learning-rate", "Learning rate", "lr", False, "learning rate"),
-    ]
-    found = [_curves(groups, *curve) for curve in curves]
+    found = [_curves(groups, curve) for curve in _curve_figures()]
     found += [_gaps(groups, weight_set) for weight_set in WEIGHT_SETS]
     return [figure for figure in [*found, _throughput(groups), _cost(groups)] if figure is not None]
 
 
-def _curves(
-    groups: Sequence[Group], identity: str, title: str, key: str, evaluations: bool, y_label: str
-) -> Figure | None:
-    x_key = "epoch" if evaluations else "step"
-    read = _reader(key, x_key, evaluations)
+def _curves(groups: Sequence[Group], curve: _Curve) -> Figure | None:
+    runs = [run for group in groups for run in group.runs]
+    last = max((x for run in runs for x, _ in curve.read(run)), default=0.0)
+    first = last / 2 if curve.second_half else -1.0
     series: list[Series] = []
     for color, group in enumerate(groups):
-        shape = ".2f" if key.endswith("top1") else ".4g"
-        mean = _mean_curve(group, read, x_key, shape)
+        mean = _mean_curve(group, curve, first)
         if any(point.y is not None for point in mean):
             series.append(Series(group.label, color, mean))
         for run in group.runs:
-            points = [Point(x, y, None, _told(run.name, x_key, x, y, shape)) for x, y in _thinned(read(run))]
-            if run.state != "finished" and any(point.y is not None for point in points):
-                series.append(Series(f"{run.name} ({run.state})", color, points, is_faint=True))
+            if run.state != "finished":
+                points = [
+                    Point(x, y, None, _told(run.name, curve, x, y)) for x, y in _thinned(curve.read(run)) if x > first
+                ]
+                if any(point.y is not None for point in points):
+                    series.append(Series(f"{run.name} ({run.state})", color, points, is_faint=True))
     if not series:
         return None
     several = any(len(group.counted) > 1 for group in groups)
     caption = "Mean over seeds, with a band of one standard deviation. " if several else ""
     if any(one.is_faint for one in series):
         caption += "Thin lines: runs that are not finished."
+    described = _described(curve, series)
     return Figure(
-        identity,
-        title,
+        curve.identity,
+        curve.title,
         caption.strip(),
-        svg.line_chart(identity, _described(title, x_key, series), series, x_key, y_label),
-        [(one.label, one.color) for one in series if not one.is_faint]
-        or list({one.label: one.color for one in series}.items()),
-        _curve_table(identity, title, series, x_key),
+        svg.line_chart(curve.identity, described, series, curve.x_key, curve.y_label),
+        _legend(series),
+        _curve_table(curve, series),
         has_lines=True,
     )
 
 
-_Curve = list[tuple[float, float | None]]
+def _legend(series: Sequence[Series]) -> list[tuple[str, int]]:
+    """Of the groups; of single runs where no group has a mean."""
+    means = [one for one in series if not one.is_faint]
+    return [(one.label, one.color) for one in means or series]
 
 
-def _reader(key: str, x_key: str, evaluations: bool) -> Callable[[Run], _Curve]:
-    """What reads a run's curve: x and the value, which is None where it is not finite."""
-
-    def read(run: Run) -> _Curve:
-        records: Sequence[Mapping[str, Any]] = run.evaluations if evaluations else run.training
-        placed = [(number(record, x_key), number(record, key)) for record in records if key in record]
-        return [(x, y) for x, y in placed if x is not None]
-
-    return read
-
-
-def _mean_curve(group: Group, read: Callable[[Run], _Curve], x_key: str, shape: str) -> list[Point]:
+def _mean_curve(group: Group, curve: _Curve, first: float) -> list[Point]:
     """Where every counted run has a record; None where one of them has no finite number."""
-    curves = [dict(read(run)) for run in group.counted]
-    if not curves:
+    own = [dict(curve.read(run)) for run in group.counted]
+    if not own:
         return []
-    shared = [x for x in curves[0] if all(x in curve for curve in curves)]
+    shared = [x for x in sorted(own[0]) if x > first and all(x in values for values in own)]
     points = []
-    for x, _ in _thinned([(x, None) for x in sorted(shared)]):
-        values = [curve[x] for curve in curves]
-        known = [value for value in values if value is not None]
-        spread = Spread.of(known) if len(known) == len(values) else None
+    for x, _ in _thinned([(x, None) for x in shared]):
+        spread = spread_of([values[x] for values in own])
         mean, std = (None, None) if spread is None else (spread.mean, spread.std)
-        points.append(Point(x, mean, std, _told(group.label, x_key, x, mean, shape, std, len(values))))
+        points.append(Point(x, mean, std, _told(group.label, curve, x, mean, std, len(own))))
     return points
 
 
-def _thinned(curve: _Curve) -> _Curve:
+def _thinned(points: _Points) -> _Points:
     """At most MOST_POINTS of them, evenly spread, with the last."""
-    every = -(-len(curve) // MOST_POINTS)
-    return [point for index, point in enumerate(reversed(curve)) if index % every == 0][::-1] if curve else []
+    every = max(1, -(-len(points) // MOST_POINTS))
+    return points[::-1][::every][::-1]
 
 
-def _told(
-    label: str, x_key: str, x: float, y: float | None, shape: str, std: float | None = None, seeds: int = 1
-) -> str:
+def _told(label: str, curve: _Curve, x: float, y: float | None, std: float | None = None, seeds: int = 1) -> str:
     """For example "grouped, step 120: 1.234 ± 0.012 (3 seeds)"."""
-    value = MISSING if y is None else format(y, shape)
-    spread = "" if std is None else f" ± {format(std, shape)}"
-    of = "" if std is None else f" ({seeds} seeds)"
-    return f"{label}, {x_key} {x:g}: {value}{spread}{of}"
+    value = MISSING if y is None else format(y, curve.shape)
+    spread = "" if std is None else f" ± {format(std, curve.shape)} ({seeds} seeds)"
+    return f"{label}, {curve.x_key} {x:g}: {value}{spread}"
 
 
-def _described(title: str, x_key: str, series: Sequence[Series]) -> str:
+def _described(curve: _Curve, series: Sequence[Series]) -> str:
     """For those who cannot see the chart: the last value of every line."""
     ends = [next((point.title for point in reversed(one.points) if point.y is not None), "") for one in series]
-    return f"{title} by {x_key}. Last values: {'; '.join(ends)}. The table below has the numbers."
+    return f"{curve.title} by {curve.x_key}. Last values: {'; '.join(ends)}. The table below has the numbers."
 
 
-def _curve_table(identity: str, title: str, series: Sequence[Series], x_key: str) -> Table:
+def _curve_table(curve: _Curve, series: Sequence[Series]) -> Table:
+    identity, title, x_key = curve.identity, curve.title, curve.x_key
     by_x = [{point.x: point for point in one.points} for one in series]
     columns = [
         Column(x_key, x_key),
@@ -160,27 +176,29 @@ def _point_cell(point: Point | None) -> Cell:
 
 
 def _gaps(groups: Sequence[Group], weight_set: str) -> Figure | None:
-    rows = [(group.label, group.spread(weight_set, "gap"), why_missing(group, weight_set)) for group in groups]
+    rows = []
+    for group in groups:
+        spread = group.spread(weight_set, "gap")
+        rows.append((group.label, spread, spread_cell(spread, ".2f", why_missing(group, weight_set))))
     title = f"Peak-to-final gap of the {WEIGHT_SETS[weight_set]}"
-    return _bars(f"gap-{weight_set}", title, "Best minus last top-1.", rows, ".2f", "percentage points")
+    return _bars(f"gap-{weight_set}", title, "Best minus last top-1.", rows, "percentage points")
 
 
 def _throughput(groups: Sequence[Group]) -> Figure | None:
-    rows = [(group.label, group_speed(group), "not recorded") for group in groups]
+    rows = [(group.label, group_speed(group), speed_cell(group)) for group in groups]
     caption = "Training steps of finished runs, as the runs have measured it, beside whatever else the machine did."
-    return _bars("throughput", "Throughput", caption, rows, ",.4g", "images per second")
+    return _bars("throughput", "Throughput", caption, rows, "images per second")
 
 
 def _bars(
-    identity: str, title: str, caption: str, rows: Sequence[tuple[str, Spread | None, str]], shape: str, x_label: str
+    identity: str, title: str, caption: str, rows: Sequence[tuple[str, Spread | None, Cell]], x_label: str
 ) -> Figure | None:
     if all(spread is None for _, spread, _ in rows):
         return None
     bars, table = [], []
-    for color, (label, spread, reason) in enumerate(rows):
-        cell = spread_cell(spread, shape, reason)
+    for color, (label, spread, cell) in enumerate(rows):
         value, std = (None, None) if spread is None else (spread.mean, spread.std)
-        bars.append(Bar(label, color, value, std, f"{MISSING} ({reason})" if spread is None else cell.text))
+        bars.append(Bar(label, color, value, std, f"{MISSING} ({cell.reason})" if spread is None else cell.text))
         table.append([text_cell(label), cell])
     description = f"{title}: {'; '.join(f'{bar.label} {bar.text}' for bar in bars)}, in {x_label}."
     columns = [Column("group", "group", is_text=True), Column("value", x_label, has_std=True)]
@@ -202,7 +220,7 @@ def _cost(groups: Sequence[Group]) -> Figure | None:
         rows.append([text_cell(group.label), number_cell(parameters, ",", "not recorded"), cell])
         if spread is not None and parameters is not None:
             title = f"{group.label}: {parameters:,} parameters, last top-1 {cell.text} %"
-            series.append(Series(group.label, color, [Point(parameters, spread.mean, spread.std, title)]))
+            series.append(Series(group.label, color, [Point(parameters / 1e6, spread.mean, spread.std, title)]))
     if not series:
         return None
     title = "Parameters against accuracy"
@@ -216,7 +234,7 @@ def _cost(groups: Sequence[Group]) -> Figure | None:
         "cost",
         title,
         f"Last top-1 of the {shown}. Whiskers: one standard deviation over seeds.",
-        svg.scatter_chart("cost", described, series, "parameters", "last top-1, %"),
+        svg.scatter_chart("cost", described, series, "parameters, millions", "last top-1, %"),
         [(one.label, one.color) for one in series],
         Table("cost", f"{title}: numbers", columns, rows),
     )

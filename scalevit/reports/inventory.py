@@ -9,7 +9,8 @@ from pathlib import Path
 
 from scalevit.reports.groups import Group, differing_settings
 from scalevit.reports.runs import WEIGHT_SETS, Accuracy, Run
-from scalevit.reports.tables import MISSING, Cell, Column, Table, number_cell, text_cell
+from scalevit.reports.statistics import Spread
+from scalevit.reports.tables import MISSING, Cell, Column, Table, number_cell, rate_cell, text_cell
 
 
 def run_table(groups: Sequence[Group], ungrouped: Sequence[Run], output: Path) -> Table:
@@ -52,7 +53,7 @@ def _run_row(label: str, run: Run, output: Path) -> list[Cell]:
         number_cell(run.step, ",", ""),
         number_cell(last_epoch, "d", ""),
         *cells,
-        number_cell(speed, ",.4g", ""),
+        rate_cell(None if speed is None else Spread(speed, None, 1), ""),
         *(_link(run.folder / name, output) for name in ("config.json", "environment.json")),
         text_cell("; ".join(run.notes)),
     ]

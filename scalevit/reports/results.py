@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from scalevit.reports.groups import Group, spread_of
 from scalevit.reports.runs import WEIGHT_SETS, Run
 from scalevit.reports.statistics import PairedTest, Spread, paired_test, with_holm
-from scalevit.reports.tables import MISSING, Cell, Column, Table, number_cell, spread_cell, text_cell
+from scalevit.reports.tables import MISSING, Cell, Column, Table, number_cell, rate_cell, spread_cell, text_cell
 from scalevit.runs.summary import EMA, WEIGHTS, record_key
 
 
@@ -40,7 +40,7 @@ def accuracy_table(groups: Sequence[Group]) -> Table:
                     text_cell(shown),
                     Cell(str(len(group.counted)), len(group.counted)),
                     *(spread_cell(group.spread(weight_set, name), ".2f", reason) for name in measures),
-                    spread_cell(group.spread(weight_set, "best_epoch"), ".3g", reason),
+                    spread_cell(group.spread(weight_set, "best_epoch"), ".1f", reason),
                     speed_cell(group),
                 ]
             )
@@ -51,7 +51,7 @@ def accuracy_table(groups: Sequence[Group]) -> Table:
 def speed_cell(group: Group) -> Cell:
     """Images per second of training, over a group's finished runs."""
     reason = "no finished run" if not group.counted else "summary.json has none: no step was timed in a run"
-    return spread_cell(group_speed(group), ",.4g", reason)
+    return rate_cell(group_speed(group), reason)
 
 
 def group_speed(group: Group) -> Spread | None:

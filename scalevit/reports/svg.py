@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 480, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 14, 12, 50
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 18, 12, 50
 COLORS = 8
 """Number of series with different colours and shapes, as in page.css."""
 
@@ -63,7 +63,7 @@ def line_chart(identity: str, description: str, series: Sequence[Series], x_labe
         for piece in _pieces(line.points):
             parts += _line(frame, line, piece)
     for line in series:
-        radius = 2.5 if len(line.points) <= 60 else 0
+        radius = 2.5 if len(line.points) <= 30 else 0
         parts += [_marker(frame, line, point, radius) for point in line.points if point.y is not None]
     return _whole(identity, description, HEIGHT, parts)
 
@@ -90,7 +90,7 @@ def bar_chart(identity: str, description: str, bars: Sequence[Bar], x_label: str
     step, top = 44, 8
     height = top + step * len(bars) + 46
     ends = [bar.value + sign * (bar.std or 0) for bar in bars if bar.value is not None for sign in (-1, 1)]
-    ticks = ticks_between(min([0.0, *ends]), max([0.0, *ends]), 5)
+    ticks = ticks_between(min([0.0, *ends]), max([0.0, *ends]), 5) if any(ends) else [0.0, 1.0]
     left, right = 12, WIDTH - 20
     low, high = min([ticks[0], *ends]), max([ticks[-1], *ends])
 
@@ -113,7 +113,7 @@ def bar_chart(identity: str, description: str, bars: Sequence[Bar], x_label: str
 
 def _bar(bar: Bar, top: float, place: Callable[[float], float]) -> list[str]:
     parts = [
-        f'<text class="name" x="12" y="{top + 15}">{escape(bar.label)}</text>',
+        f'<text class="name" x="18" y="{top + 15}">{escape(bar.label)}</text>',
         f'<text class="value" x="{WIDTH - 20}" y="{top + 15}" text-anchor="end">{escape(bar.text)}</text>',
     ]
     if bar.value is None:

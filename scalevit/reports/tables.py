@@ -81,3 +81,9 @@ def spread_cell(spread: Spread | None, shape: str, reason: str) -> Cell:
     text = format(spread.mean, shape).replace("-", "−")
     shown = text if spread.std is None else f"{text} ± {format(spread.std, shape)}"
     return Cell(shown, spread.mean, spread.std)
+
+
+def rate_cell(spread: Spread | None, reason: str) -> Cell:
+    """Of images per second, for example "1,204 ± 12" or "8.31 ± 0.20"."""
+    digits = 0 if spread is None or spread.mean >= 100 else 1 if spread.mean >= 10 else 2
+    return spread_cell(spread, f",.{digits}f", reason)
