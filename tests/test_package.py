@@ -65,8 +65,9 @@ def test_it_has_every_source_file_and_what_they_read(wheel: Path) -> None:
     sources |= {f"scalevit/{path.relative_to(ROOT)}" for path in (ROOT / "kernels").rglob("*.py")}
     tables = {f"scalevit/{path.relative_to(ROOT)}" for path in (ROOT / "kernels").rglob("*.json")}
     presets = {f"scalevit/presets/{name}.json" for name in [*preset_names(), "schema"]}
+    pages = {"scalevit/reports/page.css", "scalevit/reports/page.js"}
     assert len(tables) >= 7
-    assert names == sources | tables | presets | {"scalevit/py.typed"}
+    assert names == sources | tables | presets | pages | {"scalevit/py.typed"}
 
 
 def test_its_version_is_the_packages(wheel: Path) -> None:

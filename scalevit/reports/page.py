@@ -130,7 +130,7 @@ def table_html(table: Table) -> str:
     """A table that scrolls in its own box where it is wide; nothing where it has no rows."""
     if not table.rows:
         return ""
-    head = "".join(f'<th scope="col"{_kind(column)}>{escape(column.title)}</th>' for column in table.columns)
+    head = "".join(f'<th scope="col"{_kind(column)}>{_heading(column)}</th>' for column in table.columns)
     rows = "".join(f"<tr>{_row(row, table.columns)}</tr>" for row in table.rows)
     label = escape(table.title)
     return (
@@ -154,6 +154,10 @@ def _cell(cell: Cell, column: Column, is_heading: bool) -> str:
         text = f'<a href="{escape(quote(cell.link.as_posix()))}">{text}</a>'
     reason = f' title="{escape(cell.reason)}"' if cell.reason else ""
     return f"<{tag}{scope}{_kind(column)}{sorted_by}{reason}>{text}</{tag}>"
+
+
+def _heading(column: Column) -> str:
+    return escape(column.title.replace("top-", "top\u2011"))  # a hyphen that no line ends with
 
 
 def _kind(column: Column) -> str:

@@ -34,6 +34,8 @@ def bash_script(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["sh"], ["shards"]),
         (["shards", "wr"], ["write"]),
         (["bench", "ker"], ["kernels"]),
+        (["repo"], ["report"]),
+        (["report", "--base"], ["--baseline"]),
         (["plan", "--dev"], ["--device"]),
         (["plan", "--device", "h2"], ["h200"]),
         (["checkpoint", "convert", "a", "b", "--stage", ""], ["0", "1", "2", "3"]),

@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[2]
 
 def missing() -> str | None:
     """What this machine lacks, as the reason of a skipped test."""
-    programs = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
-    return f"needs {' and '.join(programs)} (Debian: chromium, chromium-driver)" if programs else None
+    programs = shutil.which("chromedriver"), shutil.which("chromium") or shutil.which("google-chrome")
+    return None if all(programs) else "needs Chromium and its driver (Debian: chromium, chromium-driver)"
 
 
 def axe_script() -> Path:
