@@ -155,8 +155,8 @@ def test_help_schema_and_early_errors_import_no_torch() -> None:
         "    ['plan', '--config', 'quickstart', '--gpus', '2', '--device', 'h20'],\n"
         "    ['evaluate', '--config', 'quickstart'], ['checkpoint', 'convert', 'nowhere', 'x'],\n"
         "    ['checkpoint', 'convert', '.', 'x.onnx'], ['export', 'nowhere', 'x.pt2', '--to', 'torch'],\n"
-        "    ['report', 'nowhere', '--output', 'x'], ['predict', 'nowhere', 'x.png'],
-    ['average', 'a', 'b', '--output', 'x.safetensors']):\n"
+        "    ['report', 'nowhere', '--output', 'x'], ['predict', 'nowhere', 'x.png'],\n"
+        "    ['average', 'a', 'b', '--output', 'x.safetensors']):\n"
         "    try: main(arguments)\n"
         "    except SystemExit: pass\n"
         "sys.exit(any(name in sys.modules for name in ('torch', 'timm')))"
