@@ -75,7 +75,7 @@ def make_report(
 
 def _lead(groups: Sequence[Group], runs: Sequence[Run]) -> str:
     parts = [_count(len(groups), "group"), _count(sum(run.state == "finished" for run in runs), "finished run")]
-    for state in ("running", "unfinished"):
+    for state in ("running", "interrupted"):
         if found := sum(run.state == state for run in runs):
             parts.append(f"{found} {state}")
     return ", ".join(parts) + "."

@@ -16,7 +16,7 @@ from scalevit.files import is_locked
 from scalevit.runs.records import read_records
 from scalevit.runs.summary import EMA, WEIGHTS, record_key, score_of
 
-State = Literal["finished", "running", "unfinished"]
+State = Literal["finished", "running", "interrupted"]
 WEIGHT_SETS = {EMA: "EMA", WEIGHTS: "weights"}
 """Name of each weight set -> how it is shown."""
 
@@ -140,7 +140,7 @@ def read_run(folder: Path) -> Run:
             accuracy[weight_set] = found
     state: State = "finished"
     if summary is None:
-        state = "running" if is_locked(folder / "checkpoints" / ".lock") else "unfinished"
+        state = "running" if is_locked(folder / "checkpoints" / ".lock") else "interrupted"
         notes.append(_why_unfinished(state, records))
     notes += _disagreements(summary, accuracy)
     training = [record for record in records if record.get("kind") == "train"]
@@ -204,7 +204,7 @@ def _why_unfinished(state: State, records: Sequence[Mapping[str, Any]]) -> str:
     if state == "running":
         return "still running"
     last = f"last record at step {records[-1]['step']:,}" if records else "no records"
-    return f"no summary.json ({last}): stopped, failed, or running on another machine"
+    return f"no summary.json ({last}): interrupted, failed, or running on another machine"
 
 
 def _disagreements(summary: Mapping[str, Any] | None, accuracy: Mapping[str, Accuracy]) -> list[str]:

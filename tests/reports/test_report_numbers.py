@@ -108,7 +108,7 @@ def test_models_and_runs(folder: Path) -> None:
     runs = {row["run"]: row for row in table(folder, "runs")}
     assert len(runs) == 12
     stopped = runs["shallow-3"]
-    assert (stopped["state"], stopped["step"], stopped["epoch"]) == ("unfinished", "50", "5")
+    assert (stopped["state"], stopped["step"], stopped["epoch"]) == ("interrupted", "50", "5")
     assert "no summary.json (last record at step 50)" in stopped["remarks"]
     assert stopped["images_per_second"] == ""
     path = folder / "report" / runs["grouped-2"]["config"]

@@ -96,7 +96,7 @@ def test_figures_are_valid_and_show_values_on_hover(page: str) -> None:
         assert titles
         assert not re.search(r"\bnan\b|\binf\b|None", chart)
     assert "thin, epoch 8: " in page
-    assert "(unfinished), epoch" not in page
+    assert "(interrupted), epoch" not in page
 
 
 def test_markdown_has_the_tables_with_links(page: str, tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_folder_of_runs_without_records_is_a_clear_page(tmp_path: Path) -> Non
     (broken / "config.json").unlink()
     text = report(tmp_path)
     Page(text)
-    assert "1 group, 0 finished runs, 2 unfinished." in text
+    assert "1 group, 0 finished runs, 2 interrupted." in text
     assert "No run has recorded anything yet." in text
     assert "no config.json" in text
     assert (tmp_path / "report" / "comparisons.csv").read_text().count("\n") == 1, "headings only"

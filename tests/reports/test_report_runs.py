@@ -54,7 +54,7 @@ def test_a_run_that_holds_its_folder_is_running_and_is_not_disturbed(tmp_path: P
     assert read_run(tmp_path / "run").notes == ["still running"]
     held.close()
     stopped = read_run(tmp_path / "run")
-    assert (stopped.state, stopped.step) == ("unfinished", 80)
+    assert (stopped.state, stopped.step) == ("interrupted", 80)
     lock(checkpoints).close()
     assert not is_locked(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
@@ -62,7 +62,7 @@ def test_a_run_that_holds_its_folder_is_running_and_is_not_disturbed(tmp_path: P
 
 def test_a_run_that_has_just_begun_has_no_numbers(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "run", finished=False))
-    assert (run.state, run.step, run.accuracy, run.training, run.evaluations) == ("unfinished", None, {}, [], [])
+    assert (run.state, run.step, run.accuracy, run.training, run.evaluations) == ("interrupted", None, {}, [], [])
     assert "no records" in run.notes[0]
 
 
@@ -73,7 +73,7 @@ def test_damaged_files_are_noted_and_left_out(tmp_path: Path) -> None:
     (folder / "summary.json").write_text("{")
     run = read_run(folder)
     assert run.notes[:2] == ["summary.json is damaged", "3 damaged lines of metrics.jsonl left out"]
-    assert (run.state, run.accuracy["weights"].final_top1) == ("unfinished", 60.0)
+    assert (run.state, run.accuracy["weights"].final_top1) == ("interrupted", 60.0)
     (folder / "config.json").write_text("[]")
     groups, ungrouped = group_runs(read(folder))
     assert groups == []
