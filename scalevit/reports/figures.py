@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scalevit.reports import svg
+from scalevit.reports.curves import Figure, Points, line_figure, thinned, told
 from scalevit.reports.groups import Group, spread_of
 from scalevit.reports.results import group_speed, speed_cell, why_missing
 from scalevit.reports.runs import WEIGHT_SETS, Run, number
@@ -15,25 +16,6 @@ from scalevit.reports.statistics import Spread
 from scalevit.reports.svg import Bar, Point, Series
 from scalevit.reports.tables import MISSING, Cell, Column, Table, number_cell, spread_cell, text_cell
 from scalevit.runs.summary import EMA, WEIGHTS, record_key
-
-MOST_POINTS = 120
-"""Points of a line; of more records every second, third and so on is drawn."""
-_Points = list[tuple[float, float | None]]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A chart with its title, legend and table."""
-
-    identity: str
-    title: str
-    caption: str
-    chart: str
-    """As inline SVG."""
-    legend: Sequence[tuple[str, int]]
-    """Names and colours; empty where the chart has the names itself."""
-    table: Table
-    has_lines: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,7 +38,7 @@ class _Curve:
     def shape(self) -> str:
         return ".2f" if self.key.endswith("top1") else ".4g"
 
-    def read(self, run: Run) -> _Points:
+    def read(self, run: Run) -> Points:
         """A run's x and value, which is None where it is not finite."""
         records: Sequence[Mapping[str, Any]] = run.evaluations if self.of_evaluations else run.training
         placed = [(number(record, self.x_key), number(record, self.key)) for record in records if self.key in record]
@@ -94,7 +76,9 @@ def _curves(groups: Sequence[Group], curve: _Curve) -> Figure | None:
         for run in group.runs:
             if run.state != "finished":
                 points = [
-                    Point(x, y, None, _told(run.name, curve, x, y)) for x, y in _thinned(curve.read(run)) if x > first
+                    Point(x, y, None, told(run.name, curve.x_key, x, y, curve.shape))
+                    for x, y in thinned(curve.read(run))
+                    if x > first
                 ]
                 if any(point.y is not None for point in points):
                     series.append(Series(f"{run.name} ({run.state})", color, points, is_faint=True))
@@ -104,22 +88,7 @@ def _curves(groups: Sequence[Group], curve: _Curve) -> Figure | None:
     caption = "Mean over seeds, with a band of one standard deviation. " if several else ""
     if any(one.is_faint for one in series):
         caption += "Thin lines: runs that are not finished."
-    described = _described(curve, series)
-    return Figure(
-        curve.identity,
-        curve.title,
-        caption.strip(),
-        svg.line_chart(curve.identity, described, series, curve.x_key, curve.y_label),
-        _legend(series),
-        _curve_table(curve, series),
-        has_lines=True,
-    )
-
-
-def _legend(series: Sequence[Series]) -> list[tuple[str, int]]:
-    """Of the groups; of single runs where no group has a mean."""
-    means = [one for one in series if not one.is_faint]
-    return [(one.label, one.color) for one in means or series]
+    return line_figure(curve.identity, curve.title, caption.strip(), series, curve.x_key, curve.y_label)
 
 
 def _mean_curve(group: Group, curve: _Curve, first: float) -> list[Point]:
@@ -129,50 +98,11 @@ def _mean_curve(group: Group, curve: _Curve, first: float) -> list[Point]:
         return []
     shared = [x for x in sorted(own[0]) if x > first and all(x in values for values in own)]
     points = []
-    for x, _ in _thinned([(x, None) for x in shared]):
+    for x, _ in thinned([(x, None) for x in shared]):
         spread = spread_of([values[x] for values in own])
         mean, std = (None, None) if spread is None else (spread.mean, spread.std)
-        points.append(Point(x, mean, std, _told(group.label, curve, x, mean, std, len(own))))
+        points.append(Point(x, mean, std, told(group.label, curve.x_key, x, mean, curve.shape, std, len(own))))
     return points
-
-
-def _thinned(points: _Points) -> _Points:
-    """At most MOST_POINTS of them, evenly spread, with the last."""
-    every = max(1, -(-len(points) // MOST_POINTS))
-    return points[::-1][::every][::-1]
-
-
-def _told(label: str, curve: _Curve, x: float, y: float | None, std: float | None = None, seeds: int = 1) -> str:
-    """For example "grouped, step 120: 1.234 ± 0.012 (3 seeds)"."""
-    value = MISSING if y is None else format(y, curve.shape)
-    spread = "" if std is None else f" ± {format(std, curve.shape)} ({seeds} seeds)"
-    return f"{label}, {curve.x_key} {x:g}: {value}{spread}"
-
-
-def _described(curve: _Curve, series: Sequence[Series]) -> str:
-    """For those who cannot see the chart: the last value of every line."""
-    ends = [next((point.title for point in reversed(one.points) if point.y is not None), "") for one in series]
-    return f"{curve.title} by {curve.x_key}. Last values: {'; '.join(ends)}. The table below has the numbers."
-
-
-def _curve_table(curve: _Curve, series: Sequence[Series]) -> Table:
-    identity, title, x_key = curve.identity, curve.title, curve.x_key
-    by_x = [{point.x: point for point in one.points} for one in series]
-    columns = [
-        Column(x_key, x_key),
-        *(Column(f"series_{index}", one.label, has_std=True) for index, one in enumerate(series)),
-    ]
-    rows = []
-    for x in sorted({x for points in by_x for x in points}):
-        cells = [_point_cell(points.get(x)) for points in by_x]
-        rows.append([Cell(f"{x:,g}", x), *cells])
-    return Table(identity, f"{title}: numbers", columns, rows)
-
-
-def _point_cell(point: Point | None) -> Cell:
-    if point is None or point.y is None:
-        return Cell(MISSING)
-    return spread_cell(Spread(point.y, point.std, 1), ".4g", "")
 
 
 def _gaps(groups: Sequence[Group], weight_set: str) -> Figure | None:

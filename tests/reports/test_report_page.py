@@ -11,7 +11,8 @@ import pytest
 
 from run_folders import records, write_run
 from scalevit.cli.main import main
-from scalevit.reports.figures import MOST_POINTS, figures_of
+from scalevit.reports.curves import MOST_POINTS
+from scalevit.reports.figures import figures_of
 from scalevit.reports.groups import group_runs
 from scalevit.reports.runs import find_run_folders, read_run
 from scalevit.reports.svg import tick_text, ticks_between
