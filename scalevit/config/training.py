@@ -175,6 +175,9 @@ class EvaluationConfig(Section):
     """Images per forward pass on one rank. Results do not depend on it."""
     metric: SelectionMetric = "top1"
     """What the best epoch, weights and checkpoint are chosen by: the highest top-1 or top-5, or the lowest loss."""
+    examples: Annotated[int, Field(ge=0, le=100)] = 12
+    """Validation images that the run's page shows with their predictions, and as many of the surest mistakes. They are
+    stored in the run folder, at most 96 pixels wide; 0 stores none."""
     real_labels: FilePath | None = None
     """JSON file of reassessed labels (arXiv:2006.07159, `real.json`): a list with the list of labels of each image of
     ImageNet's validation set in its own order, or an object with that of each image by its key. Adds the metrics

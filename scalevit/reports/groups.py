@@ -25,6 +25,7 @@ IGNORED = (
     "data.max_faults",
     "data.workers",
     "evaluation.batch",
+    "evaluation.examples",
     "train.checkpoint",
     "train.log_every_steps",
     "train.profile",

@@ -4,11 +4,12 @@ Knows tables, figures and the main numbers of groups. Must not know runs' files.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 from urllib.parse import quote
 
-from scalevit.reports.figures import Figure
+from scalevit.reports.curves import Figure
 from scalevit.reports.groups import Group
 from scalevit.reports.results import main_result
 from scalevit.reports.svg import legend_mark
@@ -41,40 +42,50 @@ def to_html(
         figures: with their tables.
     """
     results, rest = tables[:3], tables[3:]
-    sections = [
-        *map(_table_section, results),
-        _section("figures", "Figures", _figures(figures)),
-        *map(_table_section, rest),
-    ]
-    named = [(table.name, table.title) for table in results]
-    named += [("figures", "Figures"), *((table.name, table.title) for table in rest)]
-    links = "".join(f'<li><a href="#{identity}">{escape(shown)}</a></li>' for identity, shown in named)
     return document(
         title,
-        f'<header><h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p>'
-        f'<nav aria-label="Sections"><ul>{links}</ul></nav></header>'
-        f"<main>{_cards(groups, baseline)}{''.join(sections)}</main>"
-        f"<footer><p>{escape(origin)}</p></footer>",
+        lead,
+        origin,
+        [
+            Section("overview", "Overview", _cards(groups, baseline)),
+            *map(table_section, results),
+            Section("figures", "Figures", figures_html(figures)),
+            *map(table_section, rest),
+        ],
     )
 
 
-def document(title: str, body: str) -> str:
-    """A page with this package's style and script.
+@dataclass(frozen=True)
+class Section:
+    """A part of a page under a heading."""
 
-    Args:
-        title: plain text.
-        body: HTML.
-    """
+    identity: str
+    title: str
+    content: str
+    """HTML."""
+
+
+def document(title: str, lead: str, origin: str, sections: Sequence[Section]) -> str:
+    """A page with this package's style and script. Texts are plain."""
     style, script = (_asset(name) for name in ("page.css", "page.js"))
+    links = "".join(f'<li><a href="#{one.identity}">{escape(one.title)}</a></li>' for one in sections)
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="generator" content="{GENERATOR}">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n{body}\n"
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+        f'<header><h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p>'
+        f'<nav aria-label="Sections"><ul>{links}</ul></nav></header>\n'
+        f"<main>{''.join(map(_section, sections))}</main>\n<footer><p>{escape(origin)}</p></footer>\n"
         f"<script>\n{script}</script>\n</body>\n</html>\n"
     )
+
+
+def _section(one: Section) -> str:
+    heading = f'<h2 id="{one.identity}-h">{escape(one.title)}</h2>'
+    return f'<section id="{one.identity}" aria-labelledby="{one.identity}-h">{heading}{one.content}</section>'
 
 
 def _asset(name: str) -> str:
@@ -83,29 +94,40 @@ def _asset(name: str) -> str:
 
 def _cards(groups: Sequence[Group], baseline: Group | None) -> str:
     """The main number of each group, large."""
-    cards = []
-    for color, group in enumerate(groups):
-        result = main_result(group, baseline)
-        cards.append(
-            f'<li class="card"><h3>{legend_mark(color, line=False)}{escape(group.label)}</h3>'
-            f'<p class="big">{escape(result.value)}</p><p>{escape(result.what)}</p>'
-            + "".join(f'<p class="small">{escape(line)}</p>' for line in result.lines)
-            + "</li>"
-        )
-    shown = f'<ul class="cards">{"".join(cards)}</ul>' if cards else "<p>No group of runs.</p>"
-    return _section("overview", "Overview", shown)
+    results = [main_result(group, baseline) for group in groups]
+    if not results:
+        return "<p>No group of runs.</p>"
+    return cards_html(
+        [
+            (group.label, result.value, [result.what, *result.lines])
+            for group, result in zip(groups, results, strict=True)
+        ],
+        marked=True,
+    )
 
 
-def _section(identity: str, title: str, content: str) -> str:
-    heading = f'<h2 id="{identity}-h">{escape(title)}</h2>'
-    return f'<section id="{identity}" aria-labelledby="{identity}-h">{heading}{content}</section>'
+def cards_html(cards: Sequence[tuple[str, str, Sequence[str]]], *, marked: bool = False) -> str:
+    """Boxes with a large number each.
+
+    Args:
+        cards: heading, number, and lines below it.
+        marked: with the colours and shapes of the figures, in their order.
+    """
+    parts = []
+    for color, (heading, value, lines) in enumerate(cards):
+        mark = legend_mark(color, line=False) if marked else ""
+        below = "".join(f'<p class="small">{escape(line)}</p>' for line in lines)
+        parts.append(f'<li class="card"><h3>{mark}{escape(heading)}</h3><p class="big">{escape(value)}</p>{below}</li>')
+    return f'<ul class="cards">{"".join(parts)}</ul>'
 
 
-def _table_section(table: Table) -> str:
-    return _section(table.name, table.title, table_html(table) + _notes(table))
+def table_section(table: Table) -> Section:
+    """A table with its notes."""
+    return Section(table.name, table.title, table_html(table) + _notes(table))
 
 
-def _figures(figures: Sequence[Figure]) -> str:
+def figures_html(figures: Sequence[Figure]) -> str:
+    """Figures side by side where there is room."""
     if not figures:
         return "<p>No run has recorded anything yet.</p>"
     return f'<div class="figures">{"".join(map(figure_html, figures))}</div>'

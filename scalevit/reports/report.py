@@ -14,7 +14,8 @@ from pathlib import Path
 from scalevit import __version__
 from scalevit.errors import UserError
 from scalevit.files import check_new, check_writable, write_whole
-from scalevit.reports.figures import Figure, figures_of
+from scalevit.reports.curves import Figure
+from scalevit.reports.figures import figures_of
 from scalevit.reports.groups import Group, baseline_first, group_runs
 from scalevit.reports.inventory import environment_table, run_table, settings_table
 from scalevit.reports.markdown import to_markdown

@@ -93,6 +93,16 @@ class RunFolder:
                 self.path.mkdir(parents=True, exist_ok=True)
                 self._write_json("micro_batch.json", {"micro_batch": size, "conditions": conditions})
 
+    def write_predictions(self, predictions: Mapping[str, Any]) -> None:
+        """Writes predictions.json, for the run's page.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        if self.writes:
+            with self._writing():
+                write_whole(self.path / "predictions.json", json.dumps(predictions).encode(), durable=False)
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json.
 

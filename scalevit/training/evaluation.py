@@ -13,6 +13,7 @@ from scalevit.distributed import World
 from scalevit.engines.base import Engine
 from scalevit.runs.summary import EMA, WEIGHTS, record_key, score_of
 from scalevit.training.metrics import Predictions, metrics_of
+from scalevit.training.predictions import PredictionLog
 from scalevit.training.setting_keys import naming_data_settings
 from scalevit.training.tasks.base import Form, Forward
 from scalevit.training.weight_sets import WeightSets
@@ -67,8 +68,12 @@ def evaluate_weight_sets(
     *,
     channels_last: bool,
     faults: list[Fault],
+    log: PredictionLog | None = None,
 ) -> Evaluation:
-    """Evaluates each set of weights. Collective; arguments as for `evaluate`.
+    """Evaluates each set of weights. Collective; arguments as for `evaluate`, but for:
+
+    Args:
+        log: of the last set, which is the EMA where there is one.
 
     Raises:
         UserError: as `evaluate`.
@@ -76,7 +81,8 @@ def evaluate_weight_sets(
     metrics = {}
     for name in sets.names:
         with sets.using(name):
-            metrics[name] = evaluate(engine, loader, forms, channels_last=channels_last, faults=faults)
+            own = log if name == sets.names[-1] else None
+            metrics[name] = evaluate(engine, loader, forms, channels_last=channels_last, faults=faults, log=own)
     return Evaluation(metrics)
 
 
@@ -133,6 +139,7 @@ def evaluate(
     *,
     channels_last: bool = False,
     faults: list[Fault] | None = None,
+    log: PredictionLog | None = None,
 ) -> dict[str, float]:
     """Evaluates the engine's present weights. Collective.
 
@@ -144,6 +151,7 @@ def evaluate(
         forms: of the model (`Task.forms`); every image is evaluated in each.
         channels_last: memory format of the images.
         faults: this rank's bad samples are added to it.
+        log: this rank's predictions of the first form are added to it.
 
     Returns:
         Every metric of `metrics_of`, by its name and the suffix of the form: "top1", "top1_width_0.5".
@@ -152,7 +160,8 @@ def evaluate(
         UserError: a shard cannot be read; on every rank.
     """
     engine.eval()
-    metrics = _measure(engine.forward, engine.world, loader, forms, channels_last=channels_last, faults=faults)
+    world = engine.world
+    metrics = _measure(engine.forward, world, loader, forms, channels_last=channels_last, faults=faults, log=log)
     engine.train()
     return metrics
 
@@ -166,6 +175,7 @@ def _measure(
     *,
     channels_last: bool,
     faults: list[Fault] | None,
+    log: PredictionLog | None = None,
 ) -> dict[str, float]:
     device = world.device
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -178,10 +188,11 @@ def _measure(
             batch = next(batches)
         if faults is not None:
             faults += batch.faults
-        images = loader.finish(batch.images.to(device, non_blocking=True).contiguous(memory_format=layout))
+        pixels = batch.images.to(device, non_blocking=True).contiguous(memory_format=layout)
+        images = loader.finish(pixels)
         labels = batch.labels.to(device, non_blocking=True)
         weights = batch.weights.to(device, torch.float64)
-        for total, form in zip(totals, forms.values(), strict=True):
+        for index, (total, form) in enumerate(zip(totals, forms.values(), strict=True)):
             with form():
                 logits = forward(images)
             real_labels = batch.real_labels.to(device) if loader.has_real_labels else None
@@ -189,6 +200,8 @@ def _measure(
             for row, metric in zip(total, measured.values(), strict=True):
                 counted = weights if metric.counts is None else weights * metric.counts(predictions)
                 row += torch.stack([(metric.of_images(predictions).double() * counted).sum(), counted.sum()])
+            if log is not None and index == 0:
+                log.add(pixels, predictions, weights)
     metrics = {}
     for suffix, rows in zip(forms, world.all_reduce_sum(totals).tolist(), strict=True):
         for (name, metric), (total, count) in zip(measured.items(), rows, strict=True):

@@ -20,6 +20,7 @@ from scalevit.runs.records import Record
 from scalevit.runs.summary import EMA, WEIGHTS, AccuracySummary, Summary
 from scalevit.runs.trackers.base import RunInfo
 from scalevit.runs.tracking import Tracking
+from scalevit.training.predictions import PredictionLog
 from scalevit.training.setting_keys import TRACKER_KEYS, naming_data_settings
 from scalevit.training.tasks.base import without_own
 from scalevit.training.throughput import Throughput
@@ -97,6 +98,12 @@ class RunOutput:
                     tied=engine.tied,
                     classes=self._classes,
                 )
+
+    def write_predictions(self, log: PredictionLog, step: int, epoch: int, weight_set: str) -> None:
+        """Writes what a run's page shows of an evaluation, in place of that of the one before."""
+        record = log.to_record(self._world)
+        with self._world.collective_errors():
+            self._folder.write_predictions({"step": step, "epoch": epoch, "weight_set": weight_set, **record})
 
     def finish(self, state: RunState, throughput: Throughput, costs: ModelCosts) -> Summary:
         """Writes the summary and closes the trackers."""

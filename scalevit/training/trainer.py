@@ -34,6 +34,7 @@ from scalevit.training.evaluation import Evaluation, evaluate_weight_sets
 from scalevit.training.interval import Interval
 from scalevit.training.open_data import RunData
 from scalevit.training.optimizers import state_tensors
+from scalevit.training.predictions import PredictionLog
 from scalevit.training.preemption import Interrupted, PreemptionHandler
 from scalevit.training.profiling import Profiler
 from scalevit.training.resume import check_classes
@@ -266,6 +267,7 @@ class Trainer:
 
     def _evaluate(self, epoch: int) -> Evaluation:
         """Evaluates every set of weights, records the result and keeps the best weights."""
+        log = PredictionLog(self.config.evaluation.examples, self.data.evaluation.rows)
         evaluation = evaluate_weight_sets(
             self.weight_sets,
             self.engine,
@@ -273,6 +275,7 @@ class Trainer:
             self.config.task.forms(self.engine.module),
             channels_last=self.config.train.channels_last,
             faults=self.output.new_faults,
+            log=log,
         )
         self.output.record_faults(self.state.step)
         record = {"kind": "evaluation", "step": self.state.step, "epoch": epoch + 1, **evaluation.to_record()}
@@ -284,6 +287,7 @@ class Trainer:
             if record is best_epoch(self.state.epochs, weight_set, self.config.evaluation.metric):
                 self.output.write_weights("best", weight_set, self.weight_sets, self.engine)
         self._evaluation = evaluation
+        self.output.write_predictions(log, self.state.step, epoch + 1, self.weight_sets.names[-1])
         return evaluation
 
     def _save(self) -> None:

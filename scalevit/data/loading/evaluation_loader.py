@@ -64,6 +64,8 @@ class EvaluationLoader:
         per_rank = -(-len(dataset) // world_size)
         self._count = -(-per_rank // batch)
         rows = -(-per_rank // self._count)
+        self.rows = self._count * rows
+        """Of each rank, with padding."""
         padded = np.arange(self._count * rows) * world_size + rank
         requests = np.where(padded < len(dataset), padded, -1).reshape(self._count, rows)
         real = np.empty((len(dataset), 0), np.int64) if real_labels is None else real_labels
