@@ -33,10 +33,13 @@ def run(arguments: argparse.Namespace) -> int:
         return start_ranks(arguments.ranks, "train", ["--config", arguments.config, *arguments.overrides])
     # Imported late: a mistake in the config is reported before torch and timm are loaded, which takes seconds.
     from scalevit.cli.summary_table import print_summary
+    from scalevit.reports.run_page import refresh_run_page
     from scalevit.training.run import prepare
 
     prepared = prepare(config)
-    summary = prepared.train()
+    summary = prepared.train(after_evaluation=refresh_run_page)
     if prepared.world.is_first:
         print_summary(summary, prepared.folder.path)
+        if page := refresh_run_page(prepared.folder.path):
+            print(f"page: {page}")
     return 0

@@ -46,9 +46,8 @@ def line_figure(identity: str, title: str, caption: str, series: Sequence[Series
     ends = [next((point.title for point in reversed(one.points) if point.y is not None), "") for one in series]
     described = f"{title} by {x_key}. Last values: {'; '.join(ends)}. The table below has the numbers."
     chart = svg.line_chart(identity, described, series, x_key, y_label)
-    return Figure(
-        identity, title, caption, chart, _legend(series), _table(identity, title, series, x_key), has_lines=True
-    )
+    legend = [] if [one.label for one in series] == [title] else _legend(series)
+    return Figure(identity, title, caption, chart, legend, _table(identity, title, series, x_key), has_lines=True)
 
 
 def _legend(series: Sequence[Series]) -> list[tuple[str, int]]:

@@ -75,7 +75,7 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[Run]]:
     settings: dict[str, dict[str, Any]] = {}
     for run in runs:
         if run.config is not None:
-            own = dict(_flat(run.config))
+            own = {key: value for key, value in flat_settings(run.config) if not _is_ignored(key)}
             key = json.dumps(own, sort_keys=True)
             members.setdefault(key, []).append(run)
             settings[key] = own
@@ -130,15 +130,17 @@ def _group(label: str, settings: Mapping[str, Any], runs: Sequence[Run]) -> Grou
     return Group(label, settings, runs, list(counted.values()), notes)
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, inner in value.items():
-        key = f"{prefix}{name}"
-        if key in IGNORED:
-            continue
+def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting of a config with its key, as on the command line."""
+    for name, inner in settings.items():
         if isinstance(inner, Mapping) and inner:
-            yield from _flat(inner, f"{key}.")
+            yield from flat_settings(inner, f"{prefix}{name}.")
         else:
-            yield key, inner
+            yield f"{prefix}{name}", inner
+
+
+def _is_ignored(key: str) -> bool:
+    return any(key == ignored or key.startswith(f"{ignored}.") for ignored in IGNORED)
 
 
 def _labels(settings: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -96,7 +96,7 @@ def check_output(folder: Path) -> None:
         UserError: the folder has other content, or cannot be written.
     """
     page = folder / PAGE
-    if not page.is_file():
+    if not (page.is_file() and (folder / MARKDOWN).is_file()):  # a run folder has a page as well
         check_new(folder, folder=True)
         return
     try:

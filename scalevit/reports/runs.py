@@ -56,6 +56,8 @@ class Run:
     """Training records."""
     evaluations: Sequence[Mapping[str, Any]]
     """Evaluation records, one for each epoch."""
+    events: Sequence[Mapping[str, Any]] = ()
+    """Other records: of resumes, initial weights and tasks."""
     notes: Sequence[str] = ()
     """What a reader must know about the folder, e.g. its damaged lines."""
     accuracy: Mapping[str, Accuracy] = field(default_factory=dict)
@@ -145,7 +147,10 @@ def read_run(folder: Path) -> Run:
     notes += _disagreements(summary, accuracy)
     training = [record for record in records if record.get("kind") == "train"]
     environment = _read_object(folder / "environment.json", notes) or {}
-    return Run(folder, state, config, summary, environment, training, list(evaluations.values()), notes, accuracy)
+    events = [record for record in records if record.get("kind") not in ("train", "evaluation")]
+    return Run(
+        folder, state, config, summary, environment, training, list(evaluations.values()), events, notes, accuracy
+    )
 
 
 def accuracy_of(evaluations: Sequence[Mapping[str, Any]], weight_set: str, metric: str) -> Accuracy | None:

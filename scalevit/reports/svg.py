@@ -255,3 +255,54 @@ def _whole(identity: str, description: str, height: float, parts: Iterable[str])
         f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" aria-labelledby="{identity}-d">'
         f'<desc id="{identity}-d">{escape(description)}</desc>{"".join(parts)}</svg>'
     )
+
+
+def matrix_chart(
+    identity: str,
+    description: str,
+    names: Sequence[str],
+    counts: Sequence[Sequence[int]],
+    row_label: str,
+    column_label: str,
+) -> str:
+    """A square of counts, darker for a larger share of its row.
+
+    Args:
+        names: of rows and columns.
+        counts: by row and column.
+        row_label: what rows are.
+        column_label: what columns are.
+    """
+    size = (WIDTH - _LEFT - _RIGHT) / len(names)
+    top, turns = 12, len(names) > 12 or max(map(len, names)) > 3
+    room = 84 if turns else 50
+    parts = []
+    for row, (name, line) in enumerate(zip(names, counts, strict=True)):
+        y, total = top + row * size, sum(line) or 1
+        short = escape(name if len(name) <= 8 else f"{name[:7]}…")
+        parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{y + size / 2 + 4:.1f}" text-anchor="end">{short}</text>')
+        x = _LEFT + row * size + size / 2
+        bottom = top + len(names) * size
+        turned = f'transform="rotate(-90 {x:.1f} {bottom + 6:.1f})"' if turns else ""
+        place = 'text-anchor="end" dy="4"' if turns else 'text-anchor="middle" dy="10"'
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{bottom + 6:.1f}" {place} {turned}>{short}</text>')
+        for column, count in enumerate(line):
+            parts.append(_matrix_cell(name, names[column], count, count / total, (_LEFT + column * size, y, size)))
+    height = top + len(names) * size + room
+    middle = (_LEFT + WIDTH - _RIGHT) / 2
+    parts.append(
+        f'<text class="label" x="{middle}" y="{height - 8}" text-anchor="middle">{escape(column_label)}</text>'
+    )
+    turned = f'x="{-(height - room) / 2:.0f}" y="12" transform="rotate(-90)"'
+    parts.append(f'<text class="label" {turned} text-anchor="middle">{escape(row_label)}</text>')
+    return _whole(identity, description, height, parts)
+
+
+def _matrix_cell(name: str, other: str, count: int, share: float, place: tuple[float, float, float]) -> str:
+    x, y, size = place
+    kind = "s0" if name == other else "s1"
+    title = escape(f"{name} as {other}: {count} ({share:.0%})")
+    return (
+        f'<g class="{kind} cell hit"><rect x="{x + 0.5:.1f}" y="{y + 0.5:.1f}" width="{size - 1:.1f}" '
+        f'height="{size - 1:.1f}" style="fill-opacity:{0.04 + 0.96 * share:.2f}"/><title>{title}</title></g>'
+    )

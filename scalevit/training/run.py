@@ -4,7 +4,7 @@ Everything that can be wrong is found by `prepare`, before any process group exi
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -86,15 +86,18 @@ class PreparedRun:
         task = self.build_engine.task.summary
         return banner(config, self.world, self.data, self.costs, engine.module, folder, self.initial_weights, task)
 
-    def train(self) -> Summary:
+    def train(self, *, after_evaluation: Callable[[Path], object] | None = None) -> Summary:
         """Trains to the end.
+
+        Args:
+            after_evaluation: called on rank 0 with the run folder after each evaluation; must not raise.
 
         Raises:
             Interrupted: a signal asked to stop; a checkpoint was saved.
             UserError: the data, the disk or the numbers end the run.
         """
         with self.trainer() as trainer:
-            return trainer.fit(resume_from=self.checkpoints)
+            return trainer.fit(resume_from=self.checkpoints, after_evaluation=after_evaluation)
 
 
 @dataclass(frozen=True)

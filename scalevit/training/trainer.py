@@ -6,7 +6,7 @@ and after any interruption. Names no Part.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -113,17 +113,22 @@ class Trainer:
         self.output = RunOutput(config, world, folder, tracking, classes=data.classes, index_faults=data.index_faults)
         self._evaluation: Evaluation | None = None  # of the weights after the last step, if they were evaluated
         self._lr = math.nan
+        self._after_evaluation: Callable[[Path], object] | None = None
 
-    def fit(self, *, resume_from: Sequence[Path] = ()) -> Summary:
+    def fit(
+        self, *, resume_from: Sequence[Path] = (), after_evaluation: Callable[[Path], object] | None = None
+    ) -> Summary:
         """Trains to the end.
 
         Args:
             resume_from: checkpoints to resume from, the newest first; damaged ones are passed over.
+            after_evaluation: called on rank 0 with the run folder after each evaluation; must not raise.
 
         Raises:
             Interrupted: a signal asked to stop; a checkpoint was saved.
             UserError: the data, the disk or the numbers end the run.
         """
+        self._after_evaluation = after_evaluation
         try:
             self._start(resume_from)
             self._run_steps()
@@ -288,6 +293,8 @@ class Trainer:
                 self.output.write_weights("best", weight_set, self.weight_sets, self.engine)
         self._evaluation = evaluation
         self.output.write_predictions(log, self.state.step, epoch + 1, self.weight_sets.names[-1])
+        if self._after_evaluation is not None and self.world.is_first:
+            self._after_evaluation(self.folder.path)
         return evaluation
 
     def _save(self) -> None:
