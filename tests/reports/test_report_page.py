@@ -3,12 +3,12 @@
 import json
 import re
 import xml.etree.ElementTree as ElementTree
-from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from html_page import Page
 from run_folders import records, write_run
 from scalevit.cli.main import main
 from scalevit.reports.curves import MOST_POINTS
@@ -17,36 +17,11 @@ from scalevit.reports.groups import group_runs
 from scalevit.reports.runs import find_run_folders, read_run
 from scalevit.reports.svg import tick_text, ticks_between
 
-VOID = {"meta", "link", "br"}
 TABLES = ["accuracy", "comparisons", "models", "settings", "runs", "environments"]
 FIGURES = [
     *("training-loss", "top1-ema", "top1-ema-late", "top1-weights", "top1-weights-late", "loss-ema", "loss-weights"),
     *("learning-rate", "gap-ema", "gap-weights", "throughput", "cost"),
 ]
-
-
-class Page(HTMLParser):
-    """Fails on tags that are not closed in order; collects identities, links and the number of tags."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.identities: list[str] = []
-        self.links: list[str] = []
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        given = dict(attrs)
-        self.identities += [given["id"]] if "id" in given else []
-        self.links += [value for name, value in attrs if name in ("href", "src", "action", "data")]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
 
 
 def report(folder: Path, *options: str) -> str:
@@ -131,18 +106,21 @@ def test_the_command_reports_mistakes_in_one_line(tmp_path: Path, capsys: pytest
         report(tmp_path)
     assert not (tmp_path / "report").exists()
     write_run(tmp_path / "runs" / "a", lines=records(0, 0.0))
-    for name, content in (("notes.txt", "x"), ("report.html", "<p>of another program</p>")):
-        other = tmp_path / f"with-{name}"
+    for names in (["notes.txt"], ["report.html"], ["report.html", "report.md"]):
+        other = tmp_path / f"with-{len(names)}-{names[0]}"
         other.mkdir()
-        (other / name).write_text(content)
+        for name in names:
+            (other / name).write_text("of another program")
         with pytest.raises(SystemExit, match="2"):
             main(["report", str(tmp_path / "runs"), "--output", str(other)])
-        assert (other / name).read_text() == content
+        assert {path.name: path.read_text() for path in other.iterdir()} == dict.fromkeys(names, "of another program")
     with pytest.raises(SystemExit, match="2"):
         report(tmp_path, "--baseline", "nothing")
     lines = capsys.readouterr().err.splitlines()
-    assert ["error: " in line for line in lines] == [True] * 4
-    for line, part in zip(lines, ["no run folder", "already exists", "another folder", "groups: 'none'"], strict=True):
+    assert ["error: " in line for line in lines] == [True] * 5
+    for line, part in zip(
+        lines, ["no run folder", "already exists", "already exists", "another folder", "groups: 'none'"], strict=True
+    ):
         assert part in line
 
 
