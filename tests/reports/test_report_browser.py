@@ -8,8 +8,9 @@ import pytest
 
 import browser as browsers
 from browser import Browser
-from run_folders import records, write_run
+from run_folders import records, write_predictions, write_run
 from scalevit.cli.main import main
+from scalevit.reports.run_page import refresh_run_page
 
 pytestmark = pytest.mark.skipif(browsers.missing() is not None, reason=browsers.missing() or "")
 
@@ -24,6 +25,14 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_run(folder / "runs" / "stopped", "thin", 3, lines=records(9, 0.0, epochs=4), finished=False)
     main(["report", str(folder / "runs"), "--output", str(folder / "report")])
     return folder / "report" / "report.html"
+
+
+@pytest.fixture(scope="module")
+def run_page(page: Path) -> Path:
+    """Of one of the runs, with predictions."""
+    folder = page.parents[1] / "runs" / "none-0"
+    write_predictions(folder)
+    return refresh_run_page(folder)
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +52,15 @@ def test_nothing_is_requested_and_nothing_complained_about(browser: Browser, pag
     browser.run("for (const one of document.querySelectorAll('details')) one.open = true")
     assert browser.messages() == []
     assert [url for url in browser.requests() if not url.startswith("data:")] == [page.resolve().as_uri()]
+
+
+def test_the_page_of_a_run_is_shown_without_a_request(browser: Browser, run_page: Path) -> None:
+    browser.open(run_page)
+    loaded = browser.run("return [...document.images].map(one => one.naturalWidth)")
+    assert loaded == [4, 4], "the images are in the page"
+    assert browser.run("return document.querySelectorAll('.cell.hit').length") == 9
+    assert browser.messages() == []
+    assert [url for url in browser.requests() if not url.startswith("data:")] == [run_page.resolve().as_uri()]
 
 
 def test_a_request_would_be_blocked_and_noticed(browser: Browser) -> None:
@@ -111,12 +129,24 @@ def test_it_is_usable_on_a_phone(browser: Browser) -> None:
     assert sizes[2] >= 24, "WCAG 2.2, target size"
 
 
-@pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (375, False)])
-def test_axe_finds_no_fault(width: int, dark: bool, browser: Browser) -> None:
+@pytest.mark.parametrize(
+    ("which", "width", "dark"),
+    [
+        ("page", 1280, False),
+        ("page", 1280, True),
+        ("page", 375, False),
+        ("run_page", 1280, True),
+        ("run_page", 375, False),
+    ],
+)
+def test_axe_finds_no_fault(which: str, width: int, dark: bool, session: Browser, request) -> None:
     script = browsers.axe_script()
     if not script.exists():
         pytest.skip("needs axe-core (npm install --no-save axe-core)")
+    browser = session
     browser.look(width=width, dark=dark)
+    browser.open(request.getfixturevalue(which))
+    assert browser.run("return document.scrollingElement.scrollWidth") <= width, "only tables scroll sideways"
     browser.run("for (const one of document.querySelectorAll('details')) one.open = true")
     browser.run(script.read_text())
     found = browser.run("return axe.run(document).then(result => result.violations)")

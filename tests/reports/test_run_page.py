@@ -1,36 +1,20 @@
 """The page of one run: of a real one, which refreshes it, and of folders with little or damaged content."""
 
 import base64
-import io
 import json
 from datetime import datetime
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from html_page import Page
-from run_folders import records, write_run
+from run_folders import records, write_predictions, write_run
 from scalevit.cli.main import main
 from scalevit.reports import run_page as module
 from scalevit.reports.predictions import read_predictions
 from scalevit.reports.run_page import refresh_run_page, run_page
 
 NOW = datetime(2026, 1, 2, 3, 4)
-
-
-def png() -> str:
-    file = io.BytesIO()
-    Image.new("L", (4, 4)).save(file, "PNG")
-    return base64.b64encode(file.getvalue()).decode()
-
-
-def write_predictions(folder: Path, **changes: object) -> None:
-    image = {"label": 0, "predicted": 1, "probability": 0.75, "png": png()}
-    content = {"step": 80, "epoch": 8, "weight_set": "ema", "examples": [image], "mistakes": [image]}
-    confusion = [[0, 0, 7], [0, 1, 2], [0, 2, 1], [1, 1, 5], [2, 0, 3]]
-    (folder / "predictions.json").write_text(json.dumps({**content, "confusion": confusion, **changes}))
-    (folder / "classes.json").write_text('["<cat>", "dog", "owl"]')
 
 
 def test_a_run_refreshes_its_page_and_ends_with_its_path(

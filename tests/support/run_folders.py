@@ -1,11 +1,14 @@
 """Run folders made of records, without training: what `scalevit report` and its tests read."""
 
+import base64
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 ENVIRONMENT = {"device": "cpu", "world_size": 1, "cpus": 2, "python": "3.11.7", "packages": {"torch": "2.11.0"}}
 PARAMETERS = {"none": 678_634, "grouped": 456_010, "shallow": 456_298, "thin": 456_298}
@@ -62,3 +65,18 @@ def write_run(
         rate = {"images_per_second": 500.0 + 10 * seed, "precision": "fp32"}
         (folder / "summary.json").write_text(json.dumps({"name": folder.name, **costs, **rate}))
     return folder
+
+
+def _png() -> str:
+    file = io.BytesIO()
+    Image.new("L", (4, 4)).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def write_predictions(folder: Path, **changes: object) -> None:
+    """Writes predictions.json and classes.json of three classes into a run folder, with one image in each list."""
+    image = {"label": 0, "predicted": 1, "probability": 0.75, "png": _png()}
+    content = {"step": 80, "epoch": 8, "weight_set": "ema", "examples": [image], "mistakes": [image]}
+    confusion = [[0, 0, 7], [0, 1, 2], [0, 2, 1], [1, 1, 5], [2, 0, 3]]
+    (folder / "predictions.json").write_text(json.dumps({**content, "confusion": confusion, **changes}))
+    (folder / "classes.json").write_text('["<cat>", "dog", "owl"]')
