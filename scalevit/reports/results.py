@@ -181,7 +181,7 @@ def model_table(groups: Sequence[Group]) -> Table:
     shapes: dict[str, tuple[str, str, str]] = {
         "parameters": ("parameters", ",", "parameters"),
         "mlp_parameters": ("mlp_parameters", ",", "MLP parameters"),
-        "unique_mlps": ("unique_mlps", "d", "unique MLPs"),
+        "unique_mlps": ("unique_mlps", ",", "unique MLPs"),
         "gmacs": ("gmacs", ".4g", "GMACs per image"),
     }
     columns = [Column("group", "group", is_text=True), *(Column(key, title) for key, _, title in shapes.values())]
