@@ -77,11 +77,11 @@ RECIPES = {
     ),
     "sgd": Recipe(
         [
-            *("optimizer.name=sgd", "optimizer.lr=0.1", "optimizer.lr_base_batch=16", "optimizer.lr_scaling=sqrt"),
+            *("optimizer.name=sgd", "optimizer.lr=0.02", "optimizer.lr_base_batch=16", "optimizer.lr_scaling=sqrt"),
             *("optimizer.args.momentum=0.9", "optimizer.clip_grad=0.02", "optimizer.clip_mode=agc"),
             *("schedule.name=step", "schedule.args.decay_epochs=3", "schedule.args.decay_rate=0.5"),
         ],
-        {"opt": "sgd", "lr": 0.05, "momentum": 0.9},
+        {"opt": "sgd", "lr": 0.01, "momentum": 0.9},
         {"sched": "step", "decay_epochs": 3, "decay_rate": 0.5},
         clip=(0.02, "agc"),
     ),
