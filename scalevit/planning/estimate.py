@@ -152,6 +152,8 @@ def _ignored(config: Config) -> list[str]:
     ignored += [f"task.{name}" for name in config.task.not_estimated]
     if config.data.augmentation.splits:
         ignored.append("data.augmentation.splits")
+    if config.data.augmentation.image_sizes:
+        ignored.append("the smaller data.augmentation.image_sizes")
     if config.optimizer.frozen:
         ignored.append("optimizer.frozen in activations and time")
     if config.train.compile:
@@ -247,7 +249,8 @@ class _ReducedModel:
 
 def _traced(config: Config, reduction: Reduction, mode: Mode, checkpointing: bool) -> TracedModel:
     precision = config.train.precision
-    return TracedModel(config.model, reduction, mode=mode, precision=precision, activation_checkpointing=checkpointing)
+    model = config.model.model_copy(update={"image_size": config.largest_training_image})
+    return TracedModel(model, reduction, mode=mode, precision=precision, activation_checkpointing=checkpointing)
 
 
 def _activations(
