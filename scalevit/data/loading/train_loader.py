@@ -79,8 +79,7 @@ class TrainLoader(TrainingBatches):
             image_sizes=image_sizes,
         )
         self.dataset, self.order = dataset, order
-        self._datasets: dict[int | None, ShardDataset] = {None: dataset}
-        self._datasets |= {side: dataset.with_transform(transform) for side, transform in (by_size or {}).items()}
+        self._by_size = dict(by_size or {})
 
     @property
     def index_faults(self) -> Sequence[Fault]:
@@ -115,7 +114,9 @@ class TrainLoader(TrainingBatches):
                 replaced and listed in the batch.
         """
         requests = with_lookahead(self._requests(start_step), distance=_READ_AHEAD * max(1, self._workers))
-        training = _Training(self._datasets, BatchBuffers(held=self.split.loads, workers=self._workers))
+        datasets: dict[int | None, ShardDataset] = {None: self.dataset}
+        datasets |= {side: self.dataset.with_transform(transform) for side, transform in self._by_size.items()}
+        training = _Training(datasets, BatchBuffers(held=self.split.loads, workers=self._workers))
         return iterate_batches(data_loader(training, requests, self._workers, self._pin_memory, keep_workers=False))
 
     def _requests(self, start_step: int) -> Iterator["_Request"]:
