@@ -45,6 +45,9 @@ class OptimizerConfig(Section):
     embedding, blocks, classifier). null: one learning rate for all, as in the paper."""
     layer_decay_min_scale: UnitInterval = 0.0
     """Lower bound of a layer's learning rate as a fraction of `lr`."""
+    layer_decay_no_opt_scale: UnitInterval | None = None
+    """Layers whose learning rate would be below this fraction of `lr` are not trained at all (timm's option of this
+    name); null trains all."""
     layer_decay_shared: Literal["first", "mean", "last"] = "first"
     """Learning rate of an MLP that several blocks share: that of the first of them (timm's choice, the smallest), of
     the last, or the mean over them."""

@@ -156,6 +156,8 @@ def _ignored(config: Config) -> list[str]:
         ignored.append("the smaller data.augmentation.image_sizes")
     if config.optimizer.frozen:
         ignored.append("optimizer.frozen in activations and time")
+    if config.optimizer.layer_decay_no_opt_scale is not None:
+        ignored.append("optimizer.layer_decay_no_opt_scale")
     if config.train.compile:
         ignored.append("train.compile")
     return ignored

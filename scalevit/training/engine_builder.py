@@ -19,6 +19,7 @@ from scalevit.models.image_sizes import for_image_sizes
 from scalevit.models.meta_init import initial_values
 from scalevit.models.mlps import transformer_blocks
 from scalevit.models.weights.coverage import Coverage
+from scalevit.training.layer_decay import freeze_slow_layers
 from scalevit.training.optimizers import build_optimizer, check_optimizer, clipping
 from scalevit.training.schedules import Schedule
 from scalevit.training.setting_keys import DATA_KEYS, OPTIMIZATION_KEYS
@@ -152,6 +153,7 @@ class EngineBuilder:
         config = self._config
         with naming_settings(OPTIMIZATION_KEYS):
             freeze(model, config.optimizer.frozen)
+            freeze_slow_layers(model, config.optimizer)
         with naming_settings(SECTIONS), settings_of("task"):
             config.task.adapt(model, config.kernels)
             self.task.extend(model)

@@ -39,7 +39,7 @@ _OF_THE_RESULT = (
 # Of these sections, but not of the result: where a teacher is read from (its digest is compared), and how it is held.
 _OF_SPEED = ("task.teacher.weights", "task.teacher.sharded")
 # The optimizer's state is of the parameters that are trained.
-_FIXED = ("optimizer.frozen",)
+_FIXED = ("optimizer.frozen", "optimizer.layer_decay_no_opt_scale")
 # They say how to resume.
 _IGNORED = ("train.resume", "train.resume_changes")
 
