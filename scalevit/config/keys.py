@@ -31,6 +31,7 @@ _SYNONYMS = {
     "amp": "train.precision",
     "amp_dtype": "train.precision",
     "dtype": "train.precision",
+    "model_dtype": "train.precision",
     "torchcompile": "train.compile",
     "torchcompile_mode": "train.compile_mode",
     "eval_metric": "evaluation.metric",

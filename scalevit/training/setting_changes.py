@@ -72,6 +72,11 @@ def check_changes(changes: Changes, allowed: Literal["allow", "refuse"] | Sequen
     Raises:
         UserError: a setting that the result depends on has changed; names all of them. Or one that never may change.
     """
+    if "bf16-weights" in (kinds := changes.get("train.precision", ())):
+        raise UserError(
+            f"{where}: cannot be resumed with weights of another type (train.precision: {' -> '.join(kinds)}): choose "
+            "another name, and start from its weights by model.initial_weights"
+        )
     for key, text in zip(changes, described(changes), strict=True):
         if key in _FIXED:
             raise UserError(
