@@ -73,6 +73,7 @@ class Purpose(IntEnum):
     """In what all rows of a step have in common."""
     PROJECTION = 5
     WIDTHS = 6
+    IMAGE_SIZE = 7
 
 
 def row_keys(seed: int, purpose: Purpose, step: int, rows: np.ndarray) -> np.ndarray:

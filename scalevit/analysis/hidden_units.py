@@ -50,7 +50,8 @@ class HiddenUnits:
 
     def share_for(self, part: float) -> float:
         """The share of the hidden units that have a part, e.g. 0.9, of all importance."""
-        reached = self.importance.cumsum(0) >= part * self.importance.sum()
+        sums = self.importance.cumsum(0)
+        reached = sums >= part * sums[-1]  # the sum by another order of terms may be larger than any of these
         return (int(reached.to(torch.uint8).argmax()) + 1) / self.hidden
 
 

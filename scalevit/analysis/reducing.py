@@ -15,9 +15,8 @@ from scalevit.analysis.samples import Samples, read_samples
 from scalevit.analysis.sensitivity import half_changes, least_damaging_blocks, least_damaging_pairs, pair_changes
 from scalevit.config.tree import SECTIONS, Config
 from scalevit.data.faults import Fault
-from scalevit.data.shards.discovery import find_shards
 from scalevit.distributed import World
-from scalevit.errors import SettingError, UserError, naming_settings, settings_of
+from scalevit.errors import SettingError, naming_settings, settings_of
 from scalevit.models.build import build_model, create_unreduced
 from scalevit.models.mlps import transformer_blocks
 from scalevit.models.reductions import NO_REDUCTION
@@ -28,8 +27,7 @@ from scalevit.models.weights.match import reductions_of
 from scalevit.models.weights.read import read_classes
 from scalevit.models.weights.structure import in_short, with_structure_of
 from scalevit.models.weights.write import write_weights
-from scalevit.training.evaluation import CheckedMetrics
-from scalevit.training.run import prepare_evaluation, with_model_defaults
+from scalevit.training.run import with_model_defaults
 from scalevit.tying import canonical_state, tied_names
 
 
@@ -229,21 +227,3 @@ def chosen_blocks(
     if single is None:
         raise SettingError("blocks", blocks, f"the model has {len(divergences)} blocks")
     return {"blocks": single}
-
-
-def evaluated(config: Config) -> CheckedMetrics | None:
-    """The metrics of `model.initial_weights` over the validation set, as `scalevit evaluate` gives them.
-
-    Returns:
-        None where there are no validation shards.
-
-    Raises:
-        UserError: the shards cannot be used.
-    """
-    if config.data.builtin is None:
-        try:
-            find_shards(config.data.validation)
-        except UserError:  # which a reduction does not need
-            return None
-    # The model as it is, whatever task its run has.
-    return prepare_evaluation(config.model_copy(update={"task": Config().task})).evaluate()

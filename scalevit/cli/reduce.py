@@ -70,7 +70,8 @@ def run(arguments: argparse.Namespace) -> None:
     _check_choice(arguments, config)
     method = method_of(arguments)
     # Imported late: a mistake in the arguments is reported before torch and timm are loaded, which takes seconds.
-    from scalevit.analysis.reducing import calibration_samples, chosen_blocks, evaluated, load_trained, reduce_weights
+    from scalevit.analysis.reducing import calibration_samples, chosen_blocks, load_trained, reduce_weights
+    from scalevit.export.measure import measure_weights
     from scalevit.models.weights.structure import in_short
 
     with progress_text("loading the weights") as report:
@@ -95,7 +96,7 @@ def run(arguments: argparse.Namespace) -> None:
         )
         written = reduced.write(destination)
         report("evaluating")
-        results = [evaluated(each) for each in (trained.config, written)]
+        results = [measure_weights(each) for each in (trained.config, written)]
     warn_of_faults(reduced.faults)
     if written.reduction != config.reduction:
         print(

@@ -18,8 +18,8 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 CompileMode = Literal["default", "max-autotune-no-cudagraphs"]
 SelectionMetric = Literal["top1", "top5", "loss"]
 ClipMode = Literal["norm", "value", "agc"]
-Precision = Literal["bf16", "fp16", "fp32"]
-"""Of the computation in training; the weights stay fp32."""
+Precision = Literal["bf16", "fp16", "fp32", "bf16-weights"]
+"""Of the computation in training; the weights stay fp32, but for the last, where they are bf16 too."""
 MatmulPrecision = Literal["highest", "high", "medium"]
 
 

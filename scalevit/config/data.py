@@ -42,6 +42,19 @@ class AugmentationConfig(Section):
     """A RandAugment or AutoAugment policy in timm's notation (3a: DeiT III's three-augment); null applies none."""
     interpolation: Literal["random", "bilinear", "bicubic"] = "random"
     """Resampling of the training crop; random chooses bilinear or bicubic for each image."""
+    image_sizes: tuple[PositiveInt, ...] = ()
+    """Sides of the training images in pixels, for example [128, 160, 224]: each optimizer step has one of them, drawn
+    by the seed and its number (timm's train-img-sizes). Evaluation stays at `model.image_size`. []: only that one."""
+    image_size_probs: tuple[NonNegativeFloat, ...] | None = None
+    """Weights of the sizes, in the same order; null: equal ones."""
+    image_size_schedule: Literal["constant", "progressive"] = "constant"
+    """constant: the same probabilities in every epoch. progressive: they move from the first size to the last over
+    `train.epochs`, as in timm."""
+    image_size_spread: NonNegativeFloat = 0.65
+    """progressive: standard deviation of the probabilities around the present size, in places of the list; 0: only the
+    nearest."""
+    image_size_random_mix: UnitInterval = 0.1
+    """progressive: share of the steps with any of the sizes, in every epoch."""
     splits: NonNegativeInt = 0
     """Views of each image (timm's aug-splits), 0 or at least 2: a clean one and others with augmentation of their own,
     all with the same crop. `train.global_batch` and `train.micro_batch` count images, not views."""
@@ -84,6 +97,17 @@ class AugmentationConfig(Section):
             raise ValueError(f"crop_scale = {list(self.crop_scale)}: a crop is at most the whole image (1.0)")
         if self.cutmix_minmax is not None and self.cutmix_minmax[0] >= self.cutmix_minmax[1]:
             raise ValueError(f"cutmix_minmax = {list(self.cutmix_minmax)}: the first must be less than the second")
+        return self
+
+    @model_validator(mode="after")
+    def _image_sizes(self) -> "AugmentationConfig":
+        sizes, weights = self.image_sizes, self.image_size_probs
+        if weights is not None and len(weights) != len(sizes):
+            raise ValueError(f"image_size_probs: {len(weights)} weights for {len(sizes)} image_sizes; must be as many")
+        if weights is not None and not sum(weights):
+            raise ValueError(f"image_size_probs = {list(weights)}: one must be greater than 0")
+        if self.image_size_schedule == "progressive" and len(sizes) < 2:
+            raise ValueError(f"image_size_schedule = progressive: needs at least two image_sizes, not {list(sizes)}")
         return self
 
     @model_validator(mode="after")

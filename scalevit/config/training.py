@@ -45,6 +45,9 @@ class OptimizerConfig(Section):
     embedding, blocks, classifier). null: one learning rate for all, as in the paper."""
     layer_decay_min_scale: UnitInterval = 0.0
     """Lower bound of a layer's learning rate as a fraction of `lr`."""
+    layer_decay_no_opt_scale: UnitInterval | None = None
+    """Layers whose learning rate would be below this fraction of `lr` are not trained at all (timm's option of this
+    name); null trains all."""
     layer_decay_shared: Literal["first", "mean", "last"] = "first"
     """Learning rate of an MLP that several blocks share: that of the first of them (timm's choice, the smallest), of
     the last, or the mean over them."""
@@ -109,7 +112,9 @@ class TrainConfig(Section):
     """Maximum number of images per forward pass on one rank. Results do not depend on it. auto: the largest that fits
     on a GPU, found once per run and kept in the run folder; 64 on a CPU."""
     precision: Precision = "bf16"
-    """bf16, fp16: automatic mixed precision with fp32 weights (fp16 with loss scaling); fp32: full precision."""
+    """bf16, fp16: automatic mixed precision with fp32 weights (fp16 with loss scaling); fp32: full precision;
+    bf16-weights: weights and optimizer state in bf16 too, as timm's `--model-dtype` (FSDP2 only): less memory, but
+    small updates are lost."""
     matmul_precision: MatmulPrecision = "highest"
     """Of products of fp32 matrices on a GPU, as `torch.set_float32_matmul_precision`. highest: fp32; high: TF32, as
     timm's trainer; medium: bf16. Matters with `precision=fp32`, and where autocast leaves a product in fp32."""

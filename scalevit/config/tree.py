@@ -86,6 +86,11 @@ class Config(Section):
         """The largest learning rate of the run, which its schedule scales."""
         return self.optimizer.peak_lr(self.train.global_batch)
 
+    @property
+    def largest_training_image(self) -> int:
+        """Side in pixels of the largest images of a training step."""
+        return max(self.data.augmentation.image_sizes, default=self.model.image_size)
+
     @model_validator(mode="after")
     def _combinations(self) -> "Config":
         train, schedule = self.train, self.schedule

@@ -3,10 +3,10 @@
 An engine takes a module and shards it over the ranks. It knows precision, gradient accumulation and clipping,
 parameters and optimizer state; it must not know Vision Transformers, data or metrics.
 
-Weights leave an engine in three forms. *Local*: `{canonical name: this rank's fp32 storage}`, the engine's own memory,
-which an EMA follows without communication. *Slices*: the same storage as ranges of the whole tensors, the
-engine-independent form of checkpoints. *Full*: `{canonical name: whole fp32 tensor on the CPU}`, held by rank 0, for
-weights files.
+Weights, fp32 unless `precision` says otherwise, leave an engine in three forms. *Local*: `{canonical name: this rank's
+storage}`, the engine's own memory, which an EMA follows without communication. *Slices*: the same storage as ranges of
+the whole tensors, the engine-independent form of checkpoints. *Full*: `{canonical name: whole tensor on the CPU}`, held
+by rank 0, for weights files.
 """
 
 import abc
@@ -24,7 +24,7 @@ from scalevit.config.base import CompileMode, Precision
 from scalevit.distributed import World
 from scalevit.engines.clipping import Clipping
 from scalevit.engines.optimizer_access import GroupCounters
-from scalevit.engines.precision import DTYPES, LossScale
+from scalevit.engines.precision import DTYPES, LossScale, weight_dtype
 from scalevit.engines.settings import UpdateScope
 from scalevit.engines.state import OptimizerState, StateTensor, TensorSlice
 from scalevit.tying import tied_names
@@ -102,6 +102,8 @@ class Engine(abc.ABC):
         names = [name for name, _ in module.named_parameters()]
         if spec.initial_values is None:
             module.to(device=spec.world.device)
+        if spec.precision == "bf16-weights":
+            module.to(weight_dtype(spec.precision))
         # From the inside out:
         # 1. compilation: of a block's arithmetic only, so that the compiler traces no engine's hooks, and no name
         #    changes (compiling modules would add `_orig_mod` to names);
@@ -175,7 +177,7 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def local_parameters(self) -> dict[str, Tensor]:
-        """This rank's storage of every unique parameter, fp32. Not collective. Changing it changes the weights; call
+        """This rank's storage of every unique parameter. Not collective. Changing it changes the weights; call
         `invalidate_gathered` or `commit_parameters` afterwards."""
 
     @abc.abstractmethod
@@ -213,9 +215,12 @@ class Engine(abc.ABC):
     def using(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
         """Swaps the model's local weights with others (e.g. the EMA's) for the duration of the block.
 
-        No copy is made: meanwhile `weights` holds the model's own. Afterwards both are as before, bit for bit.
+        Where both have the same type no copy is made: meanwhile `weights` holds the model's own. Afterwards both are as
+        before, bit for bit.
         """
         own = self.local_parameters()
+        # An exchange with weights of 16 bits would round an average of 32: of that a rounded copy is exchanged.
+        weights = {name: tensor.to(own[name].dtype) for name, tensor in weights.items()}
         _swap(own, weights)
         self.invalidate_gathered()
         try:

@@ -12,7 +12,7 @@ from torch import nn
 from scalevit.tying import group_by_shared_parameters
 
 FP32_BYTES = 4
-"""Bytes of an element of the weights, gradients and optimizer state: every engine works around an fp32 model."""
+"""Bytes of an element of the weights, gradients and optimizer state of an fp32 model."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ class Workload:
     """State tensors of the parameter's shape that the optimizer keeps, e.g. 2 for AdamW."""
     ema: bool
     """Whether an fp32 copy of the rank's local weights is held."""
+    weight_bytes: int = FP32_BYTES
+    """Of an element of the weights, the optimizer's state and the gradients that it reads."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class EngineCost:
     memory: MemoryUse
     traffic: Traffic
     updated_bytes: int
-    """Size of the fp32 weights that this rank's optimizer updates, which is the size of each of its state tensors."""
+    """Size of the weights that this rank's optimizer updates, which is the size of each of its state tensors."""
 
 
 def parameter_bytes(parameters: Iterable[nn.Parameter]) -> int:

@@ -8,7 +8,18 @@ import torch
 
 from scalevit.config.base import MatmulPrecision, Precision
 
-DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+DTYPES: dict[Precision, torch.dtype] = {
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+    "bf16-weights": torch.bfloat16,
+}
+"""Of the computation."""
+
+
+def weight_dtype(precision: Precision) -> torch.dtype:
+    """Of the weights, and so of the optimizer's state."""
+    return torch.bfloat16 if precision == "bf16-weights" else torch.float32
 
 
 @dataclass

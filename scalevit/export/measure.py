@@ -3,14 +3,17 @@
 import sys
 from collections.abc import Sequence
 from copy import deepcopy
+from pathlib import Path
 
 from torch import nn
 
-from scalevit.config.tree import Config
+from scalevit.config.tree import SECTIONS, Config
 from scalevit.data.loading.evaluation_loader import EvaluationLoader
 from scalevit.data.shards.discovery import class_names, find_shards
-from scalevit.errors import UserError
+from scalevit.errors import UserError, naming_settings
 from scalevit.export.classifier import Classifier, classifier_of
+from scalevit.models.build import build_model
+from scalevit.models.weights.read import read_classes
 from scalevit.training.evaluation import CheckedMetrics, measure_within_limit
 from scalevit.training.open_data import open_evaluation
 from scalevit.training.setting_keys import naming_data_settings
@@ -39,6 +42,27 @@ def measure_model(model: nn.Module, classes: Sequence[str] | None, config: Confi
         config: of the data, the kernels and the precision.
     """
     return measure_classifier(classifier_of(deepcopy(model), classes, config), config)
+
+
+def measure_weights(config: Config) -> CheckedMetrics | None:
+    """The metrics of `model.initial_weights` over the validation set, as `scalevit evaluate` gives them on one rank.
+
+    Without the engine of the run: DeepSpeed's starts once in a process.
+
+    Returns:
+        None where there are no validation shards.
+
+    Raises:
+        UserError: the shards cannot be used.
+    """
+    if config.data.builtin is None:
+        try:
+            find_shards(config.data.validation)
+        except UserError:  # which a reduction does not need
+            return None
+    with naming_settings(SECTIONS):
+        model = build_model(config.model, config.reduction, seed=config.seed, need_classifier=True)
+    return measure_model(model, read_classes(Path(str(config.model.initial_weights))), config)
 
 
 def _validation_of(classifier: Classifier, config: Config) -> EvaluationLoader:

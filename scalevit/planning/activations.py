@@ -25,7 +25,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 
 from scalevit.config.base import Precision
 from scalevit.config.model import KernelsConfig, ModelConfig
-from scalevit.engines.precision import DTYPES
+from scalevit.engines.precision import DTYPES, weight_dtype
 from scalevit.models.build import build_model
 from scalevit.models.fused_mlp import FusedGatedMlp, FusedMlp, FusedPackedGatedMlp
 from scalevit.models.mlps import transformer_blocks
@@ -75,6 +75,7 @@ class TracedModel:
         kernels = None if mode == "eager" else KernelsConfig(mlp="auto", save=mode)
         shapes = model.without_weights()
         network = build_model(shapes, reduction, seed=0, device="meta", kernels=kernels)
+        network.to(weight_dtype(precision))
         if activation_checkpointing:
             for block in transformer_blocks(network):
                 # As the engines do, except for the random state, which shapes do not depend on.
@@ -128,8 +129,10 @@ class TracedModel:
         return torch.empty(shape), torch.empty(images, model.num_classes)
 
     def _loss(self, images: Tensor, targets: Tensor) -> Tensor:
-        with torch.autocast("cpu", DTYPES[self._precision], enabled=self._precision != "fp32"):
-            logits = self._network(images)
+        dtype = weight_dtype(self._precision)
+        casts = DTYPES[self._precision] != dtype
+        with torch.autocast("cpu", DTYPES[self._precision], enabled=casts):
+            logits = self._network(images.to(dtype))
         return F.cross_entropy(logits.float(), targets)
 
 

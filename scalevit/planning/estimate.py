@@ -15,6 +15,7 @@ from scalevit.data.order.batching import Split
 from scalevit.distributed import World
 from scalevit.engines import ENGINES
 from scalevit.engines.cost import EngineCost, ParameterLayout, Workload
+from scalevit.engines.precision import weight_dtype
 from scalevit.engines.settings import EngineSettings, UpdateScope
 from scalevit.errors import SettingError, UserError, naming_settings
 from scalevit.models.build import build_model
@@ -152,8 +153,12 @@ def _ignored(config: Config) -> list[str]:
     ignored += [f"task.{name}" for name in config.task.not_estimated]
     if config.data.augmentation.splits:
         ignored.append("data.augmentation.splits")
+    if config.data.augmentation.image_sizes:
+        ignored.append("the smaller data.augmentation.image_sizes")
     if config.optimizer.frozen:
         ignored.append("optimizer.frozen in activations and time")
+    if config.optimizer.layer_decay_no_opt_scale is not None:
+        ignored.append("optimizer.layer_decay_no_opt_scale")
     if config.train.compile:
         ignored.append("train.compile")
     return ignored
@@ -205,7 +210,11 @@ def _check(config: Config, world: World, optimizer_refusals: Mapping[UpdateScope
 def _refusal(
     config: Config, engine: EngineSettings, world: World, optimizer_refusals: Mapping[UpdateScope, str]
 ) -> str | None:
-    """Why an engine cannot step the config's optimizer, or None if it can."""
+    """Why an engine cannot step the config's optimizer, or train in its precision, or None if it can."""
+    try:
+        engine.check_training(precision=config.train.precision, meta_init=False)
+    except ValueError as error:
+        return str(error)
     reason = optimizer_refusals.get(engine.update_scope(world))
     if reason is None and (clipping := engine.clip_refusal(config.optimizer.clip_mode)):
         return f"optimizer.clip_mode = {config.optimizer.clip_mode} {clipping}"
@@ -247,7 +256,8 @@ class _ReducedModel:
 
 def _traced(config: Config, reduction: Reduction, mode: Mode, checkpointing: bool) -> TracedModel:
     precision = config.train.precision
-    return TracedModel(config.model, reduction, mode=mode, precision=precision, activation_checkpointing=checkpointing)
+    model = config.model.model_copy(update={"image_size": config.largest_training_image})
+    return TracedModel(model, reduction, mode=mode, precision=precision, activation_checkpointing=checkpointing)
 
 
 def _activations(
@@ -305,7 +315,13 @@ class _Run:
         return Split(self.config.train.global_batch, self.gpus, micro_batch)
 
     def _cost(self, model: _ReducedModel, engine: EngineSettings, split: Split) -> EngineCost:
-        workload = Workload(self.gpus, split.accumulation, self.optimizer_tensors, ema=self.config.ema.enabled)
+        workload = Workload(
+            self.gpus,
+            split.accumulation,
+            self.optimizer_tensors,
+            ema=self.config.ema.enabled,
+            weight_bytes=weight_dtype(self.config.train.precision).itemsize,
+        )
         return engine.cost(model.layout, workload)
 
     def largest_micro_batch(self, model: _ReducedModel, engine: EngineSettings) -> int | None:

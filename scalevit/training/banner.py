@@ -6,6 +6,7 @@ from torch import nn
 
 from scalevit.config.tree import Config
 from scalevit.data.loading.base import TrainingBatches
+from scalevit.data.order.image_sizes import ImageSizes
 from scalevit.distributed import World
 from scalevit.models.costs import ModelCosts
 from scalevit.models.fused_mlp import describe_mlps
@@ -45,6 +46,8 @@ def banner(
         "data": _data(config, data),
         "steps": _steps(config, data.train),
     }
+    if data.train.image_sizes is not None:
+        lines["images"] = _image_sizes(config, data.train.image_sizes)
     if config.optimizer.lr_base_batch is not None:
         lines["lr"] = _peak_lr(config)
     if task is not None:
@@ -64,6 +67,16 @@ def weights_line(config: Config, weights: Coverage) -> str:
     if not config.reduction.changes_model or config.reduction.factory_arguments():
         return line
     return f"{line}; {'reduced already' if weights.already_reduced else 'then reduced'}"
+
+
+def _image_sizes(config: Config, sizes: ImageSizes) -> str:
+    def shares(epoch: int) -> str:
+        return ", ".join(
+            f"{share:.0%} of {side} px" for side, share in zip(sizes.sides, sizes.probabilities(epoch), strict=True)
+        )
+
+    text = f"in the first epoch {shares(0)}; in the last {shares(sizes.epochs - 1)}" if sizes.progressive else shares(0)
+    return f"in training {text}; evaluated at {config.model.image_size} px"
 
 
 def _peak_lr(config: Config) -> str:

@@ -15,12 +15,14 @@ from scalevit.models.build import build_model
 from scalevit.models.dropout import use_row_keys
 from scalevit.models.freezing import freeze
 from scalevit.models.fused_mlp import fuse_mlps
+from scalevit.models.image_sizes import for_image_sizes
 from scalevit.models.meta_init import initial_values
 from scalevit.models.mlps import transformer_blocks
 from scalevit.models.weights.coverage import Coverage
+from scalevit.training.layer_decay import freeze_slow_layers
 from scalevit.training.optimizers import build_optimizer, check_optimizer, clipping
 from scalevit.training.schedules import Schedule
-from scalevit.training.setting_keys import OPTIMIZATION_KEYS
+from scalevit.training.setting_keys import DATA_KEYS, OPTIMIZATION_KEYS
 from scalevit.training.tasks.base import OWN_PARAMETERS, TaskRunner
 
 
@@ -71,6 +73,11 @@ class EngineBuilder:
         self.task = task or TaskRunner()
         self.initial_weights: Coverage | None = None
         """What they gave to the model, where there are any."""
+        self._trained_model = config.model
+        if task is not None:  # an evaluation has images of one size
+            with naming_settings({**SECTIONS, **DATA_KEYS}):
+                sizes = config.data.augmentation.image_sizes
+                self._trained_model = for_image_sizes(config.model, config.reduction, sizes)
         self._given = model is not None
         self._model: nn.Module | None = self._build_model() if model is None else self._fused(model)
 
@@ -124,7 +131,7 @@ class EngineBuilder:
         config = self._config
         with naming_settings({**SECTIONS, **OPTIMIZATION_KEYS}):
             model = build_model(
-                config.model,
+                self._trained_model,
                 config.reduction,
                 seed=config.seed,
                 device="meta" if config.train.meta_init else "cpu",
@@ -146,6 +153,7 @@ class EngineBuilder:
         config = self._config
         with naming_settings(OPTIMIZATION_KEYS):
             freeze(model, config.optimizer.frozen)
+            freeze_slow_layers(model, config.optimizer)
         with naming_settings(SECTIONS), settings_of("task"):
             config.task.adapt(model, config.kernels)
             self.task.extend(model)

@@ -24,10 +24,18 @@ class Interval:
 
     def _reset(self) -> None:
         self._losses: dict[str, Tensor] = {}
+        self._image_sizes: list[int] = []
         self.steps, self._seconds, self._data_seconds, self._skipped, self._grad_norm = 0, 0.0, 0.0, 0, math.nan
 
-    def add(self, report: StepReport) -> None:
-        """One optimizer step."""
+    def add(self, report: StepReport, image_size: int | None = None) -> None:
+        """One optimizer step.
+
+        Args:
+            report: of the step.
+            image_size: side of its images in pixels, where steps have several.
+        """
+        if image_size is not None:
+            self._image_sizes.append(image_size)
         for name, loss in report.losses.items():
             self._losses[name] = self._losses[name] + loss if name in self._losses else loss
         self.steps += 1
@@ -55,5 +63,7 @@ class Interval:
             "images_per_second": self.steps * images_per_step / self._seconds,
             "data_wait": sums[-1].item(),
         }
+        if self._image_sizes:
+            rest["image_size"] = sum(self._image_sizes) / self.steps
         self._reset()
         return losses, rest

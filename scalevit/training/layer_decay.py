@@ -42,6 +42,25 @@ def move_shared_parameters(optimizer: torch.optim.Optimizer, module: nn.Module, 
             _move(optimizer, parameter, wanted)
 
 
+def freeze_slow_layers(module: nn.Module, config: OptimizerConfig) -> None:
+    """Marks parameters that are not trained because their layer's factor is below `layer_decay_no_opt_scale`, in place.
+
+    As timm's groups do, but before an engine is built, and of a shared parameter by the factor that it gets.
+
+    Raises:
+        SettingError: timm knows no layers of this model.
+    """
+    if config.layer_decay is None or config.layer_decay_no_opt_scale is None:
+        return
+    scales, names = layer_scales(module, config), tied_names(module)
+    uses: dict[str, list[float]] = {}
+    for name, scale in scales.items():
+        uses.setdefault(names.get(name, name), []).append(scale)
+    for name, parameter in module.named_parameters():
+        if _CHOICES[config.layer_decay_shared](uses[name]) < config.layer_decay_no_opt_scale:
+            parameter.requires_grad_(False)
+
+
 def layer_scales(module: Any, config: OptimizerConfig) -> dict[str, float]:
     """By every name of a parameter, the factor on the learning rate of the layer that the name is in, as timm has it.
 

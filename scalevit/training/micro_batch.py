@@ -124,6 +124,7 @@ def _conditions(config: Config, world: World) -> dict[str, Any]:
         "device": world.device_name,
         **{key: own[key] for key in sections},
         "views": config.data.augmentation.splits,
+        "largest_image": config.largest_training_image,
         "train": {key: own["train"][key] for key in train},
     }
 
@@ -149,7 +150,8 @@ def _fits(size: int, config: Config, world: World, build_engine: EngineBuilder) 
 
 def _trial_step(engine: Engine, task: TaskRunner, config: Config, split: Split) -> None:
     """All that needs memory in a run: two micro-batches if a step has more than one, optimizer, EMA, evaluation."""
-    device, side, channels = engine.world.device, config.model.image_size, config.model.in_chans
+    device, channels = engine.world.device, config.model.in_chans
+    side = config.largest_training_image
     ema = Ema.from_config(config.ema, engine)
     keys = RowKeys(engine.module)
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
@@ -170,6 +172,7 @@ def _trial_step(engine: Engine, task: TaskRunner, config: Config, split: Split) 
         ema.update(engine.local_parameters(), step=1)
     engine.eval()
     with torch.no_grad():
+        side = config.model.image_size
         images = torch.rand(config.evaluation.batch, channels, side, side, device=device)
         images = images.contiguous(memory_format=layout)
         with config.task.forms(engine.module)[""]():

@@ -13,6 +13,7 @@ from scalevit.data.loading.evaluation_loader import EvaluationLoader
 from scalevit.data.loading.readers import open_reader
 from scalevit.data.loading.stream_loader import StreamLoader
 from scalevit.data.loading.train_loader import TrainLoader
+from scalevit.data.order.image_sizes import ImageSizes
 from scalevit.data.order.shuffle import Order
 from scalevit.data.order.timm_order import TimmLayout, TimmOrder
 from scalevit.data.shards.index import load_index
@@ -109,6 +110,7 @@ def _open_training(config: Config, world: World) -> TrainingBatches:
         dataset = _open_dataset(config, data.train, training_transform_of(config), seed=config.seed)
         _check_size(train.global_batch, len(dataset))
         layout = _timm_layout(config, len(dataset))
+        image_sizes = image_sizes_of(config)
         return TrainLoader(
             dataset,
             Order(len(dataset), config.seed) if layout is None else TimmOrder(len(dataset)),
@@ -118,6 +120,12 @@ def _open_training(config: Config, world: World) -> TrainingBatches:
             layout=layout,
             **_placement(config, world),
             finish=finish,
+            image_sizes=image_sizes,
+            by_size={side: training_transform_of(config, side) for side in data.augmentation.image_sizes},
+        )
+    if data.augmentation.image_sizes:
+        raise SettingError(
+            "image_sizes", list(data.augmentation.image_sizes), "a stream has images of one size: leave them out"
         )
     if data.augmentation.aug_repeats > 1:
         raise SettingError("repeats", data.augmentation.aug_repeats, "must be 1: a stream shows each image once")
@@ -181,12 +189,32 @@ def _label_format(config: Config) -> LabelFormat:
     return LabelFormat(config.data.label_key, None if names is None else tuple(read_class_names(names)))
 
 
-def training_transform_of(config: Config) -> Transform:
-    """What becomes of a training image before it is on the device. The config has its model's defaults."""
+def image_sizes_of(config: Config) -> ImageSizes | None:
+    """The sizes of the steps' images, where there are several."""
+    augmentation = config.data.augmentation
+    if not augmentation.image_sizes:
+        return None
+    return ImageSizes(
+        augmentation.image_sizes,
+        augmentation.image_size_probs,
+        progressive=augmentation.image_size_schedule == "progressive",
+        epochs=config.train.epochs,
+        spread=augmentation.image_size_spread,
+        random_mix=augmentation.image_size_random_mix,
+        seed=config.seed,
+    )
+
+
+def training_transform_of(config: Config, image_size: int | None = None) -> Transform:
+    """What becomes of a training image before it is on the device. The config has its model's defaults.
+
+    Args:
+        image_size: side in pixels; None: `model.image_size`.
+    """
     augmentation = config.data.augmentation
     build = FastTraining if config.data.transforms == "fast" else TimmTraining
     settings = TrainingAugmentation(
-        image_size=config.model.image_size,
+        image_size=image_size or config.model.image_size,
         mean=_mean_colour(config),
         crop_mode=augmentation.crop_mode,
         crop_scale=augmentation.crop_scale,
@@ -261,7 +289,8 @@ def device_transform_of(config: Config, *, erases: bool = False) -> DeviceTransf
 
 
 def _mixing(config: Config, train: TrainingBatches) -> BatchMixing:
-    augmentation, side = config.data.augmentation, config.model.image_size
+    augmentation = config.data.augmentation
+    side = min(augmentation.image_sizes, default=config.model.image_size)
     minmax, epochs = augmentation.cutmix_minmax, augmentation.mixup_off_epoch
     if minmax is not None and int(side * minmax[0]) == int(side * minmax[1]):
         raise SettingError("cutmix_minmax", list(minmax), f"is less than one of {side} pixels")

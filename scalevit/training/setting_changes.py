@@ -40,7 +40,7 @@ _OF_THE_RESULT = (
 # Of these sections, but not of the result: where a teacher is read from (its digest is compared), and how it is held.
 _OF_SPEED = ("task.teacher.weights", "task.teacher.sharded")
 # The optimizer's state is of the parameters that are trained.
-_FIXED = ("optimizer.frozen",)
+_FIXED = ("optimizer.frozen", "optimizer.layer_decay_no_opt_scale")
 # They say how to resume.
 _IGNORED = ("train.resume", "train.resume_changes")
 
@@ -73,6 +73,11 @@ def check_changes(changes: Changes, allowed: Literal["allow", "refuse"] | Sequen
     Raises:
         UserError: a setting that the result depends on has changed; names all of them. Or one that never may change.
     """
+    if "bf16-weights" in (kinds := changes.get("train.precision", ())):
+        raise UserError(
+            f"{where}: cannot be resumed with weights of another type (train.precision: {' -> '.join(kinds)}): choose "
+            "another name, and start from its weights by model.initial_weights"
+        )
     for key, text in zip(changes, described(changes), strict=True):
         if key in _FIXED:
             raise UserError(

@@ -21,6 +21,7 @@ DATA_KEYS = {
     "workers": "data.workers",
     "auto_augment": "data.augmentation.auto_augment",
     "gaussian_blur_prob": "data.augmentation.gaussian_blur_prob",
+    "image_sizes": "data.augmentation.image_sizes",
     "cutmix_minmax": "data.augmentation.cutmix_minmax",
     "interpolation": "data.interpolation",
     "class_map": "data.class_map",

@@ -106,7 +106,8 @@ class Trainer:
             save_every_epochs=train.checkpoint.every_epochs,
             save_every_steps=train.checkpoint.every_steps,
         )
-        peak = peak_flops(world.device, train.precision)
+        # Where images have several sizes, the cost of one is none of all.
+        peak = None if loader.image_sizes else peak_flops(world.device, train.precision)
         self.throughput = Throughput(costs.training_flops, peak * world.size if peak else None)
         self.interval, self.divergence = Interval(world), DivergenceCheck()
         self.saver = Saver(folder.checkpoints, world, train.checkpoint)
@@ -226,9 +227,9 @@ class Trainer:
         self._lr = self.schedule.lr_of_step(epoch, progress, state.metric_by_epoch(*keys))
         self._evaluation = None
         report = self.step(micro_batches, step=state.step, lr=self._lr)
+        self.interval.add(report, self.data.train.image_size(state.step))
         state.step += 1
         self.output.new_faults += report.faults
-        self.interval.add(report)
         if timed:
             self.throughput.add(self.config.train.global_batch, report.seconds)
         self.divergence.add(report.result, step=state.step)

@@ -23,10 +23,11 @@ from typing import Any
 
 import torch
 
-from scalevit.analysis.reducing import calibration_samples, evaluated, load_trained, reduce_weights
+from scalevit.analysis.reducing import calibration_samples, load_trained, reduce_weights
 from scalevit.cli.main import main as scalevit
 from scalevit.config.loading import load_config
 from scalevit.config.tree import Config
+from scalevit.export.measure import measure_weights
 from scalevit.models.reductions.method import FitMethod
 from scalevit.runs.environment import describe_environment
 from scalevit.training.run import prepare
@@ -157,7 +158,7 @@ class Runs:
             path = self.folder / f"{self.seed}-{name}.safetensors"
             reduce_weights(trained, wanted, reduced.method, samples).write(path)
             weights = f"model.initial_weights={path}"
-        before = evaluated(self.config(name, TUNING_EPOCHS, [*settings, weights]))
+        before = measure_weights(self.config(name, TUNING_EPOCHS, [*settings, weights]))
         assert before is not None
         row = {"reduced_top1": before.metrics["top1"], "reduced_loss": before.metrics["loss"]}
         row |= self.trained(name, TUNING_EPOCHS, [*settings, weights])

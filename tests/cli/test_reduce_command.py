@@ -27,7 +27,7 @@ from scalevit.tying import canonical_state
 SETTINGS = {
     "reduction": {"strategy": "none"},
     "model": {"kwargs": {"depth": 4, "embed_dim": 24}},
-    "engine": {"name": "fsdp"},
+    "engine": {"name": "deepspeed"},  # the default; it starts once in a process
     "kernels": {"mlp": "eager"},
 }
 CLASSES = [str(digit) for digit in range(10)]

@@ -85,6 +85,9 @@ SAMPLES = {
     "decay_milestones": "--decay-milestones 3 4",
     "torchcompile": "--torchcompile",
     "train_crop_mode": "--train-crop-mode rkrc",
+    "model_dtype": "--model-dtype bfloat16",
+    "train_img_sizes": "--train-img-sizes 128 160",
+    "train_size_probs": "--train-size-probs 1 2",
 }
 # What an option has to be given with, so that it has an effect.
 WITH = {

@@ -180,7 +180,10 @@ def made_by_workers(loader, workers, count):
     and the requests w, w + W, ...
     """
     requests = list(itertools.islice(loader._requests(0), count))
-    copies = [pickle.loads(pickle.dumps(_Training(loader.dataset, BatchBuffers(1, 0)))) for _ in range(max(1, workers))]
+    copies = [
+        pickle.loads(pickle.dumps(_Training({None: loader.dataset}, BatchBuffers(1, 0))))
+        for _ in range(max(1, workers))
+    ]
     made = [None] * count
     for worker, copy in enumerate(copies):
         for place in range(worker, count, len(copies)):

@@ -18,6 +18,7 @@ from scalevit.models.freezing import freeze
 from scalevit.models.reductions.base import Reduction
 from scalevit.models.reductions.grouped import GroupedReduction
 from scalevit.models.reductions.none import NoReduction
+from scalevit.training.layer_decay import freeze_slow_layers
 from scalevit.training.optimizers import (
     build_optimizer,
     check_optimizer,
@@ -163,6 +164,30 @@ def test_layer_decay_is_that_of_timm(reduction: Reduction, least: float) -> None
         assert [id(p) for p in group.pop("params")] == [id(p) for p in other.pop("params")]
         assert group == other
     assert min(group["lr_scale"] for group in ours) == max(least, 0.7**5)
+
+
+@pytest.mark.parametrize("reduction", [NoReduction(), GroupedReduction()], ids=lambda reduction: reduction.strategy)
+def test_slow_layers_are_left_out_as_by_timm(reduction: Reduction) -> None:
+    """The factors of the embedding, 0.7^5, and of the first block, 0.7^4, are below 0.3."""
+    models = [build_model(TINY, reduction, seed=0) for _ in range(2)]
+    config = OptimizerConfig(layer_decay=0.7, layer_decay_no_opt_scale=0.3, weight_decay=0.05)
+    freeze_slow_layers(models[0], config)
+    ours = build_optimizer(models[0], config)
+    decay = {"layer_decay": 0.7, "layer_decay_no_opt_scale": 0.3}
+    expected = timm.optim.create_optimizer_v2(models[1], "adamw", lr=1e-3, weight_decay=0.05, **decay)
+    assert scales(ours, models[0]) == scales(expected, models[1])
+    trained = [{name for name, p in model.named_parameters() if p.requires_grad} for model in models]
+    assert trained[0] == trained[1]
+    assert "blocks.1.norm1.weight" in trained[0]
+    assert "blocks.0.norm1.weight" not in trained[0]
+
+
+@pytest.mark.parametrize(("choice", "trained"), [("first", False), ("last", True)])
+def test_a_shared_mlp_is_left_out_by_the_factor_that_it_gets(choice: Any, trained: bool) -> None:
+    model = build_model(TINY, GroupedReduction(), seed=0)
+    config = OptimizerConfig(layer_decay=0.7, layer_decay_no_opt_scale=0.3, layer_decay_shared=choice)
+    freeze_slow_layers(model, config)
+    assert (SHARED_MLP in scales(build_optimizer(model, config), model)) == trained
 
 
 @pytest.mark.parametrize(("choice", "power"), [("first", (4,)), ("mean", (3, 4)), ("last", (3,))])

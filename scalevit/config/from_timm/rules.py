@@ -216,7 +216,12 @@ def precision(conversion: Conversion) -> None:
     arguments = conversion.arguments
     conversion.differs("train.matmul_precision", "high", "computes products of fp32 matrices in TF32")
     kind = "fp16" if arguments["amp_dtype"] == _FP16 else "bf16"
-    if not arguments["amp"]:
+    if arguments["model_dtype"] == _FP16:
+        conversion.left_out(OPTIONS["model_dtype"], "not kept: weights in fp16 underflow; bfloat16 is kept")
+    if arguments["model_dtype"] == "bfloat16":
+        conversion.set("train.precision", "bf16-weights", "model_dtype")
+        conversion.set("engine.name", "fsdp", "model_dtype")
+    elif not arguments["amp"]:
         conversion.set("train.precision", "fp32", "amp")
     elif "amp_dtype" in arguments.given:
         conversion.set("train.precision", kind, "amp_dtype")

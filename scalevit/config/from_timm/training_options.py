@@ -7,7 +7,6 @@ from scalevit.config.from_timm.option import (
     integers,
     key,
     not_kept,
-    not_supported_yet,
     number,
     numbers,
     replaced,
@@ -29,12 +28,7 @@ OPTIMIZER_OPTIONS = (
     key("--clip-mode", text("norm", "norm", "value", "agc"), "optimizer.clip_mode", needs="clip_grad"),
     key("--layer-decay", number(), "optimizer.layer_decay"),
     key("--layer-decay-min-scale", number(0), "optimizer.layer_decay_min_scale", needs="layer_decay"),
-    not_supported_yet(
-        "--layer-decay-no-opt-scale",
-        number(),
-        "layers of any scale are trained; `optimizer.frozen` freezes those named",
-        needs="layer_decay",
-    ),
+    key("--layer-decay-no-opt-scale", number(), "optimizer.layer_decay_no_opt_scale", needs="layer_decay"),
     replaced("--opt-kwargs", PAIRS, "optimizer.args", "all of them"),
 )
 

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from scalevit.data.faults import Fault
 from scalevit.data.loading.shared_buffers import PREFETCHED
 from scalevit.data.order.batching import BatchLayout, Split
+from scalevit.data.order.image_sizes import ImageSizes
 from scalevit.data.order.timm_order import TimmLayout
 from scalevit.data.workers import initialise_worker, worker_context
 from scalevit.errors import UserError
@@ -67,6 +68,7 @@ class TrainingBatches(ABC):
         workers: processes that load; 0 loads in this one.
         pin_memory: copy batches to page-locked memory, for faster transfers to an accelerator.
         finish: applied to a batch's images on their device, by the training loop.
+        image_sizes: of the steps; None: all images have the same size.
 
     Raises:
         SettingError: `global_batch` is less than the number of ranks.
@@ -83,7 +85,9 @@ class TrainingBatches(ABC):
         workers: int,
         pin_memory: bool,
         finish: OnDevice | None,
+        image_sizes: ImageSizes | None = None,
     ) -> None:
+        self.image_sizes = image_sizes
         self.layout, self.samples = layout, samples
         self.split = Split(layout.global_batch, world_size, micro_batch)
         """May be replaced by one with another micro-batch before batches are asked for."""
@@ -118,6 +122,10 @@ class TrainingBatches(ABC):
     def epoch_end_step(self, epoch: int) -> int:
         """The number of steps up to and including the one in which an epoch ends."""
         return self.layout.epoch_end_step(epoch, self.samples)
+
+    def image_size(self, step: int) -> int | None:
+        """Side in pixels of a step's images, where steps have several."""
+        return None if self.image_sizes is None else self.image_sizes.of_step(step, self.epoch_of(step))
 
     def steps_in(self, epochs: int) -> int:
         """Steps of a number of epochs from the start of the run."""

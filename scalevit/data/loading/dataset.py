@@ -6,6 +6,7 @@ The pixels of a training sample are determined by (seed, position, copy), and th
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from copy import copy
 from functools import partial
 from typing import Any, NamedTuple
 from zlib import crc32
@@ -84,11 +85,18 @@ class ShardDataset(Dataset[tuple[torch.Tensor, int]]):
         self.index = index
         self.transform = transform
         self.seed = seed
+        self._exif_orientation = exif_orientation
         self._decoder = decoder_for(transform, exif_orientation=exif_orientation)
         self.reader = reader or open_reader(index)
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def with_transform(self, transform: Transform) -> "ShardDataset":
+        """The same samples through another transform, by the same reader."""
+        other = copy(self)
+        other.transform, other._decoder = transform, decoder_for(transform, exif_orientation=self._exif_orientation)
+        return other
 
     def __getitem__(self, sample: int) -> tuple[torch.Tensor, int]:
         """Image and label of a sample, with the augmentation of the first copy at order position `sample`.

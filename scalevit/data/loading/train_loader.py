@@ -18,8 +18,10 @@ from scalevit.data.loading.base import Batch, Fingerprint, OnDevice, TrainingBat
 from scalevit.data.loading.dataset import ShardDataset, images_of
 from scalevit.data.loading.shared_buffers import BatchBuffers
 from scalevit.data.order.batching import PADDING, BatchLayout
+from scalevit.data.order.image_sizes import ImageSizes
 from scalevit.data.order.shuffle import Order
 from scalevit.data.order.timm_order import TimmLayout, TimmOrder
+from scalevit.data.transforms.base import Transform
 from scalevit.errors import UserError
 
 # Batches per worker between the prefetching of a remote sample and its use.
@@ -38,6 +40,8 @@ class TrainLoader(TrainingBatches):
         micro_batch: maximum rows of a forward pass.
         repeats: augmented copies of each decoded image.
         layout: of the same global batch and repeats; None: a `BatchLayout`.
+        image_sizes: of the steps, where there are several.
+        by_size: the transform for images of each of them, in the place of the dataset's.
         rank, world_size, workers, pin_memory, finish: as for `TrainingBatches`.
 
     Raises:
@@ -58,6 +62,8 @@ class TrainLoader(TrainingBatches):
         workers: int = 0,
         pin_memory: bool = False,
         finish: OnDevice | None = None,
+        image_sizes: ImageSizes | None = None,
+        by_size: Mapping[int, Transform] | None = None,
     ) -> None:
         if len(order) != len(dataset):
             raise ValueError(f"an order of {len(order)} for {len(dataset)} samples")
@@ -70,8 +76,10 @@ class TrainLoader(TrainingBatches):
             workers=workers,
             pin_memory=pin_memory,
             finish=finish,
+            image_sizes=image_sizes,
         )
         self.dataset, self.order = dataset, order
+        self._by_size = dict(by_size or {})
 
     @property
     def index_faults(self) -> Sequence[Fault]:
@@ -106,7 +114,9 @@ class TrainLoader(TrainingBatches):
                 replaced and listed in the batch.
         """
         requests = with_lookahead(self._requests(start_step), distance=_READ_AHEAD * max(1, self._workers))
-        training = _Training(self.dataset, BatchBuffers(held=self.split.loads, workers=self._workers))
+        datasets: dict[int | None, ShardDataset] = {None: self.dataset}
+        datasets |= {side: self.dataset.with_transform(transform) for side, transform in self._by_size.items()}
+        training = _Training(datasets, BatchBuffers(held=self.split.loads, workers=self._workers))
         return iterate_batches(data_loader(training, requests, self._workers, self._pin_memory, keep_workers=False))
 
     def _requests(self, start_step: int) -> Iterator["_Request"]:
@@ -120,7 +130,7 @@ class TrainLoader(TrainingBatches):
             ids = self.order.ids(np.concatenate([positions for positions, _ in contents]))
             parts = np.split(ids, np.cumsum([len(rows) for rows in real])[:-1])
             for load, samples, (positions, copies) in zip(loads, parts, contents, strict=True):
-                yield _Request(load.step, load.rows, samples, positions, copies)
+                yield _Request(load.step, load.rows, samples, positions, copies, self.image_size(load.step))
 
 
 def check_fingerprint(
@@ -176,6 +186,8 @@ class _Request(NamedTuple):
     """(n,), as positions and copies: of the n rows that are no padding."""
     positions: np.ndarray
     copies: np.ndarray
+    image_size: int | None
+    """Side in pixels, where steps have several."""
     upcoming: np.ndarray = np.arange(0)
     """Samples of later batches, to be prefetched."""
 
@@ -198,27 +210,33 @@ def with_lookahead(requests: Iterator[_Request], distance: int) -> Iterator[_Req
 class _Training(Dataset[Batch | UserError]):
     """Makes batches from requests. A `UserError` is returned, not raised: the DataLoader would add its traceback."""
 
-    def __init__(self, dataset: ShardDataset, buffers: BatchBuffers) -> None:
-        self.dataset, self.buffers = dataset, buffers
+    def __init__(self, datasets: Mapping[int | None, ShardDataset], buffers: BatchBuffers) -> None:
+        """
+        Args:
+            datasets: the same samples by the size that their transform gives images.
+            buffers: for the batches.
+        """
+        self.datasets, self.buffers = datasets, buffers
 
     def __getitem__(self, request: _Request) -> Batch | UserError:
+        dataset = self.datasets[request.image_size]
         tensors: list[torch.Tensor] = [torch.empty(0)] * len(request.samples)
         padding = len(request.rows) - len(request.samples)
         samples = request.samples.copy()
         faults: list[Fault] = []
         try:
-            self.dataset.reader.prefetch(request.upcoming)
+            dataset.reader.prefetch(request.upcoming)
             for position in np.unique(request.positions):
                 # All copies of an image in this batch come from one decode.
                 rows = np.flatnonzero(request.positions == position)
-                augmented = self.dataset.copies(int(samples[rows[0]]), int(position), request.copies[rows].tolist())
+                augmented = dataset.copies(int(samples[rows[0]]), int(position), request.copies[rows].tolist())
                 for row, tensor in zip(rows, augmented.tensors, strict=True):
                     tensors[row] = tensor
                 samples[rows] = augmented.sample
                 faults += augmented.faults
             if padding:
-                tensors += [torch.zeros_like(tensors[0]) if tensors else self.dataset.blank()] * padding
+                tensors += [torch.zeros_like(tensors[0]) if tensors else dataset.blank()] * padding
         except UserError as error:
             return error
-        labels = torch.from_numpy(np.append(self.dataset.index.label[samples], np.zeros(padding, np.int64)))
+        labels = torch.from_numpy(np.append(dataset.index.label[samples], np.zeros(padding, np.int64)))
         return Batch(self.buffers(images_of(tensors)), labels, request.step, torch.from_numpy(request.rows), faults)

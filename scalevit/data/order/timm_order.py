@@ -74,7 +74,8 @@ class TimmLayout:
             raise SettingError(
                 "repeat_processes",
                 self.processes,
-                f"{self.global_batch} images of a step are not the same number of groups of {self.group} for each",
+                f"the global batch of {self.global_batch} must be a multiple of {self.processes * self.group}, of a "
+                f"mixing group of {self.group} images for each process",
             )
         if not self._steps_per_epoch:
             raise SettingError(

@@ -120,6 +120,10 @@ class DeepSpeedSettings(EngineSettings):
         return deepspeed_cost(self, layout, workload)
 
     def check_training(self, *, precision: Precision, meta_init: bool) -> None:
+        if precision == "bf16-weights":
+            raise ValueError(
+                "train.precision = bf16-weights needs engine.name = fsdp: ZeRO keeps fp32 copies of 16-bit weights"
+            )
         if meta_init and self.stage < 3:
             raise ValueError(
                 f"train.meta_init = true needs engine.name = fsdp or engine.stage = 3: stage {self.stage} holds "

@@ -27,13 +27,17 @@ from scalevit.tying import group_by_shared_parameters
 
 
 class FsdpEngine(Engine):
-    """`fully_shard` with fp32 weights; bf16 and fp16 come from autocast inside the module, or from FSDP2's policy."""
+    """`fully_shard`, with fp32 weights unless the precision says otherwise; bf16 and fp16 come from autocast inside the
+    module, or from FSDP2's policy.
+    """
 
     name = "fsdp"
 
     def __init__(self, module: nn.Module, spec: EngineSpec, settings: FsdpSettings):
         self.settings = settings
-        self.autocasts = settings.mixed_precision == "autocast"
+        # Where weights are bf16 themselves, the policy casts the images and reduces gradients in fp32.
+        self._has_policy = settings.mixed_precision == "policy" or spec.precision == "bf16-weights"
+        self.autocasts = not self._has_policy
         super().__init__(module, spec)
 
     def _shard(self, module: nn.Module) -> nn.Module:
@@ -114,7 +118,7 @@ class FsdpEngine(Engine):
     ) -> FSDPModule:
         """Makes one unit of the modules; returns one of them, which speaks for the unit."""
         options: dict[str, Any] = {}
-        if self.settings.mixed_precision == "policy":
+        if self._has_policy:
             # Only the root returns fp32: a LayerNorm with bf16 weights takes no fp32 input.
             options["mp_policy"] = MixedPrecisionPolicy(
                 param_dtype=DTYPES[self.spec.precision], reduce_dtype=torch.float32, output_dtype=output_dtype
@@ -195,7 +199,7 @@ class FsdpEngine(Engine):
 
     def _norm(self, gradients: list[Tensor]) -> float:
         """Global L2 norm of this rank's parts: one number crosses between the ranks that share a copy."""
-        squared = torch.stack(torch._foreach_norm(gradients)).square().sum()
+        squared = torch.stack(torch._foreach_norm(gradients, dtype=torch.float32)).square().sum()
         self._sum_over_shards(squared)
         return squared.sqrt().item()
 

@@ -97,7 +97,8 @@ def load_teacher(settings: "TeacherSettings", config: "Config", *, needs_classes
     channels = config.model.in_chans
     mean, std = (for_channels(values, channels) for values in _normalisation(settings, module.pretrained_cfg))
     teacher = Teacher(module.eval(), str(settings.weights or settings.name), mean, std)
-    _check_images(teacher, settings, (channels, config.model.image_size, config.model.image_size))
+    for side in config.data.augmentation.image_sizes or (config.model.image_size,):
+        _check_images(teacher, settings, (channels, side, side))
     return teacher
 
 
