@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +17,8 @@ from scalevit.errors import UserError
 
 TEMPORARY_SUFFIX = ".tmp"
 """Ends the names of files that are being written; what a killed process leaves under such a name can be removed."""
+# How long `lock` allows for a process that only looks whether a file is locked.
+_SECONDS_OF_A_LOOK = 0.1
 
 
 class Digest(NamedTuple):
@@ -122,13 +125,41 @@ def lock(path: Path, *, wait: bool) -> BinaryIO:
     """
     file = path.open("ab")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        if wait:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        else:
+            _lock_now(file)
     except BlockingIOError:
         file.close()
         raise
     except OSError:
         pass  # a file system without locks: nobody can hold one
     return file
+
+
+def _lock_now(file: BinaryIO) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        time.sleep(_SECONDS_OF_A_LOOK)  # it may be `is_locked` that holds it
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_locked(path: Path) -> bool | None:
+    """Whether another process or thread holds `lock(path)`; None where the file system cannot say.
+
+    Nothing is created or changed. It holds a shared lock for an instant, which `lock` allows for.
+    """
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return None
+    return False
 
 
 @contextmanager

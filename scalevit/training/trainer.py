@@ -141,9 +141,9 @@ class Trainer:
         self.world.check_equal_across_ranks("what can be resumed from", names or None)
         resumed = self._resume(newest_intact(resume_from, self.world)) if resume_from else None
         self.output.open(self.state, self.environment)
-        if resumed is not None:
-            self.output.log(resumed)
-        elif self.initial_weights is not None:
+        # For who watches the run: how far it will go.
+        self.output.log({**(resumed or {"kind": "start", "step": 0}), "steps": self.total_steps})
+        if resumed is None and self.initial_weights is not None:
             self.output.log({"kind": "initial_weights", "step": 0, **asdict(self.initial_weights)})
         if resumed is None and self.task.fingerprint:
             self.output.log({"kind": "task", "step": 0, **self.task.fingerprint})
