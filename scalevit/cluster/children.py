@@ -16,7 +16,7 @@ from scalevit.cluster.shares import Share
 
 _SECONDS_BETWEEN_LOOKS = 0.1
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_LONGEST_LAST_LINE = 65_536
+_LONGEST_END = 65_536
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Children:
                         self._running[number] = job, _start(job, share)
                 if self.stopping.signal is not None and not asked:
                     asked = True
-                    self._send(signal.SIGINT)
+                    self._send(signal.SIGTERM)  # not SIGINT, which processes of a script's background ignore
                 if self.stopping.again and not killed:
                     killed = True
                     self._send(signal.SIGKILL)
@@ -105,7 +105,7 @@ class Children:
             self._send(signal.SIGKILL)  # of an error here; otherwise none is left
 
     def _send(self, number: int) -> None:
-        """Sends a signal to the children and to what they have started, as Ctrl-C does."""
+        """Sends a signal to the children and to what they have started, as a terminal does."""
         for _, process in self._running.values():
             if process.poll() is None:
                 os.killpg(process.pid, number)
@@ -139,14 +139,14 @@ def _on_cores(cores: Sequence[int]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def last_line(log: Path, *, since: int = 0) -> str:
-    """The last line of a log that has text, "" without one.
+def last_lines(log: Path, *, since: int = 0) -> list[str]:
+    """The lines at the end of a log that have text.
 
     Args:
         since: bytes that earlier processes have written.
     """
     with log.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
-        file.seek(max(since, size - _LONGEST_LAST_LINE))
+        file.seek(max(since, size - _LONGEST_END))
         lines = file.read().decode(errors="replace").splitlines()
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return [line.strip() for line in lines if line.strip()]

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from scalevit.errors import UserError
@@ -23,11 +24,8 @@ class Share:
     """As named in `VISIBLE`; None leaves it as it is."""
 
     def environment(self) -> dict[str, str]:
-        """Variables for its process, besides the cores, which it inherits."""
-        variables = {"OMP_NUM_THREADS": str(len(self.cores))}
-        if self.gpus is not None:
-            variables[VISIBLE] = ",".join(self.gpus)
-        return variables
+        """Variables for its process. The cores it inherits: torch and OpenMP take as many threads as it has cores."""
+        return {} if self.gpus is None else {VISIBLE: ",".join(self.gpus)}
 
 
 def divide(count: int, cores: Sequence[int], gpus: Sequence[str]) -> list[Share]:
@@ -58,7 +56,7 @@ def divide(count: int, cores: Sequence[int], gpus: Sequence[str]) -> list[Share]
 def _parts(items: Sequence, count: int) -> list[Sequence]:
     size, rest = divmod(len(items), count)
     ends = [number * size + min(number, rest) for number in range(count + 1)]
-    return [items[first:last] for first, last in zip(ends, ends[1:], strict=False)]
+    return [items[first:last] for first, last in pairwise(ends)]
 
 
 def visible_cores() -> list[int]:

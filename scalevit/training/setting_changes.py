@@ -41,6 +41,30 @@ _OF_THE_RESULT = (
 _OF_SPEED = ("task.teacher.weights", "task.teacher.sharded")
 # The optimizer's state is of the parameters that are trained.
 _FIXED = ("optimizer.frozen",)
+# Runs that differ in nothing else can be compared: where and how fast they are computed, and what is printed of them.
+_OF_THE_MACHINE = (
+    "name",
+    "output_dir",
+    "kernels",
+    "engine",
+    "tracking",
+    "data.workers",
+    "data.max_faults",
+    "data.cache",
+    "data.cache_gb",
+    "train.micro_batch",
+    "train.channels_last",
+    "train.activation_checkpointing",
+    "train.compile",
+    "train.compile_mode",
+    "train.meta_init",
+    "train.checkpoint",
+    "train.log_every_steps",
+    "train.profile",
+    "train.profile_after",
+    "train.profile_steps",
+    "evaluation.batch",
+)
 # They say how to resume.
 _IGNORED = ("train.resume", "train.resume_changes")
 
@@ -55,6 +79,15 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> Chang
     with suppress(UserError):  # settings of a version that this one does not take are compared as they are
         before = validate(dict(before)).model_dump(mode="json")
     return {key: (old, new) for key, old, new in _differences(before, now) if key not in _IGNORED}
+
+
+def without_the_machines(changes: Changes, *others: str) -> Changes:
+    """The changes that make runs which cannot be compared.
+
+    Args:
+        others: keys or sections that may differ besides.
+    """
+    return {key: values for key, values in changes.items() if not _is_under(key, (*_OF_THE_MACHINE, *others))}
 
 
 def changed_fingerprint(before: Mapping[str, str], now: Mapping[str, str]) -> Changes:
