@@ -6,7 +6,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from scalevit.cluster.shares import Share
 from scalevit.errors import UserError
 from scalevit.files import write_whole
 from scalevit.reports.sweeps.plan import SweepPlan, SweepRun
+from scalevit.reports.sweeps.record import config_file
 from scalevit.runs.status import FAILURES, RunStatus, failure_file, read_status
 
 TRAIN = (sys.executable, "-m", "scalevit", "train")
@@ -64,7 +65,7 @@ class Execution:
         Args:
             shares: of the machine, one for each run beside others.
             arguments: further ones of each run: --ranks.
-            program: that the arguments of `scalevit train` are given to.
+            program: that the arguments of `scalevit train` are given to. `write_record` has written their configs.
 
         Raises:
             UserError: the sweep's folder cannot be written.
@@ -85,7 +86,7 @@ class Execution:
         self.stopped = stopping.signal
 
     def _job(self, run: SweepRun, arguments: Sequence[str], program: Sequence[str]) -> Job:
-        command = [*program, "--config", self.plan.config, *arguments, *run.overrides]
+        command = [*program, "--config", str(config_file(run.folder)), *arguments]
         return Job(run.name, command, log_file(run))
 
     def _begin(self, run: SweepRun, job: Job) -> None:

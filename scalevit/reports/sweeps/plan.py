@@ -65,8 +65,6 @@ class SweepRun:
     values: dict[str, str]
     """By label of what is varied."""
     config: Config
-    overrides: tuple[str, ...]
-    """That make it from the sweep's config."""
 
     @property
     def combination(self) -> str:
@@ -134,7 +132,6 @@ def make_plan(
                     name=run_name,
                     values={variation.label: value for variation, value in chosen},
                     config=of_combination.model_copy(update=place),
-                    overrides=(*own, *(f"{key}={value}" for key, value in place.items())),
                 )
             )
     _check_names(runs)

@@ -1,4 +1,7 @@
-"""sweep.json: which runs a sweep has, and whether a command continues or extends it."""
+"""What a sweep's folder records of it: sweep.json lists its runs, configs/NAME.json is the whole config of each.
+
+A run is started from the latter, so that it does not depend on what becomes of the sweep's own config file.
+"""
 
 import json
 from collections.abc import Mapping
@@ -7,41 +10,57 @@ from typing import Any
 
 from scalevit.errors import UserError
 from scalevit.files import write_whole
-from scalevit.reports.sweeps.plan import SweepPlan, SweepRun
+from scalevit.reports.sweeps.plan import SweepPlan
 from scalevit.runs.status import SWEEP_FILE
 from scalevit.training.setting_changes import changed_settings, described, without_the_machines
 
+_CONFIGS = "configs"
+
+
+def config_file(run: Path) -> Path:
+    """The config that a sweep starts a run from.
+
+    Args:
+        run: its folder.
+    """
+    return run.parent / _CONFIGS / f"{run.name}.json"
+
 
 def write_record(plan: SweepPlan) -> None:
-    """Adds the runs of a plan to its sweep.
+    """Adds the runs of a plan to its sweep, with their configs.
 
     Raises:
-        UserError: the folder holds another sweep, or something else, or it cannot be written.
+        UserError: as `check_record`, or the folder cannot be written.
     """
-    before = _read(plan.folder)
-    if before is not None:
-        _check_same(before, plan)
-    runs = dict(before["runs"]) if before else {}
-    # The config of a run that is there already stays the one it was made with.
-    runs |= {run.name: _of_run(run) for run in plan.runs if run.name not in runs}
+    before = check_record(plan)
+    runs = {**before["runs"], **{run.name: {"values": run.values, "seed": run.config.seed} for run in plan.runs}}
     record = {"config": plan.config, "varied": _varied(plan), "runs": runs}
-    if record == before:
-        return
     try:
-        plan.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(plan.folder / SWEEP_FILE, (json.dumps(record, indent=1) + "\n").encode())
+        (plan.folder / _CONFIGS).mkdir(parents=True, exist_ok=True)
+        for run in plan.runs:
+            settings = {"about": {"sweep": run.combination}, **run.config.model_dump(mode="json")}
+            _write_if_new(config_file(run.folder), settings)
+        _write_if_new(plan.folder / SWEEP_FILE, record)
     except OSError as error:
         raise UserError(f"sweep folder {plan.folder}: cannot be written ({error.strerror or error})") from None
 
 
-def check_record(plan: SweepPlan) -> None:
-    """As `write_record`, without writing."""
-    if (before := _read(plan.folder)) is not None:
+def _write_if_new(path: Path, content: Mapping[str, Any]) -> None:
+    encoded = (json.dumps(content, indent=2) + "\n").encode()
+    if not path.exists() or path.read_bytes() != encoded:
+        write_whole(path, encoded)
+
+
+def check_record(plan: SweepPlan) -> dict[str, Any]:
+    """The record of a sweep as it was before, which the plan continues or extends; without runs if it is new.
+
+    Raises:
+        UserError: the folder holds another sweep, a run, or a damaged record.
+    """
+    before = _read(plan.folder)
+    if before["runs"]:
         _check_same(before, plan)
-
-
-def _of_run(run: SweepRun) -> dict[str, Any]:
-    return {"values": run.values, "seed": run.config.seed, "config": run.config.model_dump(mode="json")}
+    return before
 
 
 def _varied(plan: SweepPlan) -> dict[str, str]:
@@ -49,48 +68,53 @@ def _varied(plan: SweepPlan) -> dict[str, str]:
     return {variation.label: variation.key for variation in plan.variations}
 
 
-def _read(folder: Path) -> dict[str, Any] | None:
+def _read(folder: Path) -> dict[str, Any]:
     path = folder / SWEEP_FILE
     if not path.exists():
         if (folder / "config.json").exists():
             raise UserError(f"sweep folder {folder}: is a run's; choose another --name")
-        return None
+        return {"runs": {}}
+    record = _read_object(path)
+    if not all(isinstance(record.get(key), dict) for key in ("varied", "runs")):
+        raise UserError(f"{path}: is damaged; restore it, or choose another --name")
+    return record
+
+
+def _read_object(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        for run in record["runs"].values():
-            if not isinstance(run["config"], dict):
-                raise TypeError("a run has no config")
-        if not isinstance(record["varied"], dict):
-            raise TypeError("`varied` is no object")
+        content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: is damaged ({error}); restore it, or choose another --name") from None
-    return dict(record)
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: is damaged; restore it, or choose another --name")
+    return content
 
 
 def _check_same(before: Mapping[str, Any], plan: SweepPlan) -> None:
     where = f"sweep folder {plan.folder}"
     end = "choose another --name, or remove the folder"
-    earlier, now = set(before["varied"].values()), {variation.key for variation in plan.variations}
+    earlier, now = sorted(map(str, before["varied"].values())), sorted(_varied(plan).values())
     if earlier != now:
-        names = (", ".join(sorted(keys)) or "only the seed" for keys in (earlier, now))
-        raise UserError(f"{where}: varies {next(names)}, not {next(names)}: {end}")
+        names = [", ".join(keys) or "only the seed" for keys in (earlier, now)]
+        raise UserError(f"{where}: varies {names[0]}, not {names[1]}: {end}")
+    with_layers = any(variation.has_layers for variation in plan.variations)
+    first = next(iter(before["runs"]))
     for run in plan.runs:
-        known = before["runs"].get(run.name)
-        if known is None and any(variation.has_layers for variation in plan.variations):
+        known = run.name in before["runs"]
+        if not known and with_layers:
             continue  # a config among the values may change any setting
-        reference = known or next(iter(before["runs"].values()), None)
-        if reference is None:
-            continue
-        changes = changed_settings(reference["config"], run.config.model_dump(mode="json"))
-        free = () if known else ("seed", *_sections(plan))
+        reference = _read_object(config_file(run.folder if known else plan.folder / first))
+        reference.pop("about", None)
+        changes = changed_settings(reference, run.config.model_dump(mode="json"))
+        free = () if known else ("seed", *_differing(plan))
         if refused := without_the_machines(changes, *free):
             listed = "; ".join(described(refused))
             raise UserError(f"{where}: was made with other settings ({listed}): undo that, {end}")
 
 
-def _sections(plan: SweepPlan) -> list[str]:
+def _differing(plan: SweepPlan) -> list[str]:
     """What runs differ in: the keys, and all of a section whose type is varied."""
     keys = [variation.key for variation in plan.variations]
     fields = type(plan.runs[0].config).model_fields
