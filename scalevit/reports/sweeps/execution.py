@@ -6,10 +6,11 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Protocol
 
 from scalevit.cluster.children import Children, Job, Stopping, last_lines
@@ -42,7 +43,7 @@ class Execution:
     plan: SweepPlan
     runs: Sequence[SweepRun]
     """All that this command is about."""
-    view: View
+    view: View | None = None
     statuses: dict[str, RunStatus] = field(default_factory=dict)
     """By name of the run."""
     stopped: int | None = None
@@ -94,7 +95,8 @@ class Execution:
         with job.log.open("a") as log:
             log.write(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')} $ {shlex.join(job.command)}\n")
             self._started[run.name] = log.tell()
-        self.view.started(run)
+        if self.view:
+            self.view.started(run)
 
     def _end(self, run: SweepRun, job: Job, status: int, stopping: int | None) -> None:
         since = self._started.pop(run.name)
@@ -102,7 +104,8 @@ class Execution:
             record = {"status": status, "error": _reason(job.log, since, status), "time": round(time.time(), 3)}
             write_whole(failure_file(run.folder), (json.dumps(record) + "\n").encode())
         self.statuses[run.name] = read_status(run.folder)
-        self.view.ended(run, self.statuses[run.name])
+        if self.view:
+            self.view.ended(run, self.statuses[run.name])
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -111,7 +114,8 @@ class Execution:
             for run in self.runs:
                 if run.name in self._started:
                     self.statuses[run.name] = _as_running(read_status(run.folder))
-            self.view.refresh(self.statuses)
+            if self.view:
+                self.view.refresh(self.statuses)
 
     def of_state(self, state: str) -> list[SweepRun]:
         """The runs in a state."""
@@ -138,3 +142,25 @@ def _reason(log: Path, since: int, status: int) -> str:
             memory = ", perhaps because memory did not suffice" if name == "SIGKILL" else ""
             return f"ended by {name}{memory}" + (f": {line}" if line else "")
     return (line or (lines[-1] if lines else f"ended with status {status}")).removeprefix("error: ")
+
+
+def seconds_left(statuses: Iterable[RunStatus], *, together: int) -> float | None:
+    """Time until all runs have ended, from those that have and the rates of those that run; None before any is known.
+
+    Args:
+        together: how many run at the same time.
+    """
+    whole: list[float] = []
+    left: list[float | None] = []
+    for status in statuses:
+        if status.state == "finished":
+            whole += [status.seconds] if status.seconds else []
+        elif status.state == "running" and status.seconds is not None and status.seconds_left is not None:
+            whole.append(status.seconds + status.seconds_left)
+            left.append(status.seconds_left)
+        elif status.state != "failed":
+            left.append(None)
+    if not whole:
+        return None
+    usual = fmean(whole)
+    return sum(usual if seconds is None else seconds for seconds in left) / max(1, min(together, len(left)))

@@ -45,15 +45,21 @@ def combine(runs: Iterable[SweepRun]) -> list[CombinationResult]:
 
 def _combine(combination: str, runs: list[SweepRun]) -> CombinationResult:
     summaries = [summary for run in runs if (summary := _read_summary(run)) is not None]
-    top1, gap = {}, {}
+    return CombinationResult(
+        combination, len(summaries), len(runs), _spreads(summaries, "top1"), _spreads(summaries, "peak_to_final_gap")
+    )
+
+
+def _spreads(summaries: list[dict[str, Any]], key: str) -> dict[str, Spread]:
+    """By weight set; without one that a summary does not have."""
+    found = {}
     for weight_set in (EMA, WEIGHTS):
-        results = [summary if weight_set == WEIGHTS else summary.get(EMA) for summary in summaries]
-        if results and all(isinstance(result, dict) for result in results):
-            for found, key in ((top1, "top1"), (gap, "peak_to_final_gap")):
-                values = [result.get(key) for result in results]  # type: ignore[union-attr]
-                if all(isinstance(value, int | float) for value in values):
-                    found[weight_set] = Spread(fmean(values), stdev(values) if len(values) > 1 else None)
-    return CombinationResult(combination, len(summaries), len(runs), top1, gap)
+        sections = [summary if weight_set == WEIGHTS else summary.get(EMA) for summary in summaries]
+        values = [section.get(key) if isinstance(section, dict) else None for section in sections]
+        numbers = [float(value) for value in values if isinstance(value, int | float)]
+        if numbers and len(numbers) == len(values):
+            found[weight_set] = Spread(fmean(numbers), stdev(numbers) if len(numbers) > 1 else None)
+    return found
 
 
 def _read_summary(run: SweepRun) -> dict[str, Any] | None:
