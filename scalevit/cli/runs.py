@@ -33,6 +33,8 @@ def run(arguments: argparse.Namespace) -> None:
         UserError: there is no such folder, or it cannot be read.
     """
     folder = arguments.folder
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
     try:
         found = find_runs(folder)
     except OSError as error:

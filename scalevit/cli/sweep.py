@@ -123,9 +123,9 @@ def _run(plan: SweepPlan, arguments: argparse.Namespace) -> int:
     together = arguments.parallel or 1
     shares = divide(together, visible_cores(), visible_gpus(os.environ) if together > 1 else [])
     runs = plan.runs if arguments.only is None else [plan.runs[arguments.only]]
+    check_record(plan)
     view = SweepView(runs, together=together)
     execution = Execution(plan, runs, view)
-    check_record(plan)
     if execution.waiting and arguments.only is None:
         check_models(plan, ranks=arguments.ranks or 1)
     write_record(plan)
@@ -141,10 +141,10 @@ def _run(plan: SweepPlan, arguments: argparse.Namespace) -> int:
 def _report(execution: Execution) -> int:
     """Prints how a sweep has ended; returns the exit status."""
     print_results(combine(execution.runs))
-    for state in ("failed", "running"):
-        for run in execution.of_state(state):
-            reason = execution.statuses[run.name].problem if state == "failed" else "in another process"
-            print(f"{state}: {run.name}: {reason}" + (f" (log: {log_file(run)})" if state == "failed" else ""))
+    for state, reason in (("failed", None), ("interrupted", "is not finished"), ("running", "in another process")):
+        for run in execution.of_state(state) if execution.stopped is None or state == "failed" else ():
+            log = f" (log: {log_file(run)})" if log_file(run).exists() else ""
+            print(f"{state}: {run.name}: {reason or execution.statuses[run.name].problem}{log}")
     finished, count = len(execution.of_state("finished")), len(execution.runs)
     if finished:
         print(f"{finished} of {count} runs are finished; tables and figures: scalevit report {_quoted(execution)}")

@@ -61,7 +61,7 @@ class SweepView:
                 spent = "" if status.seconds is None else f" in {format_duration(status.seconds)}"
                 self._line(", ".join(filter(None, [f"{run.name}: finished{spent}", results_text(status)])))
             case state if not self._live:
-                self._line(f"{run.name}: {state} at step {of_total(status.step, status.steps)}")
+                self._line(f"{run.name}: {state}, step {of_total(status.step, status.steps)}")
 
     def refresh(self, statuses: Mapping[str, RunStatus]) -> None:
         self._statuses = statuses
@@ -72,7 +72,8 @@ class SweepView:
             if status.state == "running":
                 loss = "" if status.loss is None else f"loss {status.loss:.4f}"
                 left = "" if status.seconds_left is None else f"{format_duration(status.seconds_left)} left"
-                progress = f"{status.name}: step {of_total(status.step, status.steps)}"
+                step = "starting" if status.step is None else f"step {of_total(status.step, status.steps)}"
+                progress = f"{status.name}: {step}"
                 self._line(", ".join(filter(None, [progress, loss, results_text(status), left])))
         self._line(f"sweep: {self._summary()}")
 

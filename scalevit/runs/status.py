@@ -167,7 +167,7 @@ def _with_progress(
     epochs = _whole(_section(config, "train").get("epochs"))
     step = records[-1]["step"] if records else _whole(summary.get("steps"))
     numbered = [number for record in records if (number := _whole(record.get("epoch"))) is not None]
-    steps = step if summary else _total_steps(records, evaluations, epochs)
+    steps = _total_steps(records, evaluations, epochs) or _whole(summary.get("steps"))
     return replace(
         status,
         step=step,

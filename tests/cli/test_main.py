@@ -155,6 +155,7 @@ def test_help_schema_and_early_errors_import_no_torch() -> None:
         "    ['plan', '--config', 'quickstart', '--gpus', '2', '--device', 'h20'],\n"
         "    ['evaluate', '--config', 'quickstart'], ['checkpoint', 'convert', 'nowhere', 'x'],\n"
         "    ['checkpoint', 'convert', '.', 'x.onnx'], ['export', 'nowhere', 'x.pt2', '--to', 'torch'],\n"
+        "    ['sweep', '--config', 'quickstart', '--seeds', '2', '--only', '2'], ['runs', 'nowhere'],\n"
         "    ['predict', 'nowhere', 'x.png'], ['average', 'a', 'b', '--output', 'x.safetensors']):\n"
         "    try: main(arguments)\n"
         "    except SystemExit: pass\n"

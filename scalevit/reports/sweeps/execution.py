@@ -25,6 +25,8 @@ TRAIN = (sys.executable, "-m", "scalevit", "train")
 """The program that a run is made with; its arguments are those of `scalevit train`."""
 _AN_ERROR = re.compile(r"(error: |([A-Za-z_]\w*\.)*[A-Z]\w*(Error|Exception|Interrupt|Exit)\b)")
 _SECONDS_BETWEEN_READS = 1.0
+# The exit statuses of a run that somebody else's signal has ended, with everything saved.
+_INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
 class View(Protocol):
@@ -100,7 +102,7 @@ class Execution:
 
     def _end(self, run: SweepRun, job: Job, status: int, stopping: int | None) -> None:
         since = self._started.pop(run.name)
-        if status and stopping is None:
+        if status and stopping is None and status not in _INTERRUPTED:
             record = {"status": status, "error": _reason(job.log, since, status), "time": round(time.time(), 3)}
             write_whole(failure_file(run.folder), (json.dumps(record) + "\n").encode())
         self.statuses[run.name] = read_status(run.folder)
@@ -141,7 +143,9 @@ def _reason(log: Path, since: int, status: int) -> str:
             name = signal.Signals(-status).name
             memory = ", perhaps because memory did not suffice" if name == "SIGKILL" else ""
             return f"ended by {name}{memory}" + (f": {line}" if line else "")
-    return (line or (lines[-1] if lines else f"ended with status {status}")).removeprefix("error: ")
+    if line is None:
+        return f"ended with status {status}" + (f"; its last line: {lines[-1]}" if lines else "")
+    return line.removeprefix("error: ")
 
 
 def seconds_left(statuses: Iterable[RunStatus], *, together: int) -> float | None:

@@ -205,6 +205,8 @@ def _whole_key(label: str) -> str:
         return label
     if by_selector:
         return by_selector
+    if any(key.name == label for key in keys):
+        raise UserError(f"--vary {label}: is a section; name one of its settings, e.g. {_example(names, label)}")
     ending = [name for name in names if name.rpartition(".")[2] == label]
     if len(ending) == 1:
         return ending[0]
@@ -213,6 +215,10 @@ def _whole_key(label: str) -> str:
     nearest = find_key(label)
     hint = f"; nearest: {nearest}" if nearest else ""
     raise UserError(f"--vary {label}: is not a setting{hint}; `scalevit config show` lists all")
+
+
+def _example(names: Sequence[str], section: str) -> str:
+    return next(name for name in names if name.startswith(f"{section}."))
 
 
 def _dots(text: str) -> Iterator[int]:
