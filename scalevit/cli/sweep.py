@@ -140,7 +140,8 @@ def _run(plan: SweepPlan, arguments: argparse.Namespace) -> int:
 
 def _report(execution: Execution) -> int:
     """Prints how a sweep has ended; returns the exit status."""
-    print_results(combine(execution.runs))
+    if execution.of_state("finished"):
+        print_results(combine(execution.runs))
     for state, reason in (("failed", None), ("interrupted", "is not finished"), ("running", "in another process")):
         for run in execution.of_state(state) if execution.stopped is None or state == "failed" else ():
             log = f" (log: {log_file(run)})" if log_file(run).exists() else ""

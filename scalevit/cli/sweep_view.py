@@ -63,6 +63,9 @@ class SweepView:
             case state if not self._live:
                 self._line(f"{run.name}: {state}, step {of_total(status.step, status.steps)}")
 
+    def stopping(self, names: Sequence[str]) -> None:
+        self._line(f"stopping: {', '.join(names)} will save and end; a second Ctrl-C ends at once, without saving")
+
     def refresh(self, statuses: Mapping[str, RunStatus]) -> None:
         self._statuses = statuses
         if self._live or time.monotonic() - self._last_line < _SECONDS_BETWEEN_LINES:

@@ -71,6 +71,7 @@ class Children:
         *,
         started: Callable[[Job], None],
         ended: Callable[[Job, int], None],
+        asked: Callable[[Sequence[Job]], None],
         tick: Callable[[], None],
     ) -> None:
         """Runs all jobs in their order, or stops them when `stopping` says so. A failing one does not end the others.
@@ -78,10 +79,11 @@ class Children:
         Args:
             started: called before a job is started.
             ended: called with the exit status of a job, a negative one of a signal.
+            asked: called before running jobs are asked to end.
             tick: called several times a second.
         """
         waiting = list(jobs)
-        asked = killed = False
+        sent: list[int] = []
         try:
             while self._running or (waiting and self.stopping.signal is None):
                 for number, share in enumerate(self.shares):
@@ -89,11 +91,12 @@ class Children:
                         job = waiting.pop(0)
                         started(job)
                         self._running[number] = job, _start(job, share)
-                if self.stopping.signal is not None and not asked:
-                    asked = True
-                    self._send(signal.SIGTERM)  # not SIGINT, which processes of a script's background ignore
-                if self.stopping.again and not killed:
-                    killed = True
+                if self.stopping.signal is not None and not sent:
+                    asked([job for job, _ in self._running.values()])
+                    sent.append(signal.SIGTERM)  # not SIGINT, which processes of a script's background ignore
+                    self._send(signal.SIGTERM)
+                if self.stopping.again and signal.SIGKILL not in sent:
+                    sent.append(signal.SIGKILL)
                     self._send(signal.SIGKILL)
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
                 for number, (job, process) in list(self._running.items()):
@@ -102,7 +105,7 @@ class Children:
                         ended(job, status)
                 tick()
         finally:
-            self._send(signal.SIGKILL)  # of an error here; otherwise none is left
+            self._send(signal.SIGTERM)  # where an error ends this; otherwise none is left
 
     def _send(self, number: int) -> None:
         """Sends a signal to the children and to what they have started, as a terminal does."""

@@ -100,10 +100,11 @@ def failure_file(run: Path) -> Path:
     return run.parent / FAILURES / f"{run.name}.json"
 
 
-def read_status(run: Path, *, now: float | None = None) -> RunStatus:
+def read_status(run: Path, *, running: bool = False, now: float | None = None) -> RunStatus:
     """The status of a run folder, which need not exist.
 
     Args:
+        running: the caller knows that it runs; a process holds its lock only when it has opened its data.
         now: seconds since 1970; the present time by default.
     """
     now = time.time() if now is None else now
@@ -118,7 +119,7 @@ def read_status(run: Path, *, now: float | None = None) -> RunStatus:
     problem = problem or summary_problem or (f"metrics.jsonl: {damaged} damaged lines" if damaged else None)
     status = _with_progress(RunStatus(run, "not started", problem=problem), config, records, summary)
     status = replace(status, changed=_last_change(run, records))
-    state = _state(run, bool(summary), bool(failure), now - (status.changed or 0))
+    state: State = "running" if running else _state(run, bool(summary), bool(failure), now - (status.changed or 0))
     if state == "failed":
         status = replace(status, problem=str(failure.get("error") or "ended without a message"))
     return replace(status, state=state, seconds_left=status.seconds_left if state == "running" else None)

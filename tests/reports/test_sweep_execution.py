@@ -34,6 +34,9 @@ class Witness:
     def ended(self, run: SweepRun, status: RunStatus) -> None:
         self.events.append(f"{run.name} {status.state}")
 
+    def stopping(self, names: Sequence[str]) -> None:
+        self.events.append(f"stopping {', '.join(names)}")
+
     def refresh(self, statuses: Mapping[str, RunStatus]) -> None:
         ready = [run for run in self.plan.runs if (run.folder / "ready.json").exists()]
         if ready and self.signals:
@@ -120,7 +123,7 @@ def test_runs_beside_each_other_have_their_shares(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_has_the_runs_save_and_starts_no_other(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     execution, witness = sweep({"none-seed2": "wait"}, monkeypatch, signals=[number])
-    assert witness.events[-2:] == ["none-seed2 started", "none-seed2 interrupted"]
+    assert witness.events[-3:] == ["none-seed2 started", "stopping none-seed2", "none-seed2 interrupted"]
     assert execution.stopped == number
     assert (execution.runs[1].folder / "saved.json").exists()
     assert not failure_file(execution.runs[1].folder).exists()
@@ -131,7 +134,7 @@ def test_a_signal_has_the_runs_save_and_starts_no_other(number: int, monkeypatch
 
 def test_a_second_ctrl_c_ends_them_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     execution, witness = sweep({"none-seed1": "hang"}, monkeypatch, signals=[signal.SIGINT, signal.SIGINT])
-    assert witness.events == ["none-seed1 started", "none-seed1 interrupted"]
+    assert witness.events == ["none-seed1 started", "stopping none-seed1", "none-seed1 interrupted"]
     assert not (execution.runs[0].folder / "saved.json").exists()
 
 

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Protocol
@@ -34,6 +34,9 @@ class View(Protocol):
 
     def started(self, run: SweepRun) -> None: ...
     def ended(self, run: SweepRun, status: RunStatus) -> None: ...
+    def stopping(self, names: Sequence[str]) -> None:
+        """Called once, before these runs are asked to save and end."""
+
     def refresh(self, statuses: Mapping[str, RunStatus]) -> None:
         """Called about once a second, with the status of every run by its name."""
 
@@ -82,6 +85,7 @@ class Execution:
                     jobs,
                     started=lambda job: self._begin(by_name[job.name], job),
                     ended=lambda job, status: self._end(by_name[job.name], job, status, stopping.signal),
+                    asked=self._asked,
                     tick=self._tick,
                 )
         except OSError as error:
@@ -109,24 +113,23 @@ class Execution:
         if self.view:
             self.view.ended(run, self.statuses[run.name])
 
+    def _asked(self, jobs: Sequence[Job]) -> None:
+        if self.view and jobs:
+            self.view.stopping([job.name for job in jobs])
+
     def _tick(self) -> None:
         now = time.monotonic()
         if now - self._read_at > _SECONDS_BETWEEN_READS:
             self._read_at = now
             for run in self.runs:
                 if run.name in self._started:
-                    self.statuses[run.name] = _as_running(read_status(run.folder))
+                    self.statuses[run.name] = read_status(run.folder, running=True)
             if self.view:
                 self.view.refresh(self.statuses)
 
     def of_state(self, state: str) -> list[SweepRun]:
         """The runs in a state."""
         return [run for run in self.runs if self.statuses[run.name].state == state]
-
-
-def _as_running(status: RunStatus) -> RunStatus:
-    """Of a process of ours, which may not hold its lock yet."""
-    return replace(status, state="running")
 
 
 def log_file(run: SweepRun) -> Path:
