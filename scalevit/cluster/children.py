@@ -39,11 +39,15 @@ class Stopping:
 
     @contextmanager
     def watching(self) -> Iterator["Stopping"]:
-        """Takes SIGINT, SIGTERM and SIGHUP while the block runs; only in the main thread, where signals arrive."""
+        """Takes SIGINT, SIGTERM and SIGHUP while the block runs; only in the main thread, where signals arrive.
+
+        One that is ignored stays so: nohup ignores SIGHUP.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        before = {number: signal.signal(number, self._receive) for number in _STOPPING}
+        taken = [number for number in _STOPPING if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, self._receive) for number in taken}
         try:
             yield self
         finally:

@@ -4,6 +4,7 @@ Reads a run folder as it is found on the disk, damaged or foreign; writes nothin
 """
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -119,7 +120,9 @@ def read_status(run: Path, *, running: bool = False, now: float | None = None) -
     problem = problem or summary_problem or (f"metrics.jsonl: {damaged} damaged lines" if damaged else None)
     status = _with_progress(RunStatus(run, "not started", problem=problem), config, records, summary)
     status = replace(status, changed=_last_change(run, records))
-    state: State = "running" if running else _state(run, bool(summary), bool(failure), now - (status.changed or 0))
+    # A run that was started by hand since then has not failed.
+    failed = bool(failure) and (_number(failure.get("time")) or math.inf) >= (status.changed or 0)
+    state: State = "running" if running else _state(run, bool(summary), failed, now - (status.changed or 0))
     if state == "failed":
         status = replace(status, problem=str(failure.get("error") or "ended without a message"))
     return replace(status, state=state, seconds_left=status.seconds_left if state == "running" else None)
@@ -245,4 +248,5 @@ def _whole(value: Any) -> int | None:
 
 
 def _number(value: Any) -> float | None:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and math.isfinite(value) else None

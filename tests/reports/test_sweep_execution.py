@@ -132,6 +132,16 @@ def test_a_signal_has_the_runs_save_and_starts_no_other(number: int, monkeypatch
     assert len(again.of_state("finished")) == 4
 
 
+def test_under_nohup_a_closed_terminal_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        act = {"none-seed1": "wait", "none-seed2": "wait"}
+        execution, _ = sweep(act, monkeypatch, signals=[signal.SIGHUP, signal.SIGTERM])
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert execution.stopped == signal.SIGTERM
+
+
 def test_a_second_ctrl_c_ends_them_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     execution, witness = sweep({"none-seed1": "hang"}, monkeypatch, signals=[signal.SIGINT, signal.SIGINT])
     assert witness.events == ["none-seed1 started", "stopping none-seed1", "none-seed1 interrupted"]

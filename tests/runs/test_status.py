@@ -69,6 +69,12 @@ def test_a_failed_and_a_planned_run(tmp_path: Path) -> None:
     failure_file(run).write_text('{"error": "no memory"}')
     status = read_status(run)
     assert (status.state, status.problem) == ("failed", "no memory")
+    write(run, START, TRAIN)
+    failure_file(run).write_text('{"error": "no memory", "time": 1011}')
+    assert read_status(run).state == "failed"
+    failure_file(run).write_text('{"error": "no memory", "time": 1009}')
+    assert read_status(run).state == "interrupted", "it was started by hand since then"
+    assert read_status(run, running=True).seconds_left == 30.0
 
 
 def test_the_best_epoch_is_that_of_the_configs_metric(tmp_path: Path) -> None:
@@ -89,7 +95,7 @@ def test_steps_of_a_run_that_recorded_none_follow_from_its_epochs(tmp_path: Path
         ("summary.json", b"[1]", "summary.json is damaged"),
         ("summary.json", b"\xff", "summary.json is damaged"),
         ("metrics.jsonl", b"no JSON\n", "metrics.jsonl: 1 damaged lines"),
-        ("metrics.jsonl", b'{"step": 3, "kind": "evaluation", "epoch": "x", "top1": null, "time": "y"}\n', None),
+        ("metrics.jsonl", b'{"step": 3, "kind": "evaluation", "epoch": "x", "top1": NaN, "time": "y"}\n', None),
         ("metrics.jsonl", None, "metrics.jsonl cannot be read (Is a directory)"),
     ],
     ids=range(8),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scalevit.errors import UserError
-from scalevit.files import write_whole
+from scalevit.files import locked, write_whole
 from scalevit.reports.sweeps.plan import SweepPlan
 from scalevit.runs.status import SWEEP_FILE
 from scalevit.training.setting_changes import changed_settings, described, without_the_machines
@@ -32,15 +32,16 @@ def write_record(plan: SweepPlan) -> None:
     Raises:
         UserError: as `check_record`, or the folder cannot be written.
     """
-    before = check_record(plan)
-    runs = {**before["runs"], **{run.name: {"values": run.values, "seed": run.config.seed} for run in plan.runs}}
-    record = {"config": plan.config, "varied": _varied(plan), "runs": runs}
+    check_record(plan)
     try:
         (plan.folder / _CONFIGS).mkdir(parents=True, exist_ok=True)
-        for run in plan.runs:
-            settings = {"about": {"sweep": run.combination}, **run.config.model_dump(mode="json")}
-            _write_if_new(config_file(run.folder), settings)
-        _write_if_new(plan.folder / SWEEP_FILE, record)
+        with locked(plan.folder / ".record.lock"):  # tasks of a Slurm array may be beside a command that extends it
+            runs = {run.name: {"values": run.values, "seed": run.config.seed} for run in plan.runs}
+            runs = {**check_record(plan)["runs"], **runs}
+            for run in plan.runs:
+                settings = {"about": {"sweep": run.combination}, **run.config.model_dump(mode="json")}
+                _write_if_new(config_file(run.folder), settings)
+            _write_if_new(plan.folder / SWEEP_FILE, {"config": plan.config, "varied": _varied(plan), "runs": runs})
     except OSError as error:
         raise UserError(f"sweep folder {plan.folder}: cannot be written ({error.strerror or error})") from None
 
