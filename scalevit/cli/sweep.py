@@ -6,6 +6,7 @@ Must not import torch: it starts at once and stays small beside its runs.
 import argparse
 import os
 import shlex
+import signal
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -127,7 +128,11 @@ def _run(plan: SweepPlan, arguments: argparse.Namespace) -> int:
     view = SweepView(runs, together=together)
     execution = Execution(plan, runs, view)
     if execution.waiting and arguments.only is None:
-        check_models(plan, ranks=arguments.ranks or 1)
+        try:
+            check_models(plan, ranks=arguments.ranks or 1)
+        except KeyboardInterrupt:
+            print("stopped before the first run", file=sys.stderr)
+            return 128 + signal.SIGINT
     write_record(plan)
     try:
         # Tasks of a Slurm array are beside each other; a run's own lock keeps them apart.

@@ -131,6 +131,17 @@ def test_a_run_of_another_process_is_left_to_it(fakes: Path, capsys: pytest.Capt
     assert not (fakes / "logs" / "thin-seed1.log").exists()
 
 
+def test_ctrl_c_before_the_first_run_is_no_traceback(
+    fakes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(plan: object, ranks: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "check_models", interrupted)
+    assert ended([*SWEEP, "--seeds", "2"], capsys) == (130, "", "stopped before the first run\n")
+    assert not fakes.exists()
+
+
 def test_two_sweeps_at_once_are_refused(fakes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fakes.mkdir(parents=True)
     with files.locked(fakes / ".lock"):
