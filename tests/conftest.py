@@ -24,6 +24,7 @@ LONGEST = [
         "checkpoint/test_resume_anywhere.py",
         "golden/test_golden.py",
         "cli/test_local_ranks.py",
+        "cli/test_sweep_command.py",
         "planning/test_accounting.py",
         "test_extending.py",
     )

@@ -53,12 +53,14 @@ def _named_words() -> dict[str, Any]:
     keys = list(dict.fromkeys(key.name for key in all_keys()))
     settings = [key.name for key in all_keys() if not key.is_section or is_free_form(key.name)]
     presets = _words("presets", preset_names())
+    values = _words("settings", [f"{name}=" for name in dict.fromkeys(settings)])
     return {
         "config": presets,
         "first": presets,
         "second": presets,
         "keys": _words("keys", keys),
-        "overrides": _words("settings", [f"{name}=" for name in dict.fromkeys(settings)]),
+        "overrides": values,
+        "vary": values,
         "device": _words("devices", device_names()),
         "strategies": _words("reductions", [part.kind() for part in REDUCTIONS]),
     }

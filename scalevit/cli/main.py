@@ -24,6 +24,8 @@ COMMANDS = CommandTable(
         name: (f"scalevit.cli.{name.replace('-', '_')}", purpose)
         for name, purpose in {
             "train": "train a model",
+            "sweep": "train with several settings and seeds, one run after the other or in parallel",
+            "runs": "list runs with their state, progress and best result",
             "evaluate": "evaluate weights on the validation images",
             "predict": "print classes and probabilities of images",
             "export": "write a trained model for timm, model hubs, torch or ONNX",

@@ -11,29 +11,9 @@ from typing import Any
 from scalevit.errors import UserError, nearest_hint
 from scalevit.reports.runs import Accuracy, Run
 from scalevit.reports.statistics import Spread
+from scalevit.training.setting_changes import OF_THE_FOLDER, is_under
 
-IGNORED = (
-    "$schema",
-    "about",
-    "extends",
-    "name",
-    "output_dir",
-    "seed",
-    "tracking",
-    "data.cache",
-    "data.cache_gb",
-    "data.max_faults",
-    "data.workers",
-    "evaluation.batch",
-    "evaluation.examples",
-    "train.checkpoint",
-    "train.log_every_steps",
-    "train.profile",
-    "train.profile_after",
-    "train.profile_steps",
-    "train.resume",
-    "train.resume_changes",
-)
+IGNORED = ("$schema", "about", "extends", "seed", *OF_THE_FOLDER)
 """Settings and sections in which runs of one group may differ."""
 _STRATEGY = "reduction.strategy"
 _ABSENT = "(not set)"
@@ -75,7 +55,7 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[Run]]:
     settings: dict[str, dict[str, Any]] = {}
     for run in runs:
         if run.config is not None:
-            own = {key: value for key, value in flat_settings(run.config) if not _is_ignored(key)}
+            own = {key: value for key, value in flat_settings(run.config) if not is_under(key, IGNORED)}
             key = json.dumps(own, sort_keys=True)
             members.setdefault(key, []).append(run)
             settings[key] = own
@@ -137,10 +117,6 @@ def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tup
             yield from flat_settings(inner, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", inner
-
-
-def _is_ignored(key: str) -> bool:
-    return any(key == ignored or key.startswith(f"{ignored}.") for ignored in IGNORED)
 
 
 def _labels(settings: Sequence[Mapping[str, Any]]) -> list[str]:

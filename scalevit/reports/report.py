@@ -23,6 +23,7 @@ from scalevit.reports.page import GENERATOR, to_html
 from scalevit.reports.results import accuracy_table, compare, comparison_table, model_table
 from scalevit.reports.runs import Run, find_run_folders, read_run
 from scalevit.reports.tables import Table
+from scalevit.runs.status import STATES
 
 PAGE, MARKDOWN = "report.html", "report.md"
 
@@ -76,7 +77,7 @@ def make_report(
 
 def _lead(groups: Sequence[Group], runs: Sequence[Run]) -> str:
     parts = [_count(len(groups), "group"), _count(sum(run.state == "finished" for run in runs), "finished run")]
-    for state in ("running", "interrupted"):
+    for state in (state for state in STATES if state != "finished"):
         if found := sum(run.state == state for run in runs):
             parts.append(f"{found} {state}")
     return ", ".join(parts) + "."

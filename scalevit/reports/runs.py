@@ -5,18 +5,16 @@ Knows the files of a run folder. Must not know groups of runs, or how anything i
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from scalevit.errors import UserError
-from scalevit.files import is_locked
 from scalevit.runs.records import read_records
+from scalevit.runs.status import RunStatus, State, find_runs, read_status
 from scalevit.runs.summary import EMA, WEIGHTS, record_key, score_of
 
-State = Literal["finished", "running", "interrupted"]
 WEIGHT_SETS = {EMA: "EMA", WEIGHTS: "weights"}
 """Name of each weight set -> how it is shown."""
 
@@ -85,22 +83,19 @@ class Run:
 
 
 def find_run_folders(paths: Sequence[Path]) -> list[Path]:
-    """The run folders among these folders and below them, each once, in the order of their names.
-
-    A run folder has metrics.jsonl, or config.json and environment.json.
+    """The run folders among these folders and below them (`status.find_runs`), each once, in the order of their names.
 
     Raises:
-        UserError: a path is not a folder, or there is no run folder.
+        UserError: a path is not a folder or cannot be read, or there is no run folder.
     """
     found: dict[Path, Path] = {}
     for path in paths:
         if not path.is_dir():
             raise UserError(f"{path}: {'is a file, not a folder' if path.exists() else 'no such folder'}")
-        for place, folders, files in os.walk(path):
-            if "metrics.jsonl" in files or {"config.json", "environment.json"} <= set(files):
-                found.setdefault(Path(place).resolve(), Path(place))
-                folders.clear()  # what is below belongs to the run
-            folders.sort()
+        try:
+            found = {folder.resolve(): folder for folder in find_runs(path)} | found
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     if not found:
         listed = ", ".join(map(str, paths))
         raise UserError(f"{listed}: no run folder in it or below (one with config.json and metrics.jsonl)")
@@ -140,16 +135,24 @@ def read_run(folder: Path) -> Run:
         found = accuracy_of(list(evaluations.values()), weight_set, metric)
         if found is not None:
             accuracy[weight_set] = found
-    state: State = "finished"
-    if summary is None:
-        state = "running" if is_locked(folder / "checkpoints" / ".lock") else "interrupted"
-        notes.append(_why_unfinished(state, records))
+    status = read_status(folder)
+    if status.state != "finished":
+        notes.append(_why_unfinished(status, records))
     notes += _disagreements(summary, accuracy)
     training = [record for record in records if record.get("kind") == "train"]
     environment = _read_object(folder / "environment.json", notes) or {}
     events = [record for record in records if record.get("kind") not in ("train", "evaluation")]
     return Run(
-        folder, state, config, summary, environment, training, list(evaluations.values()), events, notes, accuracy
+        folder,
+        status.state,
+        config,
+        summary,
+        environment,
+        training,
+        list(evaluations.values()),
+        events,
+        notes,
+        accuracy,
     )
 
 
@@ -205,10 +208,15 @@ def _read_object(path: Path, notes: list[str], *, needed: bool = False) -> dict[
     return content
 
 
-def _why_unfinished(state: State, records: Sequence[Mapping[str, Any]]) -> str:
-    if state == "running":
-        return "still running"
+def _why_unfinished(status: RunStatus, records: Sequence[Mapping[str, Any]]) -> str:
     last = f"last record at step {records[-1]['step']:,}" if records else "no records"
+    match status.state:
+        case "running":
+            return "still running"
+        case "failed":
+            return f"failed ({status.problem}); {last}"
+        case "not started":
+            return "not started"
     return f"no summary.json ({last}): interrupted, failed, or running on another machine"
 
 

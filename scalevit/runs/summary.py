@@ -14,7 +14,7 @@ from scalevit.runs.records import Record, finite
 WEIGHTS, EMA = "weights", "ema"
 
 
-def score_of(value: float, metric: SelectionMetric) -> float:
+def score_of(value: float, metric: str) -> float:
     """A metric as a number of which higher is better."""
     return -value if metric == "loss" else value
 

@@ -138,13 +138,7 @@ def prepare(config: Config) -> PreparedRun:
     config = with_model_defaults(config)
     folder = RunFolder(Path(config.output_dir) / config.name, writes=world.is_first)
     scope = check_engine(config, world)
-    tracking = Tracking(config.tracking.enabled)
-    with naming_settings(TRACKER_KEYS):
-        tracking.check()
-    with naming_settings(SECTIONS), settings_of("task"):
-        config.task.check()
-    with naming_settings(SECTIONS):
-        costs = model_costs(config.model, config.reduction)
+    tracking, costs = _check_settings(config)
     checkpoints = find_resumable(config, folder)
     with naming_data_settings():
         data = open_data(config, world)
@@ -153,6 +147,27 @@ def prepare(config: Config) -> PreparedRun:
     check_fingerprint_of_task(checkpoints, task.fingerprint, config, folder)
     build_engine = EngineBuilder(config, world, scope, task)
     return PreparedRun(config, world, folder, tracking, costs, checkpoints, data, build_engine)
+
+
+def check_settings(config: Config) -> ModelCosts:
+    """Checks what can be checked without data and run folder, and counts the model's parameters.
+
+    Raises:
+        UserError: one line with the config key.
+    """
+    config = with_model_defaults(config)
+    check_engine(config, World.from_environment())
+    return _check_settings(config)[1]
+
+
+def _check_settings(config: Config) -> tuple[Tracking, ModelCosts]:
+    tracking = Tracking(config.tracking.enabled)
+    with naming_settings(TRACKER_KEYS):
+        tracking.check()
+    with naming_settings(SECTIONS), settings_of("task"):
+        config.task.check()
+    with naming_settings(SECTIONS):
+        return tracking, model_costs(config.model, config.reduction)
 
 
 def prepare_evaluation(

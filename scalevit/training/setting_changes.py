@@ -43,6 +43,36 @@ _OF_SPEED = ("task.teacher.weights", "task.teacher.sharded")
 _FIXED = ("optimizer.frozen", "optimizer.layer_decay_no_opt_scale")
 # They say how to resume.
 _IGNORED = ("train.resume", "train.resume_changes")
+OF_THE_FOLDER = (
+    "name",
+    "output_dir",
+    "tracking",
+    "data.workers",
+    "data.max_faults",
+    "data.cache",
+    "data.cache_gb",
+    "train.checkpoint",
+    "train.log_every_steps",
+    "train.profile",
+    "train.profile_after",
+    "train.profile_steps",
+    "evaluation.batch",
+    "evaluation.examples",
+    *_IGNORED,
+)
+"""Settings and sections of where a run is, how its images are read and what is kept of it: of neither its result nor the
+speed of its steps."""
+_OF_THE_MACHINE = (
+    *OF_THE_FOLDER,
+    "kernels",
+    "engine",
+    "train.micro_batch",
+    "train.channels_last",
+    "train.activation_checkpointing",
+    "train.compile",
+    "train.compile_mode",
+    "train.meta_init",
+)
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
@@ -55,6 +85,15 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> Chang
     with suppress(UserError):  # settings of a version that this one does not take are compared as they are
         before = validate(dict(before)).model_dump(mode="json")
     return {key: (old, new) for key, old, new in _differences(before, now) if key not in _IGNORED}
+
+
+def without_the_machines(changes: Changes, *others: str) -> Changes:
+    """The changes that make runs which cannot be compared.
+
+    Args:
+        others: keys or sections that may differ besides.
+    """
+    return {key: values for key, values in changes.items() if not is_under(key, (*_OF_THE_MACHINE, *others))}
 
 
 def changed_fingerprint(before: Mapping[str, str], now: Mapping[str, str]) -> Changes:
@@ -88,7 +127,7 @@ def check_changes(changes: Changes, allowed: Literal["allow", "refuse"] | Sequen
         return
     named = () if allowed == "refuse" else tuple(allowed)
     free = (*_OF_SPEED, *named)
-    refused = [key for key in changes if _is_under(key, _OF_THE_RESULT) and not _is_under(key, free)]
+    refused = [key for key in changes if is_under(key, _OF_THE_RESULT) and not is_under(key, free)]
     if refused:
         listed = "; ".join(described({key: changes[key] for key in refused}))
         raise UserError(
@@ -102,7 +141,8 @@ def described(changes: Changes) -> list[str]:
     return [f"{key}: {json.dumps(old)} -> {json.dumps(new)}" for key, (old, new) in changes.items()]
 
 
-def _is_under(key: str, prefixes: Sequence[str]) -> bool:
+def is_under(key: str, prefixes: Sequence[str]) -> bool:
+    """Whether a key is one of these, or in a section that is."""
     return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
 
 

@@ -54,6 +54,8 @@ _EXPECTATION_AFTER = 20
 class Trainer:
     """Trains one run; every method is collective. `scalevit.training.run.prepare` makes what it is built from."""
 
+    _after_evaluation: Callable[[Path], object] | None = None
+
     def __init__(
         self,
         config: Config,
@@ -114,7 +116,6 @@ class Trainer:
         self.output = RunOutput(config, world, folder, tracking, classes=data.classes, index_faults=data.index_faults)
         self._evaluation: Evaluation | None = None  # of the weights after the last step, if they were evaluated
         self._lr = math.nan
-        self._after_evaluation: Callable[[Path], object] | None = None
 
     def fit(
         self, *, resume_from: Sequence[Path] = (), after_evaluation: Callable[[Path], object] | None = None
@@ -148,9 +149,9 @@ class Trainer:
         self.world.check_equal_across_ranks("what can be resumed from", names or None)
         resumed = self._resume(newest_intact(resume_from, self.world)) if resume_from else None
         self.output.open(self.state, self.environment)
-        if resumed is not None:
-            self.output.log(resumed)
-        elif self.initial_weights is not None:
+        # For who watches the run: how far it will go.
+        self.output.log({**(resumed or {"kind": "start", "step": 0}), "steps": self.total_steps})
+        if resumed is None and self.initial_weights is not None:
             self.output.log({"kind": "initial_weights", "step": 0, **asdict(self.initial_weights)})
         if resumed is None and self.task.fingerprint:
             self.output.log({"kind": "task", "step": 0, **self.task.fingerprint})

@@ -47,6 +47,8 @@ def bash_script(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["config", "show", "tracking.wandb.en"], ["tracking.wandb.enabled", "tracking.wandb.entity"]),
         (["train", "--config", "grouped", "train.epochs", "=", "3", "train.epo"], ["train.epochs="]),
         (["train", "--config", "grouped", "model.kw"], ["model.kwargs="]),
+        (["sweep", "--config", "grouped", "--vary", "optimizer.lr_b"], ["optimizer.lr_base_batch="]),
+        (["sweep", "--par"], ["--parallel"]),
         # Nothing, so that bash completes files.
         (["train", "data.train", "=", "data"], []),
         (["train", "data.train", "="], []),

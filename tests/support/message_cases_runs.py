@@ -19,12 +19,15 @@ from scalevit.errors import UserError, naming_settings
 from scalevit.export.source import find_source
 from scalevit.export.timm_model import as_timm_model
 from scalevit.export.trained_model import read_model
+from scalevit.files import locked
 from scalevit.launchers import find_launch
 from scalevit.models.api import create_model
 from scalevit.models.build import build_model
 from scalevit.models.mlps import NoMlp
 from scalevit.models.reductions.grouped import GroupedReduction
 from scalevit.models.weights.write import write_weights
+from scalevit.reports.sweeps.plan import make_plan
+from scalevit.reports.sweeps.record import write_record
 from scalevit.runs.folder import RunFolder
 from scalevit.runs.trackers.base import RunInfo
 from scalevit.runs.tracking import Tracking
@@ -181,6 +184,21 @@ def _(place: Place) -> None:
 def _(place: Place) -> None:
     with lock(place.folder / "checkpoints"):
         lock(place.folder / "checkpoints")
+
+
+@case("sweep folder ...: was made with other settings (...): undo that, choose another --name, or remove the folder")
+def _(place: Place) -> None:
+    write_record(make_plan("quickstart", [], [], [1]))
+    write_record(make_plan("quickstart", ["optimizer.lr=1"], [], [2]))
+
+
+@case("sweep folder ...: another sweep is using it; wait for its end")
+def _(place: Place) -> None:
+    Path("runs/x/seed1").mkdir(parents=True)
+    for name in ("config.json", "summary.json"):
+        Path("runs/x/seed1", name).write_text('{"top1": 50}')
+    with locked(Path("runs/x/.lock")):
+        main(["sweep", "--config", "quickstart", "--seeds", "1", "--name", "x"])
 
 
 @case("run folder ...: cannot be written (...)")
