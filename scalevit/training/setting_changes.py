@@ -60,8 +60,8 @@ OF_THE_FOLDER = (
     "evaluation.examples",
     *_IGNORED,
 )
-"""Settings and sections of where a run is, how its images are read and what is kept of it: of neither its result nor the
-speed of its steps."""
+"""Settings and sections of where a run is, how its images are read and what is kept of it: neither its result nor the
+speed of its steps depends on them."""
 _OF_THE_MACHINE = (
     *OF_THE_FOLDER,
     "kernels",
