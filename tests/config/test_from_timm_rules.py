@@ -105,7 +105,7 @@ def test_a_folder_is_found_under_the_names_that_timm_tries(tmp_path: Path) -> No
 
 
 def test_what_a_command_does_not_say_is_taken_from_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Timm, "facts", ModelFacts(384, 10, "bilinear", "squash", 0.2, has_batch_norms=True))
+    monkeypatch.setattr(Timm, "facts", ModelFacts(384, 10, "bilinear", "squash", 0.2))
     found = values(f"{VIT} --train-interpolation ''")
     expected = {
         "model.image_size": 384,
@@ -116,12 +116,9 @@ def test_what_a_command_does_not_say_is_taken_from_the_model(monkeypatch: pytest
         "data.interpolation": None,
     }
     assert {key: found[key] for key in expected} == expected
-    assert any(
-        line.startswith("--model vit_base_patch16_224: not kept: has batch norms") for line in converted(VIT).lines
-    )
     given = values(f"{VIT} --img-size 64 --num-classes 3 --drop-path 0.1")
     assert (given["model.image_size"], given["model.num_classes"], given["model.drop_path"]) == (64, 3, 0.1)
-    monkeypatch.setattr(Timm, "facts", ModelFacts(224, 0, "bicubic", "center", 0.0, has_batch_norms=False))
+    monkeypatch.setattr(Timm, "facts", ModelFacts(224, 0, "bicubic", "center", 0.0))
     with pytest.raises(UserError, match="--num-classes is missing"):
         converted(VIT)
 
