@@ -43,7 +43,7 @@ def check_optimization(config: Config, world: World) -> UpdateScope:
     """As `check_engine`, without what depends on the machine."""
     with naming_settings(OPTIMIZATION_KEYS):
         Schedule.from_config(config)
-        if reason := config.engine.clip_refusal(config.optimizer.clip_mode):
+        if reason := config.engine.clip_refusal(config.optimizer.used_clip_mode):
             raise SettingError("clip_mode", config.optimizer.clip_mode, reason)
         return check_optimizer(config.optimizer, config.engine.update_scope(world))
 

@@ -57,7 +57,7 @@ def engine_that_fits(config: Config, *, ranks: int) -> EngineSettings:
     fitting = (
         kind
         for kind in kinds
-        if kind.update_scope(_world(ranks)) not in refused and not kind.clip_refusal(config.optimizer.clip_mode)
+        if kind.update_scope(_world(ranks)) not in refused and not kind.clip_refusal(config.optimizer.used_clip_mode)
     )
     return next(fitting, config.engine)
 
