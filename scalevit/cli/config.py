@@ -1,25 +1,28 @@
-"""`scalevit config`: explains, compares and checks settings. Arguments and printing; must not import torch."""
+"""`scalevit config`: explains, compares and checks settings. Arguments and printing; only `check` imports torch."""
 
 import argparse
 import json
 import shutil
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from scalevit.cli.parsing import add_action, add_overrides
 from scalevit.config.keys import Key, all_keys, find_key, is_free_form
-from scalevit.config.loading import load_config
+from scalevit.config.loading import is_overlay, is_override, load_config
+from scalevit.config.tree import Config
 from scalevit.errors import UserError
 
 _WIDTH = 100
+_OF_PEAK = ("optimizer.lr", "optimizer.lr_base_batch")
 _SHOW = """\
   scalevit config show                               # every key
   scalevit config show train.micro_batch             # one key: type, default, meaning
   scalevit config show optimizer --config grouped    # a section, with the values of a config"""
 _DIFF = """\
   scalevit config diff baseline grouped              # what differs between two configs
-  scalevit config diff runs/one runs/two             # ... or two runs"""
+  scalevit config diff runs/one runs/two             # ... or two runs
+  scalevit config diff grouped @recipes/digits       # what a further config changes"""
 _CHECK = """\
   scalevit config check my.json train.epochs=90      # whether a config is valid"""
 EXAMPLES = f"{_SHOW}\n{_DIFF}\n{_CHECK}"
@@ -31,17 +34,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show = add_action(
         actions, "show", "explain a key, a section, or all: type, default, meaning, allowed values", _SHOW
     )
-    show.add_argument("keys", nargs="*", metavar="key", help="e.g. train.micro_batch or data.augmentation")
+    show.add_argument(
+        "keys",
+        nargs="*",
+        metavar="key",
+        help="e.g. train.micro_batch or data.augmentation; key.sub=value and @CONFIG change the shown config",
+    )
     show.add_argument("--config", help="show the values of this config (a file, a preset, a run folder) as well")
     show.set_defaults(run_action=_show)
     diff = add_action(actions, "diff", "list the settings that differ between two configs", _DIFF)
-    for name in ("first", "second"):
-        diff.add_argument(name, help="a file, a preset or a run folder")
+    diff.add_argument("first", help="a file, a preset or a run folder")
+    diff.add_argument("second", help="likewise, or @CONFIG: the first with that laid over it")
+    diff.add_argument("--config", action=_WithoutOption, help=argparse.SUPPRESS)
     diff.set_defaults(run_action=_diff)
     check = add_action(actions, "check", "check whether a config is valid", _CHECK)
     check.add_argument("config", help="a file, a preset or a run folder")
+    check.add_argument("--config", action=_WithoutOption, help=argparse.SUPPRESS)
     add_overrides(check)
     check.set_defaults(run_action=_check)
+
+
+class _WithoutOption(argparse.Action):
+    """`--config NAME` of other commands, where the name is given without it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, value: Any, option: str | None = None) -> None:
+        raise UserError(f"{parser.prog}: configs are given without {option}: {parser.prog} {value} ...")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -54,9 +71,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _show(arguments: argparse.Namespace) -> None:
-    config = None if arguments.config is None else load_config(arguments.config)
+    overrides = [text for text in arguments.keys if is_override(text)]
+    config = _shown_config(arguments.config, overrides)
     values = {} if config is None else dict(_leaves(config.model_dump(mode="json")))
-    for name in arguments.keys or [""]:
+    for name in [name for name in arguments.keys if name not in overrides] or [""]:
         keys = [key for key in all_keys() if _is_asked(key, name) and _is_selected(key, values)]
         if not keys:
             found = find_key(name)
@@ -65,8 +83,14 @@ def _show(arguments: argparse.Namespace) -> None:
         for key in keys:
             if not key.is_section or is_free_form(key.name) or len(keys) == 1:
                 print(_described(key, values))
-                if key.name == "optimizer.lr" and config is not None and config.peak_lr != config.optimizer.lr:
-                    print(f"    at train.global_batch = {config.train.global_batch}: {config.peak_lr:g}")
+                if key.name in _OF_PEAK and config is not None and config.optimizer.lr_base_batch is not None:
+                    print(f"    at train.global_batch = {config.train.global_batch}: {config.peak_lr:g} at the peak")
+
+
+def _shown_config(name: str | None, overrides: Sequence[str]) -> Config | None:
+    if name is not None or not overrides:
+        return None if name is None else load_config(name, overrides)
+    raise UserError(f"scalevit config show {overrides[0]}: changes a config: name one by --config")
 
 
 def _is_asked(key: Key, name: str) -> bool:
@@ -90,7 +114,9 @@ def _described(key: Key, values: Mapping[str, Any]) -> str:
 
 
 def _diff(arguments: argparse.Namespace) -> None:
-    first, second = (dict(_leaves(_load(name))) for name in (arguments.first, arguments.second))
+    overlays = (arguments.second,) if is_overlay(arguments.second) else ()
+    loaded = _load(arguments.first), _load(arguments.first if overlays else arguments.second, overlays)
+    first, second = (dict(_leaves(each)) for each in loaded)
     differing = [name for name in {**first, **second} if first.get(name) != second.get(name)]
     for name in differing:
         before, after = (json.dumps(each[name]) if name in each else "not set" for each in (first, second))
@@ -100,8 +126,10 @@ def _diff(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    _load(arguments.config, arguments.overrides)
-    print(f"{arguments.config}: valid (data and weights are checked when a run starts)")
+    from scalevit.training.setting_checks import check_settings  # torch and timm take seconds
+
+    check_settings(load_config(arguments.config, arguments.overrides))
+    print(f"{arguments.config}: valid (data, weights, devices and the number of ranks are checked when a run starts)")
 
 
 def _load(name: str, overrides: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from scalevit.files import check_writable, write_whole
 
 if TYPE_CHECKING:
     from scalevit.config.from_timm.conversion import ModelFacts
+    from scalevit.config.tree import Config
+    from scalevit.engines.settings import EngineSettings
 
 EXAMPLES = """\
   scalevit from-timm "torchrun --nproc_per_node=4 train.py /data --model vit_small_patch16_224 --opt adamw --lr 1e-3"
@@ -100,7 +102,6 @@ class TimmRegistries:
             interpolation=known.interpolation or "bicubic",
             crop_mode=known.crop_mode or "center",
             drop_path=round(max(rates, default=0.0), 6),  # timm spreads it over the blocks in fp32
-            has_batch_norms=any(getattr(module, "running_mean", None) is not None for module in modules),
         )
 
     def optimizer_arguments(self, name: str) -> frozenset[str]:
@@ -112,3 +113,13 @@ class TimmRegistries:
         info = get_optimizer_info(name)
         has = {"eps": info.has_eps, "betas": info.has_betas, "momentum": info.has_momentum}
         return frozenset(argument for argument, present in has.items() if present)
+
+    def engine(self, config: "Config", processes: int) -> "EngineSettings":
+        from scalevit.training.setting_checks import engine_that_fits
+
+        return engine_that_fits(config, ranks=processes)
+
+    def check(self, config: "Config", processes: int) -> None:
+        from scalevit.training.setting_checks import check_settings
+
+        check_settings(config, ranks=processes)

@@ -152,7 +152,9 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         hint = ""
         if unknown := re.match(r"unrecognized arguments: ([^\s=]+)", message):
-            hint = nearest_hint(unknown[1], self._option_names()) or self._setting_hint(unknown[1])
+            # One of the same name is that of another action.
+            names = [name for name in self._option_names() if name != unknown[1]]
+            hint = nearest_hint(unknown[1], names) or self._setting_hint(unknown[1])
         elif choice := re.search(r"invalid choice: (\S+) \(choose from (.*)\)", message):
             hint = nearest_hint(choice[1].strip("'"), [name.strip("' ") for name in choice[2].split(",")])
         raise UserError(f"{self.prog}: {' '.join(message.split())}{hint}; see {self.prog} --help")

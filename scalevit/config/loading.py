@@ -45,9 +45,9 @@ def load_config(config: str | os.PathLike[str] | Mapping[str, Any] | None, overr
     else:
         layers = [dict(config)] if isinstance(config, Mapping) else _read_with_parents(find_config(config))
     overrides = list(overrides)
-    for name in (text.removeprefix(LAYER) for text in overrides if text.startswith(LAYER)):
-        layers += _read_with_parents(find_config(name))
-    given, numbers = _overrides_layer(text for text in overrides if not text.startswith(LAYER))
+    for name in (text.removeprefix(LAYER) for text in overrides if is_overlay(text)):
+        layers += _read_with_parents(_find_overlay(name))
+    given, numbers = _overrides_layer(text for text in overrides if not is_overlay(text))
     types = _discriminators()
     # The default types are the first layer: `engine.stage=2` without `engine.name` applies to the default engine.
     defaults = Config()
@@ -74,6 +74,16 @@ def validate(settings: dict[str, Any]) -> Config:
 
 def _parse(settings: dict[str, Any]) -> Config:
     return Config.model_validate_json(json.dumps(settings), strict=True)
+
+
+def is_overlay(text: str) -> bool:
+    """Whether a word of the command line names a further config, `@CONFIG`."""
+    return text.startswith(LAYER)
+
+
+def is_override(text: str) -> bool:
+    """Whether a word of the command line changes a config: `@CONFIG` or `key.sub=value`."""
+    return is_overlay(text) or "=" in text
 
 
 # --- finding ----------------------------------------------------------------------------------------------
@@ -104,6 +114,9 @@ def find_config(config: str | os.PathLike[str], folder: Path = Path()) -> Path:
         return path / "config.json"
     if path.exists():
         raise UserError(f"config {path}: is a folder without a config.json")
+    if is_overlay(name):
+        reason = f"{LAYER} lays a config over another, and follows it: CONFIG {name}; or leave {LAYER} out"
+        raise UserError(f"config {name}: {reason}")
     hint = nearest_hint(name, names) or nearest_hint(Path(name).name, names)
     raise UserError(f"config {os.fspath(config)}: no such file or preset{hint} (presets: {', '.join(names)})")
 
@@ -129,6 +142,12 @@ def _read_with_parents(path: Path) -> list[dict[str, Any]]:
         layers.insert(0, {key: value for key, value in layer.items() if key not in _META_KEYS})
         current = None if parent is None else _find_parent(parent, current)
     return layers
+
+
+def _find_overlay(name: str) -> Path:
+    if not name:
+        raise UserError(f"override {LAYER!r}: must name a config, e.g. @recipes/digits")
+    return find_config(name)
 
 
 def _find_parent(parent: str, child: Path) -> Path:

@@ -55,6 +55,11 @@ class OptimizerConfig(Section):
     """Parameters that are not trained. backbone: all but the classifier (a linear probe); or a list of names of modules
     and parameters with * and ?, for example ["patch_embed", "pos_embed", "blocks.[0-3]"]. null trains all."""
 
+    @property
+    def used_clip_mode(self) -> ClipMode:
+        """How gradients are clipped, if they are; every engine can do without."""
+        return "norm" if self.clip_grad is None else self.clip_mode
+
     def peak_lr(self, global_batch: int) -> float:
         """The learning rate that the schedule starts from, with this number of images per step."""
         if self.lr_base_batch is None:

@@ -98,8 +98,6 @@ class Config(Section):
             raise ValueError(
                 f"schedule.warmup_epochs = {schedule.warmup_epochs:g}: must be below train.epochs = {train.epochs}"
             )
-        if train.compile_mode != "default" and not train.compile:
-            raise ValueError(f"train.compile_mode = {train.compile_mode} needs train.compile = true")
         if self.model.in_chans not in (1, 3):
             raise ValueError(f"model.in_chans = {self.model.in_chans}: must be 3 (RGB images) or 1 (grey ones)")
         self.engine.check_training(precision=train.precision, meta_init=train.meta_init)

@@ -201,7 +201,7 @@ def _check(config: Config, world: World, optimizer_refusals: Mapping[UpdateScope
         config.engine.check(world)
     if reason := optimizer_refusals.get(config.engine.update_scope(world)):
         raise SettingError("optimizer", config.optimizer.name, reason)
-    if reason := config.engine.clip_refusal(config.optimizer.clip_mode):
+    if reason := config.engine.clip_refusal(config.optimizer.used_clip_mode):
         raise SettingError("clip_mode", config.optimizer.clip_mode, reason)
     with naming_settings({"global_batch": "train.global_batch"}):
         Split(config.train.global_batch, world.size, 1)
@@ -216,7 +216,7 @@ def _refusal(
     except ValueError as error:
         return str(error)
     reason = optimizer_refusals.get(engine.update_scope(world))
-    if reason is None and (clipping := engine.clip_refusal(config.optimizer.clip_mode)):
+    if reason is None and (clipping := engine.clip_refusal(config.optimizer.used_clip_mode)):
         return f"optimizer.clip_mode = {config.optimizer.clip_mode} {clipping}"
     return reason
 

@@ -36,11 +36,16 @@ def check_engine(config: Config, world: World) -> UpdateScope:
     Raises:
         UserError: in one line, with the config key.
     """
-    engine_keys = {key: f"engine.{key}" for key in type(config.engine).model_fields}
-    with naming_settings({**engine_keys, **OPTIMIZATION_KEYS}):
+    with naming_settings({key: f"engine.{key}" for key in type(config.engine).model_fields}):
         config.engine.check(world)
+    return check_optimization(config, world)
+
+
+def check_optimization(config: Config, world: World) -> UpdateScope:
+    """As `check_engine`, without what depends on the machine."""
+    with naming_settings(OPTIMIZATION_KEYS):
         Schedule.from_config(config)
-        if reason := config.engine.clip_refusal(config.optimizer.clip_mode):
+        if reason := config.engine.clip_refusal(config.optimizer.used_clip_mode):
             raise SettingError("clip_mode", config.optimizer.clip_mode, reason)
         return check_optimizer(config.optimizer, config.engine.update_scope(world))
 

@@ -1,6 +1,7 @@
 """Opens the data of a run: from the config's sections to loaders. Knows the rooms of `data`; no process group."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -27,7 +28,7 @@ from scalevit.data.transforms.mixing import BatchMixing
 from scalevit.data.transforms.timm_pipeline import TimmTraining, evaluation_transform
 from scalevit.data.writing.sources.classes import read_class_map, read_class_names
 from scalevit.distributed import World
-from scalevit.errors import SettingError
+from scalevit.errors import SettingError, UserError
 from scalevit.training.micro_batch import first_micro_batch
 
 
@@ -84,7 +85,7 @@ def open_evaluation(config: Config, world: World, *, classes: Sequence[str] | No
     return EvaluationLoader(
         dataset,
         batch=config.evaluation.batch,
-        real_labels=None if real is None else read_real_labels(dataset.index, real),
+        real_labels=None if real is None else read_real_labels(dataset.index, real, config.model.num_classes),
         **_placement(config, world),
         finish=device_transform_of(config),
     )
@@ -175,7 +176,9 @@ def _open_dataset(
         ensure_builtin(data.builtin, data.train, data.validation, data.builtin_files)
     index = load_index(path, labels=_label_format(config))
     if data.class_map is not None:
-        index = index.relabelled(read_class_map(data.class_map), f"class map {data.class_map}")
+        with _file_of("class_map", data.class_map):
+            class_map = read_class_map(data.class_map)
+        index = index.relabelled(class_map, f"class map {data.class_map}")
     if classes is not None:
         index = index.numbered_as(classes)
     index.check_labels(config.model.num_classes)
@@ -185,8 +188,20 @@ def _open_dataset(
 
 
 def _label_format(config: Config) -> LabelFormat:
-    names = config.data.class_names
-    return LabelFormat(config.data.label_key, None if names is None else tuple(read_class_names(names)))
+    data, names = config.data, None
+    if data.class_names is not None:
+        with _file_of("class_names", data.class_names):
+            names = tuple(read_class_names(data.class_names))
+    return LabelFormat(data.label_key, names)
+
+
+@contextmanager
+def _file_of(argument: str, path: str) -> Iterator[None]:
+    """Names the argument where the file that it names cannot be used."""
+    try:
+        yield
+    except UserError as error:
+        raise SettingError(argument, path, str(error).rpartition(f"{path}: ")[2]) from None
 
 
 def image_sizes_of(config: Config) -> ImageSizes | None:

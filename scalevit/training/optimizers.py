@@ -48,8 +48,8 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.O
 
 def clipping(config: OptimizerConfig, model: nn.Module) -> Clipping:
     """How an engine clips the gradients of a model; adaptive clipping leaves its classifier out, as timm's trainer."""
-    exempt = classifier_names(model) if config.clip_mode == "agc" else ()
-    return Clipping(config.clip_grad, config.clip_mode, frozenset(exempt))
+    exempt = classifier_names(model) if config.used_clip_mode == "agc" else ()
+    return Clipping(config.clip_grad, config.used_clip_mode, frozenset(exempt))
 
 
 def check_optimizer(config: OptimizerConfig, allowed: UpdateScope) -> UpdateScope:

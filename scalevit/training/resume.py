@@ -19,7 +19,7 @@ from scalevit.models.build import build_model
 from scalevit.models.mlps import transformer_blocks
 from scalevit.models.reductions import REDUCTIONS
 from scalevit.runs.folder import RunFolder
-from scalevit.training.setting_changes import changed_fingerprint, changed_settings, check_changes
+from scalevit.training.setting_changes import changed_fingerprint, check_changes, effective_changes
 
 # Of the model section; they act at initialisation or during training only.
 _FREE_MODEL_SETTINGS = {*WEIGHTS_SETTINGS, "drop_path", "drop_path_mode", "head_init_scale", "head_init_bias"}
@@ -47,7 +47,7 @@ def find_resumable(config: Config, folder: RunFolder) -> list[Path]:
         before = record["config"]
         where = f"run folder {folder.path}"
         check_same_run(before, config, where)
-        check_changes(changed_settings(before, config.model_dump(mode="json")), config.train.resume_changes, where)
+        check_changes(effective_changes(before, config.model_dump(mode="json")), config.train.resume_changes, where)
     return found
 
 

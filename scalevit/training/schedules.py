@@ -21,6 +21,19 @@ from scalevit.errors import SettingError, nearest_hint
 # For the nearest name in an error only: timm has no list of them.
 _NAMES = ("cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "constant", "none", "plateau")
 
+# Arguments of timm's factory, and the settings that give them.
+_SET_ELSEWHERE = {
+    "optimizer": "optimizer.name",
+    "sched": "schedule.name",
+    "num_epochs": "train.epochs",
+    "warmup_epochs": "schedule.warmup_epochs",
+    "warmup_lr": "schedule.warmup_lr",
+    "min_lr": "schedule.min_lr",
+    "plateau_mode": "evaluation.metric",
+    "step_on_epochs": "schedule.update",
+    "updates_per_epoch": "schedule.update",
+}
+
 
 class Schedule:
     """A schedule of `timm.scheduler.create_scheduler_v2` that ends with the run; warm-up is part of its epochs."""
@@ -49,7 +62,7 @@ class Schedule:
         if config.name == "none" and config.warmup_epochs > 0:
             reason = "has no warm-up: set schedule.name=constant, which has one, or schedule.warmup_epochs=0"
             raise SettingError("schedule", config.name, reason)
-        _check_updates(config)
+        _check_arguments(config)
         self._by_step = config.update == "step"
         self._unit = max(1, round(steps_per_epoch)) if self._by_step else 1  # of timm's time, per epoch
         updates = self._unit if self._by_step else 0
@@ -60,11 +73,18 @@ class Schedule:
         self._has_plateau = config.name == "plateau"
         self._latest = (-1, base_lr)  # a plateau's epoch and its learning rate
         try:
-            for epoch in (0, epochs - 1):
-                self.lr_of_step(epoch, epoch + 0.5)
+            self._try(epochs)
         except (TypeError, ValueError, ArithmeticError) as error:
             raise SettingError("schedule_args", config.args, f"{config.name} refuses them ({error})") from error
         self._latest = (-1, base_lr)
+
+    def _try(self, epochs: int) -> None:
+        """Takes every epoch's rate: timm uses some arguments late, those of a plateau once metrics stay the same."""
+        if self._has_plateau:
+            self._lr_of_plateau(epochs, dict.fromkeys(range(1, epochs + 1), 0.0))
+            return
+        for epoch in range(epochs):
+            self.lr_of_step(epoch, epoch + 0.5)
 
     @classmethod
     def from_config(cls, config: Config, steps_per_epoch: float = 1.0) -> "Schedule":
@@ -102,11 +122,17 @@ class Schedule:
         return self._latest[1]
 
 
-def _check_updates(config: ScheduleConfig) -> None:
-    """Refuses arguments that count updates of their own, or that need others than the config's."""
-    for key in ("step_on_epochs", "updates_per_epoch"):
-        if key in config.args:
-            raise SettingError("schedule_args", config.args, f"{key} is not used: set schedule.update instead")
+def _check_arguments(config: ScheduleConfig) -> None:
+    """Refuses arguments that other settings give, numbers that no schedule can use, and noise at every step."""
+    for key, value in config.args.items():
+        if key in _SET_ELSEWHERE:
+            reason = f"{key} is not used: set {_SET_ELSEWHERE[key]} instead"
+            raise SettingError("schedule_args", config.args, reason)
+        numbers = value if isinstance(value, list) else [value]
+        if key != "noise_seed" and any(isinstance(number, int | float) and number < 0 for number in numbers):
+            raise SettingError("schedule_args", config.args, f"{key} must not be negative")
+    if config.args.get("noise_pct") == 0:  # timm draws until a number is below it
+        raise SettingError("schedule_args", config.args, "noise_pct must be above 0")
     noise = [key for key in config.args if key.startswith("noise")]
     if noise and config.update == "step":
         raise SettingError("schedule_args", config.args, f"{noise[0]} needs schedule.update=epoch")

@@ -1,10 +1,12 @@
 """Settings that differ between a run's checkpoint and this start, and which of them need the user's consent.
 
+A setting may be given while what it belongs to is off. It then has no effect, and may change when a run resumes.
+
 Knows configs as plain JSON values; must not know checkpoints or folders.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -23,6 +25,7 @@ _OF_THE_RESULT = (
     "task",
     "ema",
     "evaluation.metric",
+    "evaluation.every_epochs",
     "data.augmentation",
     "data.transforms",
     "data.validation",
@@ -41,6 +44,40 @@ _OF_THE_RESULT = (
 _OF_SPEED = ("task.teacher.weights", "task.teacher.sharded")
 # The optimizer's state is of the parameters that are trained.
 _FIXED = ("optimizer.frozen", "optimizer.layer_decay_no_opt_scale")
+
+
+def _mixes_images(config: Mapping[str, Any]) -> bool:
+    augmentation = config["data"]["augmentation"]
+    return augmentation["mixup_prob"] > 0 and any(augmentation[key] for key in ("mixup", "cutmix", "cutmix_minmax"))
+
+
+def _has_timms_order(config: Mapping[str, Any]) -> bool:
+    return bool(config["data"]["augmentation"]["repeat_order"] == "timm")
+
+
+# Of the result only where a whole config fulfils the condition.
+_ONLY_WITH: tuple[tuple[tuple[str, ...], Callable[[Mapping[str, Any]], bool]], ...] = (
+    (("evaluation.every_epochs",), lambda config: config["schedule"]["name"] == "plateau"),
+    (("schedule.warmup_lr",), lambda config: config["schedule"]["warmup_epochs"] > 0),
+    (("optimizer.clip_mode",), lambda config: config["optimizer"]["clip_grad"] is not None),
+    (("optimizer.lr_scaling",), lambda config: config["optimizer"]["lr_base_batch"] is not None),
+    (
+        ("optimizer.layer_decay_min_scale", "optimizer.layer_decay_shared"),
+        lambda config: config["optimizer"]["layer_decay"] is not None,
+    ),
+    (("ema",), lambda config: config["ema"]["enabled"]),
+    (("ema.warmup_gamma", "ema.warmup_power"), lambda config: config["ema"]["warmup"]),
+    (
+        tuple(f"data.augmentation.random_erasing_{name}" for name in ("mode", "count", "clean_split")),
+        lambda config: config["data"]["augmentation"]["random_erasing"] > 0,
+    ),
+    (("data.augmentation.repeat_processes",), _has_timms_order),
+    (("data.augmentation.mixing_group",), lambda config: _has_timms_order(config) or _mixes_images(config)),
+    (
+        tuple(f"data.augmentation.{name}" for name in ("mixup_switch_prob", "mixup_mode", "mixup_off_epoch", "erase")),
+        _mixes_images,
+    ),
+)
 # They say how to resume.
 _IGNORED = ("train.resume", "train.resume_changes")
 OF_THE_FOLDER = (
@@ -82,9 +119,24 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> Chang
         before: plain JSON values, perhaps of an older version; settings that it did not have were at their defaults.
         now: plain JSON values.
     """
-    with suppress(UserError):  # settings of a version that this one does not take are compared as they are
-        before = validate(dict(before)).model_dump(mode="json")
-    return {key: (old, new) for key, old, new in _differences(before, now) if key not in _IGNORED}
+    earlier = _completed(before) or before
+    return {key: (old, new) for key, old, new in _differences(earlier, now) if key not in _IGNORED}
+
+
+def effective_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
+    """As `changed_settings`, without those that have an effect in neither of the configs."""
+    changes, earlier = changed_settings(before, now), _completed(before)
+    if earlier is None:
+        return changes
+    idle = [key for keys, has_effect in _ONLY_WITH if not (has_effect(earlier) or has_effect(now)) for key in keys]
+    return {key: change for key, change in changes.items() if not _is_under(key, idle)}
+
+
+def _completed(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """With the defaults of settings that it does not have; None for settings that this version does not take."""
+    with suppress(UserError):
+        return validate(dict(config)).model_dump(mode="json")
+    return None
 
 
 def without_the_machines(changes: Changes, *others: str) -> Changes:

@@ -25,6 +25,7 @@ DATA_KEYS = {
     "cutmix_minmax": "data.augmentation.cutmix_minmax",
     "interpolation": "data.interpolation",
     "class_map": "data.class_map",
+    "class_names": "data.class_names",
     "real_labels": "evaluation.real_labels",
     "num_classes": "model.num_classes",
     "cache": "data.cache",

@@ -56,7 +56,23 @@ def test_what_differs_between_configs(capsys: pytest.CaptureFixture[str], tmp_pa
 
 
 def test_a_config_is_checked(capsys: pytest.CaptureFixture[str]) -> None:
-    assert said(capsys, "check", "grouped", "train.epochs=9").startswith("grouped: valid (data and weights")
+    assert said(capsys, "check", "quickstart", "train.epochs=9").startswith("quickstart: valid (data, weights, ")
+    unused = [
+        "optimizer.clip_grad=null",
+        "optimizer.clip_mode=agc",
+        "train.compile_mode=max-autotune-no-cudagraphs",
+        "ema.warmup_gamma=3",
+    ]
+    assert "valid" in said(capsys, "check", "quickstart", *unused), "settings without effect"
+
+
+def test_a_further_config_is_laid_over(capsys: pytest.CaptureFixture[str]) -> None:
+    over = said(capsys, "diff", "grouped", "@recipes/digits").splitlines()
+    assert 'data.builtin: null -> "digits"' in over
+    assert not [line for line in over if line.startswith("reduction")], "over the first one"
+    shown = said(capsys, "show", "--config", "grouped", "@recipes/digits", "train.epochs=7", "data.builtin")
+    assert 'here: "digits"' in shown
+    assert "here: 7" in said(capsys, "show", "train.epochs", "train.epochs=7", "--config", "grouped")
 
 
 @pytest.mark.parametrize(
@@ -65,6 +81,17 @@ def test_a_config_is_checked(capsys: pytest.CaptureFixture[str]) -> None:
         (["show", "lr"], "unknown key lr; nearest: optimizer.lr; "),
         (["check", "grouped", "optimizer.lr=-1"], "config: optimizer.lr = -1: must be"),
         (["diff", "grouped", "gruoped"], "no such file or preset; nearest: grouped"),
+        (["diff", "grouped", "@gruoped"], "no such file or preset; nearest: grouped"),
+        (["show", "--config", "@grouped"], "config @grouped: @ lays a config over another, and follows it"),
+        (["show", "@grouped"], "scalevit config show @grouped: changes a config: name one by --config"),
+        (["check", "grouped", "@"], "override '@': must name a config, e.g. @recipes/digits"),
+        (["check", "--config", "grouped"], "configs are given without --config: scalevit config check grouped ..."),
+        (["check", "quickstart", "optimizer.name=adamv"], 'optimizer.name = "adamv": is not an optimizer of timm'),
+        (["check", "quickstart", "optimizer.name=lamb"], 'optimizer.name = "lamb": its update needs norms'),
+        (["check", "quickstart", "schedule.name=cosin"], "is not a schedule of timm; nearest: cosine"),
+        (["check", "quickstart", "schedule.args.foo=1"], "config: schedule.args = "),
+        (["check", "quickstart", "data.augmentation.auto_augment=foo"], "is not a timm auto-augment policy"),
+        (["check", "quickstart", "model.name=vit_tny_patch16_224"], "nearest: vit_tiny_patch16_224"),
         ([], "the following arguments are required: ACTION"),
     ],
 )
@@ -82,5 +109,6 @@ def test_an_option_that_is_a_setting(capsys: pytest.CaptureFixture[str]) -> None
 def test_a_learning_rate_that_is_scaled_shows_its_peak(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "scaled.json").write_text('{"optimizer": {"lr": 0.1, "lr_base_batch": 256}}')
     shown = said(capsys, "show", "optimizer.lr", "--config", str(tmp_path / "scaled.json"))
-    assert shown.endswith("    at train.global_batch = 1024: 0.4\n")
+    assert shown.endswith("    at train.global_batch = 1024: 0.4 at the peak\n")
+    assert "1024: 0.4 at the peak" in said(capsys, "show", "optimizer", "--config", str(tmp_path / "scaled.json"))
     assert "at train.global_batch" not in said(capsys, "show", "optimizer.lr", "--config", "quickstart")

@@ -134,7 +134,6 @@ def test_only_overrides_are_read_as_text(tmp_path: Path) -> None:
             ["engine.name=fsdp", "engine.mixed_precision=policy", "train.precision=fp32"],
             ["mixed_precision = policy", "bf16 or fp16, not fp32"],
         ),
-        (["train.compile_mode=max-autotune-no-cudagraphs"], ["needs train.compile = true"]),
         (["engine.stage=2", "train.meta_init=true"], ["meta_init", "engine.name = fsdp or engine.stage = 3"]),
         (["engine.native.fp16.enabled=true"], ["native.fp16", "train.precision"]),
         (["engine.native.zero_optimization.cpu_offload=true"], ["cpu_offload", "engine.offload_optimizer"]),

@@ -49,6 +49,8 @@ from timm_commands import VIT, Timm, converted, leaves, values
             {"data.train": "/w/*train*.tar", "data.validation": "/w/*validation*.tar"},
         ),
         ("--dataset wds/i --data-dir /w --train-split 'i-{0..9}.tar|100'", {"data.train": "/w/i-{0..9}.tar"}),
+        ("--dataset wds/i --data-dir /w --target-key cls", {"data.label_key": "cls"}),
+        ("--dataset hfds/x/y --target-key label2", {"data.label_key": "label"}),
         ("/a/my\\ photos/", {"data.train": "data/my_photos/train"}),
         ("--val-interval 5", {"evaluation.every_epochs": 5, "train.checkpoint.every_epochs": 5}),
     ],
@@ -90,6 +92,14 @@ def test_options_that_belong_together(options: str, expected: dict[str, Any]) ->
             "scalevit shards write --source '/a b/train' --class-order natural --destination data/a_b/train",
         ),
         ("--dataset hfds/own/birds", "scalevit shards write --datasets own/birds --split validation"),
+        (
+            "--dataset hfds/x/y --input-key img --target-key label2",
+            "--datasets x/y --image-column img --label-column label2 --split train",
+        ),
+        ("--dataset hfds/x/y --target-key a,b", "--target-key a,b: not kept: an image has one label"),
+        ("/photos --target-key cls", "--target-key cls: no effect in timm with a folder of images"),
+        ("--dataset tfds/birds --target-key cls", "--target-key cls: not kept: the labels are named"),
+        ("--dataset wds/x --data-dir /w --target-key cls", "--target-key cls: data.label_key=cls is used where"),
         ("--dataset tfds/birds", "--dataset tfds/birds: not kept"),
         ("", "no data set is named"),
     ],
@@ -105,7 +115,7 @@ def test_a_folder_is_found_under_the_names_that_timm_tries(tmp_path: Path) -> No
 
 
 def test_what_a_command_does_not_say_is_taken_from_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Timm, "facts", ModelFacts(384, 10, "bilinear", "squash", 0.2, has_batch_norms=True))
+    monkeypatch.setattr(Timm, "facts", ModelFacts(384, 10, "bilinear", "squash", 0.2))
     found = values(f"{VIT} --train-interpolation ''")
     expected = {
         "model.image_size": 384,
@@ -116,12 +126,9 @@ def test_what_a_command_does_not_say_is_taken_from_the_model(monkeypatch: pytest
         "data.interpolation": None,
     }
     assert {key: found[key] for key in expected} == expected
-    assert any(
-        line.startswith("--model vit_base_patch16_224: not kept: has batch norms") for line in converted(VIT).lines
-    )
     given = values(f"{VIT} --img-size 64 --num-classes 3 --drop-path 0.1")
     assert (given["model.image_size"], given["model.num_classes"], given["model.drop_path"]) == (64, 3, 0.1)
-    monkeypatch.setattr(Timm, "facts", ModelFacts(224, 0, "bicubic", "center", 0.0, has_batch_norms=False))
+    monkeypatch.setattr(Timm, "facts", ModelFacts(224, 0, "bicubic", "center", 0.0))
     with pytest.raises(UserError, match="--num-classes is missing"):
         converted(VIT)
 

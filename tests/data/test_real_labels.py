@@ -51,7 +51,7 @@ def forward(images):
 
 def test_accuracies_are_timms(validation, tmp_path):
     path = write(tmp_path, REAL)
-    real = read_real_labels(validation.index, path)
+    real = read_real_labels(validation.index, path, 7)
     loader = EvaluationLoader(validation, batch=4, real_labels=real)
     world = World(rank=0, size=1, local_rank=0, ranks_per_node=1, device=torch.device("cpu"))
     metrics = measure_within_limit(forward, world, loader, max_faults=0).metrics
@@ -65,7 +65,8 @@ def test_accuracies_are_timms(validation, tmp_path):
 
 def test_labels_may_be_given_by_key(validation, tmp_path):
     index = validation.index
-    real = read_real_labels(index, write(tmp_path, {index.key(2): [5, 6], index.key(4): [1], "other": [0]}))
+    content = {index.key(2): [5, 6], index.key(4): [1], "other": [9999]}
+    real = read_real_labels(index, write(tmp_path, content), 7)
     assert [row[row >= 0].tolist() for row in real] == [[5, 6] if n == 2 else [1] if n == 4 else [] for n in range(11)]
 
 
@@ -75,12 +76,31 @@ def test_labels_may_be_given_by_key(validation, tmp_path):
         ("[[1]", "is not JSON"),
         ("3", "must be a list or an object of lists of labels"),
         ([[1], [-2]], "the labels of 2 must be a list of integers from 0"),
-        ({"other": [1]}, "has labels for none of the validation images, by ImageNet's numbers or by key"),
+        ({"other": [1]}, "has labels for none of the validation images, by key"),
+        ({"5": [1]}, "has labels for none of the validation images, by key"),
+        ([[], [1, 7]], "label 7 of 003_ILSVRC2012_val_00000002 is not in 0..6, the classes of the model"),
+        ({"000_ILSVRC2012_val_00000004": [9999]}, "label 9999 of 000_ILSVRC2012_val_00000004 is not in 0..6"),
         (None, "cannot be read"),
     ],
-    ids=["no JSON", "a number", "negative", "other images", "missing"],
+    ids=[
+        "no JSON",
+        "a number",
+        "negative",
+        "other images",
+        "a number of ImageNet",
+        "too high",
+        "too high by key",
+        "missing",
+    ],
 )
 def test_a_wrong_file_is_named(validation, tmp_path, content, message):
     path = tmp_path / "none.json" if content is None else write(tmp_path, content)
     with pytest.raises(SettingError, match=rf'^real_labels = ".*\.json": {message}'):
-        read_real_labels(validation.index, path)
+        read_real_labels(validation.index, path, 7)
+
+
+def test_a_list_is_of_imagenets_numbers_and_not_of_keys_that_are_numbers(tmp_path):
+    image = encode_png(np.zeros((8, 8), np.uint8))
+    write_samples([(str(number), "png", image, 0) for number in range(1, 4)], tmp_path / "set", shard_size=4)
+    with pytest.raises(SettingError, match="none of the validation images, by ImageNet's numbers"):
+        read_real_labels(load_index(tmp_path / "set"), write(tmp_path, REAL), 7)

@@ -194,6 +194,7 @@ def test_a_convolutional_teacher_is_sharded_by_its_parts_and_has_features() -> N
     assert feature_width(teacher.module) == 512
 
 
+TINY_TEACHER = ["task.teacher.name=test_byobnet", "task.teacher.pretrained=false"]
 SHALLOWER = [f"task.teacher.kwargs.{key}={value}" for key, value in {**WIDE, "img_size": 16}.items()]
 
 
@@ -245,6 +246,10 @@ SHALLOWER = [f"task.teacher.kwargs.{key}={value}" for key, value in {**WIDE, "im
             'config: task.teacher.name = "deit_tiny_patch16_224": cannot be built with these arguments (TypeError',
         ),
         (
+            [*TINY_TEACHER, "task.method=features", "model.in_chans=1"],
+            'config: task.teacher.name = "test_byobnet": cannot take images of 1 x ',
+        ),
+        (
             ["task.teacher.weights=ten.safetensors", "task.method=token"],
             'config: task.method = "token": needs a model with a distillation token (deit_*_distilled_*), not vit_tiny',
         ),
@@ -255,6 +260,7 @@ def test_a_mistake_is_one_line(settings: list[str], message: str, place: Path, m
     with pytest.raises(UserError) as caught:
         prepare(config("task.name=distillation", *settings))
     assert str(caught.value).startswith(message)
+    assert ("task.teacher.kwargs.in_chans=1" in str(caught.value)) == ("model.in_chans=1" in settings)
     assert "\n" not in str(caught.value)
     assert not Path("runs/quickstart").exists()
 

@@ -7,7 +7,7 @@ import pytest
 from scalevit.config.loading import load_config
 from scalevit.errors import UserError
 from scalevit.training.resume import check_same_run
-from scalevit.training.setting_changes import changed_settings, check_changes, described
+from scalevit.training.setting_changes import changed_settings, check_changes, described, effective_changes
 
 
 def config(*overrides: str) -> dict[str, Any]:
@@ -108,6 +108,39 @@ def test_settings_of_the_result_change_only_with_consent(change: str) -> None:
         check_changes(changes, ["seed", key[:-1]], "run folder x")
     for allowed in ("allow", [key], [key.rpartition(".")[0]]):
         check_changes(changes, allowed, "run folder x")
+
+
+@pytest.mark.parametrize(
+    ("change", "needed"),
+    [
+        ("optimizer.clip_mode=value", "optimizer.clip_grad=1.0"),
+        ("optimizer.lr_scaling=sqrt", "optimizer.lr_base_batch=256"),
+        ("optimizer.layer_decay_min_scale=0.1", "optimizer.layer_decay=0.75"),
+        ("ema.warmup_gamma=2.0", "ema.warmup=true"),
+        ("ema.decay=0.9", ""),
+        ("schedule.warmup_lr=0.1", "schedule.warmup_epochs=3"),
+        ("evaluation.every_epochs=2", "schedule.name=plateau"),
+        ("data.augmentation.repeat_processes=4", "data.augmentation.repeat_order=timm"),
+        ("data.augmentation.mixing_group=4", "data.augmentation.repeat_order=timm"),
+        ("data.augmentation.mixing_group=4", "data.augmentation.mixup=0.5"),
+        ("data.augmentation.erase=after_mixing", "data.augmentation.cutmix=0.5"),
+        ("data.augmentation.random_erasing_mode=const", "data.augmentation.random_erasing=0.5"),
+    ],
+)
+def test_a_setting_without_effect_may_be_given_and_may_change(change: str, needed: str) -> None:
+    off = ["data.augmentation.mixup=0", "data.augmentation.cutmix=0", "data.augmentation.random_erasing=0"]
+    off += ["schedule.warmup_epochs=0", *([] if needed else ["ema.enabled=false"])]
+    idle = effective_changes(config(*off), config(*off, change))
+    check_changes(idle, "refuse", "run folder x")
+    used = [*off, needed] if needed else off[:-1]
+    for before, now in (([*used], [*used, change]), (used, [*off, change])):
+        with pytest.raises(UserError, match=change.partition("=")[0]):
+            check_changes(effective_changes(config(*before), config(*now)), "refuse", "run folder x")
+
+
+def test_settings_of_another_version_all_have_an_effect() -> None:
+    before = {**config(), "optimizer": {"name": "adamw", "momentum": 0.9}}
+    assert "optimizer.clip_mode" in effective_changes(before, config("optimizer.clip_mode=value"))
 
 
 def test_frozen_parameters_never_change() -> None:

@@ -126,7 +126,7 @@ def _plain(value: Any) -> Any:
         return [_plain(each) for each in value]
     if isinstance(value, dict) and all(isinstance(name, str) for name in value):
         return {name: _plain(each) for name, each in value.items()}
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
         return value
     raise ValueError(value)
 
@@ -212,7 +212,7 @@ def _of_kind(value: Any, form: Form, where: str) -> Any:
             raise UserError(f"{where} = {value!r}: must be a list")
         return [_of_kind(each, Form(form.kind), where) for each in value]
     if form.kind == "pairs" and isinstance(value, Mapping):
-        return dict(value)
+        return {name: _of_pair(name, each, where) for name, each in value.items()}
     if form.kind == "switch" and isinstance(value, bool):
         return value
     if form.kind == "text" and isinstance(value, str):
@@ -228,3 +228,14 @@ def _of_kind(value: Any, form: Form, where: str) -> Any:
         if isinstance(value, str) or converted == value:
             return converted
     raise UserError(f"{where} = {value!r}: not a valid {'value' if form.kind == 'pairs' else form.kind}")
+
+
+def _of_pair(name: Any, value: Any, where: str) -> Any:
+    """A value of a file's `model_kwargs` and the like."""
+    if not isinstance(name, str):
+        raise UserError(f"{where}: {name!r} is not a name")
+    try:
+        return _plain(value)
+    except ValueError:
+        kinds = "a text, a number, true, false, null, or a list or mapping of them"
+        raise UserError(f"{where}.{name} = {value}: must be {kinds}") from None

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 from scalevit.config.from_timm.arguments import TimmArguments
 from scalevit.config.from_timm.option import TimmOption
 from scalevit.config.from_timm.table import OPTIONS
+from scalevit.config.tree import Config
+from scalevit.engines.settings import EngineSettings
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,6 @@ class ModelFacts:
     """Of evaluations; timm's trainer does not use it."""
     drop_path: float
     """The rate of its last block."""
-    has_batch_norms: bool
 
 
 class TimmKnowledge(Protocol):
@@ -33,6 +34,12 @@ class TimmKnowledge(Protocol):
 
     def optimizer_arguments(self, name: str) -> frozenset[str]:
         """Which of eps, betas and momentum an optimizer has; timm ignores the others."""
+
+    def engine(self, config: Config, processes: int) -> EngineSettings:
+        """The config's engine, or one that can run its optimizer and clipping where that one cannot."""
+
+    def check(self, config: Config, processes: int) -> None:
+        """Raises a `UserError` with the config key for names and arguments that timm does not take."""
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """From the arguments of a timm run to a config, and a line for each option that it does not keep."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,8 +71,10 @@ def convert(
     data_rules.data_set(conversion)
     for key in ("evaluation.every_epochs", "train.checkpoint.every_epochs"):
         conversion.set(key, arguments["val_interval"], "val_interval")
+    with _naming_options(conversion):
+        config = _with_engine(conversion, _config(conversion), processes, timm)
+        timm.check(config, processes)
     conversion.lines.append(_DIFFERENCES)
-    config = _valid(conversion)
     return Converted(config, _without_defaults(config), tuple(conversion.lines))
 
 
@@ -104,14 +107,38 @@ def _converted(option: TimmOption, value: Any) -> Any:
     return value if option.convert is None else option.convert(value)
 
 
-def _valid(conversion: Conversion) -> Config:
-    """The config.
+def _config(conversion: Conversion) -> Config:
+    return load_config(_nested(conversion.settings))
+
+
+def _with_engine(conversion: Conversion, config: Config, processes: int, timm: TimmKnowledge) -> Config:
+    """The config with an engine that can run its optimizer and clipping, where the default cannot."""
+    engine, arguments = timm.engine(config, processes), conversion.arguments
+    if engine == config.engine:
+        return config
+    changed = _without_defaults(engine, "engine.")
+    if type(engine) is not type(config.engine):
+        changed = {**_selector(engine), **changed}
+    for name, value in changed.items():
+        conversion.set(f"engine.{name}", value)
+    asked = [name for name in ("opt", "clip_mode") if name in arguments.given and arguments.is_used(OPTIONS[name])]
+    written = ", ".join(f"engine.{name}={value}" for name, value in changed.items())
+    conversion.lines.append(
+        f"{' '.join(arguments.shown(OPTIONS[name]) for name in asked)}: scalevit's default engine, "
+        f"{config.engine.label}, cannot run this: {written} is written"
+    )
+    return _config(conversion)
+
+
+@contextmanager
+def _naming_options(conversion: Conversion) -> Iterator[None]:
+    """Adds the options to what is wrong with a key.
 
     Raises:
-        UserError: it is not valid; adds the options to what is wrong with a key.
+        UserError: the settings of the block are no valid config.
     """
     try:
-        return load_config(_nested(conversion.settings))
+        yield
     except UserError as error:
         message = str(error).removeprefix("config: ")
         keys = [key for key in conversion.origins if re.search(rf"(?<![\w.]){re.escape(key)}(?!\w|\.[a-z])", message)]

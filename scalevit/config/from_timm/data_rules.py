@@ -14,6 +14,7 @@ _WITH_AUGMENTATION = (
     *("gaussian_blur_prob", "aa", "reprob", "remode", "recount", "resplit", "train_interpolation"),
 )
 _FOLDERS = (("train", "training"), ("val", "valid", "validation", "eval", "evaluation"))
+_WITH_COLUMNS = ("hfds", "hfids")
 _INTERPOLATIONS = ("random", "bilinear", "bicubic")
 
 
@@ -110,6 +111,7 @@ def data_set(conversion: Conversion) -> None:
         conversion.lines.append("--val-split '': not kept: a run has validation images")
         splits["validation"] = "validation"
     kind, _, name = arguments["dataset"].partition("/")
+    _label_key(conversion, kind)
     if kind == "wds" and root:
         for part, split in splits.items():
             conversion.set(f"data.{part}", _shards(root, split), "data_dir", _SPLITS[part])
@@ -126,6 +128,30 @@ def data_set(conversion: Conversion) -> None:
             conversion.left_out(OPTIONS["class_map"], reason)
 
 
+def _label_key(conversion: Conversion, kind: str) -> None:
+    """Of the labels in timm's shards; the command that writes others has the column."""
+    option = OPTIONS["target_key"]
+    key = conversion.arguments["target_key"]
+    if not key or (kind in _WITH_COLUMNS and "," not in key):
+        return
+    if "," in key:
+        conversion.left_out(option, "not kept: an image has one label")
+    elif kind == "wds":
+        conversion.set("data.label_key", key, "target_key")
+        conversion.left_out(option, f"data.label_key={key} is used where shards have no .cls members, which come first")
+    elif kind:
+        conversion.left_out(option, "not kept: the labels are named when the shards are written")
+    else:
+        conversion.has_no_effect(["target_key"], "with a folder of images")
+
+
+def _columns(conversion: Conversion) -> str:
+    """Options of `scalevit shards write` for columns that are not timm's default."""
+    given = {"image": conversion.arguments["input_key"], "label": conversion.arguments["target_key"]}
+    named = {column: key for column, key in given.items() if key and "," not in key}
+    return "".join(f" --{column}-column {shlex.quote(key)}" for column, key in named.items() if key != column)
+
+
 def _shards(root: str, split: str) -> str:
     """A split of timm's WebDataset reader: a pattern of shards with perhaps their count, or a name in `_info.json`."""
     pattern = split.partition("|")[0]
@@ -140,10 +166,9 @@ def _say_how_to_write(conversion: Conversion, kind: str, name: str, root: str | 
         folders = {part: _folder(root or "", split) for part, split in splits.items()}
         sources = {part: f"--source {shlex.quote(folder)} --class-order natural" for part, folder in folders.items()}
         what = "a folder of images" if root else "no data set"
-    elif kind in ("hfds", "hfids"):
-        sources = {
-            part: f"--datasets {shlex.quote(name)} --split {shlex.quote(split)}" for part, split in splits.items()
-        }
+    elif kind in _WITH_COLUMNS:
+        written = f"--datasets {shlex.quote(name)}{_columns(conversion)}"
+        sources = {part: f"{written} --split {shlex.quote(split)}" for part, split in splits.items()}
         what = f"--dataset {kind}/{name}"
     else:
         conversion.lines.append(

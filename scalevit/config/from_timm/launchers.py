@@ -11,6 +11,8 @@ _SCRIPT = "distributed_train.sh"
 _PER_NODE = ("--nproc_per_node", "--nproc-per-node")
 _NODES = ("--nnodes",)
 _MODULES = ("torch.distributed.launch", "torch.distributed.run")
+_SLURM_PER_NODE, _SLURM_NODES = ("--ntasks-per-node",), ("-N", "--nodes")
+_DEEPSPEED_PER_NODE, _DEEPSPEED_NODES = ("--num_gpus", "--num_accelerators"), ("--num_nodes",)
 _MPI = {
     "srun": ("-n", "--ntasks"),
     "mpirun": ("-n", "-np"),
@@ -59,16 +61,24 @@ def _of_script(words: Sequence[str]) -> int:
 
 
 def _of_launcher(words: Sequence[str]) -> int | None:
-    """From the words of torchrun, `torch.distributed`, srun, MPI or accelerate; 1 for Python only."""
+    """From the words of torchrun, `torch.distributed`, deepspeed, srun, MPI or accelerate; 1 for Python only."""
     names = [Path(word).name for word in words]
+    if "deepspeed" in names:
+        return _product(_number(words, _DEEPSPEED_PER_NODE), _number(words, _DEEPSPEED_NODES, "1"))
     for launcher, flags in _MPI.items():
         if launcher in names:
-            return _number(words, flags)
+            total = _number(words, flags)
+            if total is None and launcher == "srun":
+                return _product(_number(words, _SLURM_PER_NODE), _number(words, _SLURM_NODES, "1"))
+            return total
     if "torchrun" in names or any(module in words for module in _MODULES):
-        per_node, nodes = _number(words, _PER_NODE, "1"), _number(words, _NODES, "1")
-        return None if per_node is None or nodes is None else per_node * nodes
+        return _product(_number(words, _PER_NODE, "1"), _number(words, _NODES, "1"))
     plain = all(re.match(r"python|-|\w+=", word) for word in names)
     return 1 if plain else None
+
+
+def _product(per_node: int | None, nodes: int | None) -> int | None:
+    return None if per_node is None or nodes is None else per_node * nodes
 
 
 def _number(words: Sequence[str], flags: Sequence[str], default: str = "") -> int | None:

@@ -43,12 +43,12 @@ DATA_OPTIONS = (
         "--input-img-mode", text(), "it follows from the channels: RGB, or L for one channel", neutral=("RGB", "L")
     ),
     not_needed("--input-key", text(), "images are found by their suffix; columns are named when shards are written"),
-    key(
+    replaced(
         "--target-key",
         text(),
         "data.label_key",
-        "the key in `.json` members; labels in `.cls` members are found without it",
-        convert=lambda name: "label" if name in (None, "cls") else name,
+        "the key in `.json` members of `wds/...`, used where there are no `.cls` members; of a data set with columns "
+        "it is in the printed command",
     ),
     not_kept("--dataset-trust-remote-code", SWITCH, "no code of a data set is run"),
 )

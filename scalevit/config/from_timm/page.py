@@ -22,7 +22,9 @@ scalevit train --config birds.json
 The config goes to the standard output or into `--output`; lines on the standard error name each option that it does not
 keep, and why. An option that is not given has timm's default, so timm's SGD and its rate are written where the command
 names no others. The global batch is that of all processes, which the words before `train.py` give, or `--gpus`. Image
-size, number of classes and stochastic depth are those of timm's model where the command gives none.
+size, number of classes and stochastic depth are those of timm's model where the command gives none. Names and arguments
+that timm refuses (optimizer, policy, model) are refused here too. Where the default engine cannot run the optimizer or
+the clipping (LAMB, Adafactor, `--clip-mode agc`), one that can is written, with a line that says so.
 
 The config has the recipe: what decides what is learnt. Two things are left out, and named with the setting that adds
 each, unless `--exact` is given: what belongs to the machine and the run's folder (name, folder, workers, logging,

@@ -37,8 +37,6 @@ def model(conversion: Conversion, facts: ModelFacts) -> None:
         UserError: the number of classes is missing.
     """
     arguments = conversion.arguments
-    if facts.has_batch_norms:
-        conversion.left_out(OPTIONS["model"], "not kept: has batch norms, which are refused when the run starts")
     kwargs = dict(arguments["model_kwargs"] or {})
     of_kwargs = kwargs.pop("img_size", None)
     _channels(conversion)

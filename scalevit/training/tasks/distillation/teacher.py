@@ -284,6 +284,8 @@ def _check_images(teacher: Teacher, settings: "TeacherSettings", shape: tuple[in
     except Exception as error:  # of any kind: models check the size in their own ways
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         key, value = ("weights", settings.weights) if settings.name is None else ("name", settings.name)
+        is_of_rgb = settings.name is not None and shape[0] == 1 and "in_chans" not in settings.kwargs
+        hint = ": set task.teacher.kwargs.in_chans=1" if is_of_rgb else ""
         raise SettingError(
-            f"teacher.{key}", value, f"cannot take images of {' x '.join(map(str, shape))} ({reason})"
+            f"teacher.{key}", value, f"cannot take images of {' x '.join(map(str, shape))} ({reason}){hint}"
         ) from error
