@@ -129,7 +129,7 @@ def effective_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Chan
     if earlier is None:
         return changes
     idle = [key for keys, has_effect in _ONLY_WITH if not (has_effect(earlier) or has_effect(now)) for key in keys]
-    return {key: change for key, change in changes.items() if not _is_under(key, idle)}
+    return {key: change for key, change in changes.items() if not is_under(key, idle)}
 
 
 def _completed(config: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -85,7 +85,7 @@ def test_settings_reach_what_they_are_for():
             r"augmentation\.cutmix_minmax = \[0\.5, 0\.51\]: is less",
         ),
         (["data.interpolation=box", "data.transforms=fast"], r'data\.interpolation = "box": fast transforms resize by'),
-        ([*ORDER, "train.global_batch=12"], r"data\.augmentation\.repeat_processes = 2: the global batch of 12 must be a multiple of 8"),
+        ([*ORDER, "train.global_batch=12"], r"repeat_processes = 2: the global batch of 12 must be a multiple of 8"),
         (["evaluation.real_labels=none.json"], r'evaluation\.real_labels = "none\.json": cannot be read'),
         (["data.class_map=none.json"], r'config: data\.class_map = "none\.json": cannot be read'),
         (["data.class_names=none.txt"], r'config: data\.class_names = "none\.txt": cannot be read'),
