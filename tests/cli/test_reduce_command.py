@@ -27,7 +27,7 @@ from scalevit.tying import canonical_state
 SETTINGS = {
     "reduction": {"strategy": "none"},
     "model": {"kwargs": {"depth": 4, "embed_dim": 24}},
-    "engine": {"name": "deepspeed"},  # the default; it starts once in a process
+    "engine": {"name": "deepspeed"},  # the default; a second one in a process fails, so `reduce` must start none
     "kernels": {"mlp": "eager"},
 }
 CLASSES = [str(digit) for digit in range(10)]
@@ -112,6 +112,7 @@ def test_a_run_starts_from_the_file(capsys: pytest.CaptureFixture[str]) -> None:
     _, settings = reduced(capsys, "run", "--to", "start.safetensors", "reduction.strategy=grouped", "--no-refit")
     probe = [
         "name=probe",
+        "engine.name=fsdp",  # DeepSpeed's starts once in a process
         "optimizer.frozen=backbone",
         "train.epochs=1",
         "schedule.warmup_epochs=0",
