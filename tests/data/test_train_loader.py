@@ -363,7 +363,7 @@ def test_requests_name_upcoming_samples():
     def requests():
         for number in range(100):
             samples = np.array([number])
-            yield _Request(number, samples, samples, samples, samples)
+            yield _Request(number, samples, samples, samples, samples, image_size=8)
 
     upcoming = [request.upcoming.tolist() for request in itertools.islice(with_lookahead(requests(), 4), 6)]
     assert upcoming == [[1, 2, 3, 4], [5], [6], [7], [8], [9]]
