@@ -120,6 +120,16 @@ def test_runs_beside_each_other_have_their_shares(monkeypatch: pytest.MonkeyPatc
     assert tuple(sorted(os.sched_getaffinity(0))) == CORES, "this process keeps its own"
 
 
+@pytest.fixture(autouse=True)
+def signals_arrive() -> Iterator[None]:
+    """Also where these tests are started with nohup or in the background of a script, which ignore SIGHUP or SIGINT."""
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_has_the_runs_save_and_starts_no_other(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     execution, witness = sweep({"none-seed2": "wait"}, monkeypatch, signals=[number])
