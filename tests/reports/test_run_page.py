@@ -31,6 +31,7 @@ def test_a_run_refreshes_its_page_and_ends_with_its_path(
         "evaluation.every_epochs=1",
         "evaluation.examples=3",
         "data.workers=0",
+        "engine.name=fsdp",  # DeepSpeed's starts once in a process
     ]
     model = ["model.kwargs.depth=2", "model.kwargs.embed_dim=24", "schedule.warmup_epochs=0", f"output_dir={tmp_path}"]
     data = [f"data.train={digits / 'train'}", f"data.validation={digits / 'validation'}"]
