@@ -4,11 +4,11 @@ import argparse
 import json
 import shutil
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scalevit.cli.parsing import add_action, add_overrides
-from scalevit.config.keys import Key, all_keys, find_key, is_free_form
+from scalevit.config.keys import Key, all_keys, find_key, flat_settings, is_free_form
 from scalevit.config.loading import is_overlay, is_override, load_config
 from scalevit.config.tree import Config
 from scalevit.errors import UserError
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _show(arguments: argparse.Namespace) -> None:
     overrides = [text for text in arguments.keys if is_override(text)]
     config = _shown_config(arguments.config, overrides)
-    values = {} if config is None else dict(_leaves(config.model_dump(mode="json")))
+    values = {} if config is None else dict(flat_settings(config.model_dump(mode="json")))
     for name in [name for name in arguments.keys if name not in overrides] or [""]:
         keys = [key for key in all_keys() if _is_asked(key, name) and _is_selected(key, values)]
         if not keys:
@@ -116,7 +116,7 @@ def _described(key: Key, values: Mapping[str, Any]) -> str:
 def _diff(arguments: argparse.Namespace) -> None:
     overlays = (arguments.second,) if is_overlay(arguments.second) else ()
     loaded = _load(arguments.first), _load(arguments.first if overlays else arguments.second, overlays)
-    first, second = (dict(_leaves(each)) for each in loaded)
+    first, second = (dict(flat_settings(each)) for each in loaded)
     differing = [name for name in {**first, **second} if first.get(name) != second.get(name)]
     for name in differing:
         before, after = (json.dumps(each[name]) if name in each else "not set" for each in (first, second))
@@ -135,11 +135,3 @@ def _check(arguments: argparse.Namespace) -> None:
 def _load(name: str, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
     """A config as plain values."""
     return load_config(name, overrides).model_dump(mode="json")
-
-
-def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

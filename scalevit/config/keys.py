@@ -1,7 +1,7 @@
 """Every key of a config, and the key that was meant by a name from elsewhere. Must not import torch."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -121,3 +121,12 @@ def is_free_form(name: str) -> bool:
 
 def _leaf(name: str) -> str:
     return name.rpartition(".")[2]
+
+
+def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting of a config with its key, as on the command line."""
+    for name, inner in settings.items():
+        if isinstance(inner, Mapping) and inner:
+            yield from flat_settings(inner, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", inner

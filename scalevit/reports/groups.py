@@ -4,10 +4,11 @@ Knows runs and their settings as plain JSON values. Must not know how groups are
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from scalevit.config.keys import flat_settings
 from scalevit.errors import UserError, nearest_hint
 from scalevit.reports.runs import Accuracy, Run
 from scalevit.reports.statistics import Spread
@@ -108,15 +109,6 @@ def _group(label: str, settings: Mapping[str, Any], runs: Sequence[Run]) -> Grou
         else:
             counted[run.seed] = run
     return Group(label, settings, runs, list(counted.values()), notes)
-
-
-def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every setting of a config with its key, as on the command line."""
-    for name, inner in settings.items():
-        if isinstance(inner, Mapping) and inner:
-            yield from flat_settings(inner, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", inner
 
 
 def _labels(settings: Sequence[Mapping[str, Any]]) -> list[str]:

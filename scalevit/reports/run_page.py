@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from scalevit import __version__
+from scalevit.config.keys import flat_settings
 from scalevit.files import write_whole
-from scalevit.reports.groups import flat_settings
 from scalevit.reports.inventory import environment_table
 from scalevit.reports.page import Section, cards_html, document, figures_html, table_section
 from scalevit.reports.predictions import SavedImage, SavedPredictions, read_predictions

@@ -1,4 +1,4 @@
-"""How sweeps run: resumes, failures, shares of the machine, signals. A fake trainer stands in for `scalevit train`."""
+"""How sweeps run: resumes, failures, shares of the machine, signals. A fake trainer replaces `scalevit train`."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Stands in for `scalevit train`: makes a run folder in milliseconds, or does what ACT says.
+"""Replaces `scalevit train` in tests: makes a run folder in milliseconds, or does what ACT says.
 
 python -I -S fake_trainer.py --config FILE    # ACT in the environment: JSON, {run name: "fail", "kill", "wait", ...}
 """

@@ -57,7 +57,7 @@ RATIOS = {"grouped": 0.707, "shallow": 0.5, "thin": 2.0}
 
 
 class Listener:
-    """Stands in for what the paper's code reads, and keeps what it computes."""
+    """Gives the paper's code its data and initial values, and records what it computes."""
 
     def __init__(self, paper: Any) -> None:
         self.losses: list[float] = []

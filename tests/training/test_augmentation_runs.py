@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from task_runs import ALONE, config, evaluate, train
 
+from launching import losses
 from scalevit.config.loading import load_config
 from scalevit.errors import UserError
 from scalevit.training.open_data import open_data
@@ -37,11 +38,6 @@ def folder(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def there(folder, monkeypatch):
     monkeypatch.chdir(folder)
-
-
-def losses(run: Path) -> list[float]:
-    records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [record["loss"] for record in records if record["kind"] == "train"]
 
 
 @pytest.mark.parametrize(

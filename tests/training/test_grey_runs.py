@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from task_runs import config, train, write
 
+from launching import losses
 from scalevit.cli.main import main
 from scalevit.config.loading import load_config
 from scalevit.errors import UserError
@@ -29,11 +30,6 @@ def run(tmp_path_factory):
         rgb = config()
         write(folder / "rgb.safetensors", build_model(rgb.model, rgb.reduction, seed=1), rgb)
         return folder / train("grey", *GREY, "model.initial_weights=rgb.safetensors", steps=3)
-
-
-def losses(run: Path) -> list[float]:
-    records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [record["loss"] for record in records if record["kind"] == "train"]
 
 
 def test_neither_micro_batches_nor_the_device_layout_change_a_run(run, monkeypatch) -> None:

@@ -1,12 +1,12 @@
 """Runs at several image sizes: the same for any micro-batch, worker and resume; and what they refuse."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from task_runs import ALONE, config, evaluate, train
 
+from launching import metrics
 from scalevit.config.loading import load_config
 from scalevit.errors import UserError
 from scalevit.planning.estimate import largest_micro_batch
@@ -37,21 +37,16 @@ def there(folder, monkeypatch):
     monkeypatch.chdir(folder)
 
 
-def records(run: Path, kind: str) -> list[dict]:
-    found = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [record for record in found if record["kind"] == kind]
-
-
 @pytest.mark.parametrize(("name", "settings", "workers"), [("constant", [], 0), ("progressive", PROGRESSIVE, 2)])
 def test_neither_micro_batches_nor_workers_nor_a_resume_change_a_run(name, settings, workers):
     settings = [*SIZES, *settings]
-    whole = records(train(f"{name}-whole", *settings, "train.micro_batch=12", steps=6), "train")
+    whole = metrics(train(f"{name}-whole", *settings, "train.micro_batch=12", steps=6), "train")
     train(f"{name}-parts", *settings, "train.micro_batch=1", "train.checkpoint.every_steps=3", steps=3)
     parts = train(f"{name}-parts", *settings, "train.micro_batch=6", f"data.workers={workers}", steps=6)
     sizes = [record["image_size"] for record in whole]
     assert set(sizes) == {8, 12, 24}
-    assert [record["image_size"] for record in records(parts, "train")] == sizes
-    losses = [[record["loss"] for record in each] for each in (whole, records(parts, "train"))]
+    assert [record["image_size"] for record in metrics(parts, "train")] == sizes
+    losses = [[record["loss"] for record in each] for each in (whole, metrics(parts, "train"))]
     # Sums of rounded terms in other orders, of a learning rate that magnifies them; a changed row changes 1e-2.
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
 
@@ -59,10 +54,10 @@ def test_neither_micro_batches_nor_workers_nor_a_resume_change_a_run(name, setti
 def test_a_trained_model_is_one_of_the_usual_size():
     """It is evaluated at `model.image_size`, in the run and from its weights, which name no further argument."""
     run = train("usual", *SIZES, steps=3)
-    (evaluation,) = records(run, "evaluation")
-    metrics = evaluate(config(*SIZES, f"model.initial_weights={run}/final.safetensors"))
-    assert metrics["top1"] == pytest.approx(evaluation["top1"])
-    assert metrics["loss"] == pytest.approx(evaluation["loss"], rel=1e-5)
+    (evaluation,) = metrics(run, "evaluation")
+    found = evaluate(config(*SIZES, f"model.initial_weights={run}/final.safetensors"))
+    assert found["top1"] == pytest.approx(evaluation["top1"])
+    assert found["loss"] == pytest.approx(evaluation["loss"], rel=1e-5)
     assert "dynamic_img_size" not in json.loads((run / "config.json").read_text())["model"]["kwargs"]
 
 
