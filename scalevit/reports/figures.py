@@ -11,10 +11,11 @@ from scalevit.reports import svg
 from scalevit.reports.curves import Figure, Points, line_figure, thinned, told
 from scalevit.reports.groups import Group, spread_of
 from scalevit.reports.results import group_speed, speed_cell, why_missing
-from scalevit.reports.runs import WEIGHT_SETS, Run, number
+from scalevit.reports.runs import WEIGHT_SETS, Run
 from scalevit.reports.statistics import Spread
 from scalevit.reports.svg import Bar, Point, Series
 from scalevit.reports.tables import MISSING, Cell, Column, Table, number_cell, spread_cell, text_cell
+from scalevit.runs.records import number
 from scalevit.runs.summary import EMA, WEIGHTS, record_key
 
 
@@ -41,7 +42,9 @@ class _Curve:
     def read(self, run: Run) -> Points:
         """A run's x and value, which is None where it is not finite."""
         records: Sequence[Mapping[str, Any]] = run.evaluations if self.of_evaluations else run.training
-        placed = [(number(record, self.x_key), number(record, self.key)) for record in records if self.key in record]
+        placed = [
+            (number(record.get(self.x_key)), number(record.get(self.key))) for record in records if self.key in record
+        ]
         return [(x, y) for x, y in placed if x is not None]
 
 

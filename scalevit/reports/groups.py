@@ -11,7 +11,7 @@ from typing import Any
 from scalevit.config.keys import flat_settings
 from scalevit.errors import UserError, nearest_hint
 from scalevit.reports.runs import Accuracy, Run
-from scalevit.reports.statistics import Spread
+from scalevit.reports.statistics import Spread, spread_of
 from scalevit.training.setting_changes import OF_THE_FOLDER, is_under
 
 IGNORED = ("$schema", "about", "extends", "seed", *OF_THE_FOLDER)
@@ -42,12 +42,6 @@ class Group:
         """Over the counted runs, of an attribute of `Accuracy`; None if there is no run, or one lacks it: the mean of
         the others would be too good where a run has failed."""
         return spread_of([None if own is None else getattr(own, measure) for own in self.accuracies(weight_set)])
-
-
-def spread_of(values: Sequence[float | None]) -> Spread | None:
-    """None if there is no value, or one of them is missing."""
-    known = [value for value in values if value is not None]
-    return Spread.of(known) if known and len(known) == len(values) else None
 
 
 def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[Run]]:

@@ -10,9 +10,10 @@ from typing import Any
 from scalevit.reports import svg
 from scalevit.reports.curves import Figure, Points, line_figure, thinned, told
 from scalevit.reports.predictions import SavedPredictions
-from scalevit.reports.runs import WEIGHT_SETS, Run, number
+from scalevit.reports.runs import WEIGHT_SETS, Run
 from scalevit.reports.svg import Point, Series
 from scalevit.reports.tables import Column, Table, number_cell, text_cell
+from scalevit.runs.records import number
 from scalevit.runs.summary import record_key
 
 MOST_CLASSES = 30
@@ -28,7 +29,9 @@ class _Line:
     key: str
 
     def points(self, x_key: str) -> Points:
-        placed = [(number(record, x_key), number(record, self.key)) for record in self.records if self.key in record]
+        placed = [
+            (number(record.get(x_key)), number(record.get(self.key))) for record in self.records if self.key in record
+        ]
         return [(x, y) for x, y in placed if x is not None]
 
 

@@ -18,9 +18,10 @@ from scalevit.reports.inventory import environment_table
 from scalevit.reports.page import Section, cards_html, document, figures_html, table_section
 from scalevit.reports.predictions import SavedImage, SavedPredictions, read_predictions
 from scalevit.reports.run_figures import figures_of_run
-from scalevit.reports.runs import WEIGHT_SETS, Run, number, read_run
+from scalevit.reports.runs import WEIGHT_SETS, Run, read_run
 from scalevit.reports.statistics import Spread
 from scalevit.reports.tables import MISSING, Cell, Column, Table, number_cell, rate_cell, text_cell
+from scalevit.runs.records import number
 
 PAGE = "report.html"
 _MOST_ROWS = 20
@@ -161,11 +162,11 @@ def _events(run: Run) -> Table:
         )
         found.append((record["step"], str(record.get("kind")), f"changed: {changed}" if changed else ""))
     for record in run.training:
-        if skipped := number(record, "skipped"):
+        if skipped := number(record.get("skipped")):
             found.append(
                 (record["step"], "skipped steps", f"{skipped:g} since the record before: gradients overflowed")
             )
-        if "loss" in record and number(record, "loss") is None:
+        if "loss" in record and number(record.get("loss")) is None:
             found.append((record["step"], "training loss", "is not a finite number"))
     columns = [
         Column("step", "step"),

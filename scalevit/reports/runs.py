@@ -3,15 +3,13 @@
 Knows the files of a run folder. Must not know groups of runs, or how anything is shown.
 """
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from scalevit.errors import UserError
-from scalevit.runs.records import read_records
+from scalevit.runs.records import number, read_object, read_records, section
 from scalevit.runs.status import RunStatus, State, find_runs, read_status
 from scalevit.runs.summary import EMA, WEIGHTS, record_key, score_of
 
@@ -79,7 +77,7 @@ class Run:
 
     def of_summary(self, key: str) -> float | None:
         """A number of summary.json."""
-        return number(self.summary or {}, key)
+        return number((self.summary or {}).get(key))
 
 
 def find_run_folders(paths: Sequence[Path]) -> list[Path]:
@@ -129,7 +127,7 @@ def read_run(folder: Path) -> Run:
         for record in records
         if record.get("kind") == "evaluation" and type(record.get("epoch")) is int
     }
-    metric = str(_section(config, "evaluation").get("metric", "top1"))
+    metric = str(section(config or {}, "evaluation").get("metric", "top1"))
     accuracy = {}
     for weight_set in WEIGHT_SETS:
         found = accuracy_of(list(evaluations.values()), weight_set, metric)
@@ -165,7 +163,7 @@ def accuracy_of(evaluations: Sequence[Mapping[str, Any]], weight_set: str, metri
     """
     keys = {name: record_key(weight_set, name) for name in ("top1", "top5", metric)}
     own = [record for record in evaluations if keys["top1"] in record]
-    valid = [record for record in own if all(number(record, key) is not None for key in keys.values())]
+    valid = [record for record in own if all(number(record.get(key)) is not None for key in keys.values())]
     if not valid:
         return None
     best = max(valid, key=lambda record: score_of(record[keys[metric]], metric))  # type: ignore[arg-type]
@@ -174,38 +172,18 @@ def accuracy_of(evaluations: Sequence[Mapping[str, Any]], weight_set: str, metri
         top1=best[keys["top1"]],
         top5=best[keys["top5"]],
         best_epoch=best["epoch"],
-        final_top1=number(last, keys["top1"]),
-        final_top5=number(last, keys["top5"]),
+        final_top1=number(last.get(keys["top1"])),
+        final_top5=number(last.get(keys["top5"])),
     )
 
 
-def number(record: Mapping[str, Any], key: str) -> float | None:
-    """A finite number of a record; None for anything else."""
-    value = record.get(key)
-    valid = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return value if valid else None
-
-
-def _section(config: Mapping[str, Any] | None, name: str) -> Mapping[str, Any]:
-    section = (config or {}).get(name)
-    return section if isinstance(section, Mapping) else {}
-
-
 def _read_object(path: Path, notes: list[str], *, needed: bool = False) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        if needed:
-            notes.append(f"no {path.name}")
-        return None
-    except (ValueError, RecursionError):
-        content = None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-    if not isinstance(content, dict):
-        notes.append(f"{path.name} is damaged")
-        return None
-    return content
+    content, problem = read_object(path)
+    if problem is not None:
+        notes.append(problem)
+    elif needed and not path.exists():
+        notes.append(f"no {path.name}")
+    return content or None
 
 
 def _why_unfinished(status: RunStatus, records: Sequence[Mapping[str, Any]]) -> str:
@@ -225,11 +203,10 @@ def _disagreements(summary: Mapping[str, Any] | None, accuracy: Mapping[str, Acc
     if summary is None:
         return []
     notes = []
-    ema = summary.get("ema")
-    for weight_set, section in ((WEIGHTS, summary), (EMA, ema if isinstance(ema, Mapping) else {})):
+    for weight_set, said_of in ((WEIGHTS, summary), (EMA, section(summary, EMA))):
         found = accuracy.get(weight_set)
         for key in ("top1", "final_top1"):
-            said, counted = number(section, key), None if found is None else getattr(found, key)
+            said, counted = number(said_of.get(key)), None if found is None else getattr(found, key)
             if said is not None and said != counted:
                 has = "none" if counted is None else f"{counted:.2f}"
                 label = WEIGHT_SETS[weight_set]

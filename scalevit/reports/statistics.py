@@ -26,6 +26,15 @@ class Spread:
         mean = math.fsum(values) / len(values)
         return cls(mean, _std(values, mean), len(values))
 
+    def __str__(self) -> str:
+        return f"{self.mean:.2f}" + ("" if self.std is None else f" ± {self.std:.2f}")
+
+
+def spread_of(values: Sequence[float | None]) -> Spread | None:
+    """None if there is no value, or one of them is missing."""
+    known = [value for value in values if value is not None]
+    return Spread.of(known) if known and len(known) == len(values) else None
+
 
 def _std(values: Sequence[float], mean: float) -> float | None:
     if len(values) < 2:

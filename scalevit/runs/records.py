@@ -31,6 +31,31 @@ def numbers(record: Record) -> dict[str, int | float]:
     }
 
 
+def number(value: Any) -> float | None:
+    """A finite number as it is; None for anything else that a file may have in its place."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and math.isfinite(value) else None
+
+
+def section(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """An object in an object; {} where there is none."""
+    found = content.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def read_object(path: Path) -> tuple[dict[str, Any], str | None]:
+    """A JSON object and what is wrong with it; {} where there is no such file, or it is damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}, None
+    except OSError as error:
+        return {}, f"{path.name} cannot be read ({error.strerror})"
+    except (ValueError, RecursionError):
+        content = None
+    return (content, None) if isinstance(content, dict) else ({}, f"{path.name} is damaged")
+
+
 def read_records(path: Path) -> tuple[list[dict[str, Any]], int]:
     """The valid records of a file, in its order, and how many lines are damaged.
 

@@ -3,7 +3,6 @@
 Reads a run folder as it is found on the disk, damaged or foreign; writes nothing. Must not know how a run works.
 """
 
-import json
 import math
 import os
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from scalevit.files import is_locked
-from scalevit.runs.records import Record, read_records
+from scalevit.runs.records import Record, number, read_object, read_records, section
 from scalevit.runs.summary import EMA, WEIGHTS, record_key, score_of
 
 State = Literal["running", "finished", "interrupted", "failed", "not started"]
@@ -88,7 +87,7 @@ def find_runs(folder: Path) -> list[Path]:
 
 def planned_runs(sweep: Path) -> list[str]:
     """The names of a sweep's runs; [] where its record cannot be read."""
-    runs = _read_object(sweep / SWEEP_FILE)[0].get("runs")
+    runs = read_object(sweep / SWEEP_FILE)[0].get("runs")
     return [name for name in runs if _is_name(name)] if isinstance(runs, Mapping) else []
 
 
@@ -109,9 +108,9 @@ def read_status(run: Path, *, running: bool = False, now: float | None = None) -
         now: seconds since 1970; the present time by default.
     """
     now = time.time() if now is None else now
-    config, problem = _read_object(run / "config.json")
-    summary, summary_problem = _read_object(run / "summary.json")
-    failure, _ = _read_object(failure_file(run))
+    config, problem = read_object(run / "config.json")
+    summary, summary_problem = read_object(run / "summary.json")
+    failure, _ = read_object(failure_file(run))
     try:
         records, damaged = read_records(run / "metrics.jsonl")
     except OSError as error:
@@ -121,7 +120,7 @@ def read_status(run: Path, *, running: bool = False, now: float | None = None) -
     status = _with_progress(RunStatus(run, "not started", problem=problem), config, records, summary)
     status = replace(status, changed=_last_change(run, records))
     # A run that was started by hand since then has not failed.
-    failed = bool(failure) and (_number(failure.get("time")) or math.inf) >= (status.changed or 0)
+    failed = bool(failure) and (number(failure.get("time")) or math.inf) >= (status.changed or 0)
     state: State = "running" if running else _state(run, bool(summary), failed, now - (status.changed or 0))
     if state == "failed":
         status = replace(status, problem=str(failure.get("error") or "ended without a message"))
@@ -139,21 +138,8 @@ def _state(run: Path, finished: bool, failed: bool, age: float) -> State:
     return "interrupted" if run.is_dir() else "not started"
 
 
-def _read_object(path: Path) -> tuple[dict[str, Any], str | None]:
-    """A JSON object and what is wrong with it; {} where there is no such file, or it is damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}, None
-    except OSError as error:
-        return {}, f"{path.name} cannot be read ({error.strerror})"
-    except (ValueError, RecursionError):
-        content = None
-    return (content, None) if isinstance(content, dict) else ({}, f"{path.name} is damaged")
-
-
 def _last_change(run: Path, records: Sequence[Record]) -> float | None:
-    if records and (last := _number(records[-1].get("time"))) is not None:
+    if records and (last := number(records[-1].get("time"))) is not None:
         return last
     files = (run / "metrics.jsonl", run / "environment.json", run / "config.json")
     times = [path.stat().st_mtime for path in files if path.exists()]
@@ -168,9 +154,9 @@ def _with_progress(
 ) -> RunStatus:
     train = [record for record in records if record.get("kind") == "train"]
     evaluations = [record for record in records if record.get("kind") == "evaluation"]
-    epochs = _whole(_section(config, "train").get("epochs"))
+    epochs = _whole(section(config, "train").get("epochs"))
     step = records[-1]["step"] if records else _whole(summary.get("steps"))
-    numbered = [number for record in records if (number := _whole(record.get("epoch"))) is not None]
+    numbered = [own for record in records if (own := _whole(record.get("epoch"))) is not None]
     steps = _total_steps(records, evaluations, epochs) or _whole(summary.get("steps"))
     return replace(
         status,
@@ -178,8 +164,8 @@ def _with_progress(
         steps=steps,
         epoch=numbered[-1] if numbered else None,
         epochs=epochs,
-        loss=_number(train[-1].get("loss")) if train else None,
-        best=_best(evaluations, summary, str(_section(config, "evaluation").get("metric", "top1"))),
+        loss=number(train[-1].get("loss")) if train else None,
+        best=_best(evaluations, summary, str(section(config, "evaluation").get("metric", "top1"))),
         seconds=sum(last - first for first, last in _processes(records)) if records else None,
         seconds_left=_seconds_left(records, steps),
     )
@@ -201,7 +187,7 @@ def _by_process(records: Sequence[Record]) -> Iterator[list[Record]]:
         if record.get("kind") in ("start", "resume") and own:
             yield own
             own = []
-        if _number(record.get("time")) is not None:
+        if number(record.get("time")) is not None:
             own.append(record)
     if own:
         yield own
@@ -227,26 +213,16 @@ def _best(evaluations: Sequence[Record], summary: Mapping[str, Any], metric: str
     found: dict[str, Best] = {}
     for weight_set in (WEIGHTS, EMA):
         key, top1 = record_key(weight_set, metric), record_key(weight_set, "top1")
-        scored = [record for record in evaluations if None not in (_number(record.get(key)), _number(record.get(top1)))]
+        scored = [record for record in evaluations if None not in (number(record.get(key)), number(record.get(top1)))]
         if scored:
             best = max(scored, key=lambda record: score_of(record[key], metric))
             found[weight_set] = Best(best[top1], _whole(best.get("epoch")))
             continue
-        result = summary if weight_set == WEIGHTS else _section(summary, weight_set)
-        if (value := _number(result.get("top1"))) is not None:
+        result = summary if weight_set == WEIGHTS else section(summary, weight_set)
+        if (value := number(result.get("top1"))) is not None:
             found[weight_set] = Best(value, _whole(result.get("best_epoch")))
     return found
 
 
-def _section(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    section = content.get(name)
-    return section if isinstance(section, Mapping) else {}
-
-
 def _whole(value: Any) -> int | None:
     return value if type(value) is int else None
-
-
-def _number(value: Any) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if is_number and math.isfinite(value) else None

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from scalevit.cluster.shares import Share
+from scalevit.reports.statistics import Spread
 from scalevit.reports.sweeps.execution import Execution, log_file, seconds_left
 from scalevit.reports.sweeps.plan import SweepPlan, SweepRun, make_plan
 from scalevit.reports.sweeps.record import write_record
-from scalevit.reports.sweeps.results import Spread, combine
+from scalevit.reports.sweeps.results import combine
 from scalevit.runs.status import RunStatus, failure_file, read_status
 
 FAKE = [sys.executable, "-I", "-S", str(Path(__file__).parents[1] / "support" / "fake_trainer.py")]
@@ -177,8 +178,8 @@ def test_results_are_means_and_deviations_over_the_finished_seeds(monkeypatch: p
     execution, _ = sweep({"thin-seed2": "fail"}, monkeypatch)
     none, thin = combine(execution.runs)
     assert (none.combination, none.finished, none.runs) == ("reduction=none", 2, 2)
-    assert none.top1 == {"ema": Spread(92.5, 0.5**0.5), "weights": Spread(91.5, 0.5**0.5)}
-    assert none.gap["weights"] == Spread(0.375, pytest.approx(0.125 * 2**0.5))
+    assert none.top1 == {"ema": Spread(92.5, 0.5**0.5, 2), "weights": Spread(91.5, 0.5**0.5, 2)}
+    assert none.gap["weights"] == Spread(0.375, pytest.approx(0.125 * 2**0.5), 2)
     assert str(none.top1["ema"]) == "92.50 ± 0.71"
     assert (thin.finished, thin.runs, str(thin.top1["weights"])) == (1, 2, "91.50"), "one run has no deviation"
 
@@ -188,7 +189,7 @@ def test_a_damaged_summary_counts_as_unfinished(monkeypatch: pytest.MonkeyPatch)
     (execution.runs[0].folder / "summary.json").write_text("{")
     (execution.runs[2].folder / "summary.json").write_text('{"top1": null, "ema": null}')
     none, thin = combine(execution.runs)
-    assert (none.finished, none.top1["weights"].deviation) == (1, None)
+    assert (none.finished, none.top1["weights"].std) == (1, None)
     assert (thin.finished, thin.top1) == (2, {}), "no number is made of the others"
 
 

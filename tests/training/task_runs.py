@@ -12,11 +12,16 @@ from torch import Tensor
 
 from scalevit.config.loading import load_config
 from scalevit.config.tree import Config
-from scalevit.data.transforms.mixing import MixedLabels
+from scalevit.data.order.batching import Split
+from scalevit.data.transforms.mixing import BatchMixing, MixedLabels
 from scalevit.distributed import World
+from scalevit.engines.base import Engine
 from scalevit.models.weights.write import write_weights
+from scalevit.training.ema import Ema
 from scalevit.training.run import prepare, prepare_evaluation, with_model_defaults
+from scalevit.training.step import TrainingStep
 from scalevit.training.tasks.base import DeviceBatch
+from scalevit.training.tasks.classification import ClassificationRunner
 from scalevit.tying import canonical_state, tied_names
 
 AnyModel = TypeVar("AnyModel", bound=torch.nn.Module)
@@ -63,6 +68,20 @@ def one_thread() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("scalevit.training.run.prepare_cpu", lambda **_: torch.set_num_threads(1))
         yield
+
+
+def training_step(of: Config, engine: Engine, ema: Ema, mixing: BatchMixing, split: Split) -> TrainingStep:
+    """That of a classification whose images are the model's input as they are."""
+    return TrainingStep(
+        engine,
+        ClassificationRunner(of.loss),
+        ema,
+        transform=lambda images, keys: images,
+        mixing=mixing,
+        split=split,
+        seed=of.seed,
+        channels_last=of.train.channels_last,
+    )
 
 
 def write(path: Path, model: Any, of: Config) -> Path:

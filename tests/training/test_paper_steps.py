@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from task_runs import ALONE, one_thread
+from task_runs import ALONE, one_thread, training_step
 from timm.data.mixup import mixup_target
 from timm.loss import SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
@@ -47,8 +47,6 @@ from scalevit.training.ema import Ema
 from scalevit.training.engine_builder import EngineBuilder, check_engine
 from scalevit.training.run import prepare, with_model_defaults
 from scalevit.training.schedules import Schedule
-from scalevit.training.step import TrainingStep
-from scalevit.training.tasks.classification import ClassificationRunner
 
 RECORDED = json.loads(Path(__file__).with_name("paper_20_steps.json").read_text())["strategies"]
 SETTINGS = [
@@ -114,16 +112,7 @@ def run(config: Config, *, loss_scale: float = 1.0) -> tuple[dict[str, Any], dic
         engine.loss_scale.value = loss_scale
         ema = Ema.from_config(config.ema, engine)
         assert ema is not None
-        step = TrainingStep(
-            engine,
-            ClassificationRunner(config.loss),
-            ema,
-            transform=lambda images, keys: images,
-            mixing=FixedMixing(mixup=0.8, cutmix=1.0),
-            split=split,
-            seed=config.seed,
-            channels_last=config.train.channels_last,
-        )
+        step = training_step(config, engine, ema, FixedMixing(mixup=0.8, cutmix=1.0), split)
         schedule = Schedule.from_config(config, STEPS / EPOCHS)
         engine.train()
         data = loaded()

@@ -9,7 +9,7 @@ import pytest
 import timm
 import timm.optim
 import torch
-from task_runs import ALONE, train
+from task_runs import ALONE, train, training_step
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy
 from timm.models import model_parameters
 from timm.scheduler import create_scheduler_v2
@@ -24,8 +24,6 @@ from scalevit.data.transforms.mixing import BatchMixing
 from scalevit.training.ema import Ema
 from scalevit.training.engine_builder import EngineBuilder, check_engine
 from scalevit.training.schedules import Schedule
-from scalevit.training.step import TrainingStep
-from scalevit.training.tasks.classification import ClassificationRunner
 
 STEPS, EPOCHS, ROWS, CLASSES = 100, 10, 4, 6
 SETTINGS = [
@@ -163,16 +161,8 @@ def ours(recipe: Recipe, start: dict[str, Tensor], scale: Scale) -> tuple[list[f
             tensor.copy_(start[name])
         ema = Ema.from_config(config.ema, engine)
         assert ema is not None
-        step = TrainingStep(
-            engine,
-            ClassificationRunner(config.loss),
-            ema,
-            transform=lambda images, keys: images,
-            mixing=BatchMixing(mixup=0.0, cutmix=0.0, probability=0.0),
-            split=Split(ROWS, 1, ROWS),
-            seed=0,
-            channels_last=False,
-        )
+        unmixed = BatchMixing(mixup=0.0, cutmix=0.0, probability=0.0)
+        step = training_step(config, engine, ema, unmixed, Split(ROWS, 1, ROWS))
         schedule = Schedule(config.schedule, config.peak_lr, EPOCHS, steps_per_epoch=STEPS / EPOCHS)
         engine.train()
         for number, (images, labels) in enumerate(batches(scale.side)):

@@ -1,25 +1,13 @@
 """Results of a sweep by combination: mean and standard deviation over its finished runs."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from statistics import fmean, stdev
 from typing import Any
 
+from scalevit.reports.statistics import Spread, spread_of
 from scalevit.reports.sweeps.plan import SweepRun
+from scalevit.runs.records import number, read_object, section
 from scalevit.runs.summary import EMA, WEIGHTS
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Of one number over runs."""
-
-    mean: float
-    deviation: float | None
-    """The sample's standard deviation; None of a single run."""
-
-    def __str__(self) -> str:
-        return f"{self.mean:.2f}" + ("" if self.deviation is None else f" ± {self.deviation:.2f}")
 
 
 @dataclass(frozen=True)
@@ -44,7 +32,8 @@ def combine(runs: Iterable[SweepRun]) -> list[CombinationResult]:
 
 
 def _combine(combination: str, runs: list[SweepRun]) -> CombinationResult:
-    summaries = [summary for run in runs if (summary := _read_summary(run)) is not None]
+    found = [read_object(run.folder / "summary.json")[0] for run in runs]
+    summaries = [summary for summary in found if summary]
     return CombinationResult(
         combination, len(summaries), len(runs), _spreads(summaries, "top1"), _spreads(summaries, "peak_to_final_gap")
     )
@@ -54,18 +43,7 @@ def _spreads(summaries: list[dict[str, Any]], key: str) -> dict[str, Spread]:
     """By weight set; without one that a summary does not have."""
     found = {}
     for weight_set in (EMA, WEIGHTS):
-        sections = [summary if weight_set == WEIGHTS else summary.get(EMA) for summary in summaries]
-        values = [section.get(key) if isinstance(section, dict) else None for section in sections]
-        numbers = [float(value) for value in values if isinstance(value, int | float)]
-        if numbers and len(numbers) == len(values):
-            found[weight_set] = Spread(fmean(numbers), stdev(numbers) if len(numbers) > 1 else None)
+        sections = [summary if weight_set == WEIGHTS else section(summary, EMA) for summary in summaries]
+        if spread := spread_of([number(own.get(key)) for own in sections]):
+            found[weight_set] = spread
     return found
-
-
-def _read_summary(run: SweepRun) -> dict[str, Any] | None:
-    """None where the run is not finished, or the file is damaged."""
-    try:
-        summary = json.loads((run.folder / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return summary if isinstance(summary, dict) else None
